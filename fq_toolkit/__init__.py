@@ -1,0 +1,63 @@
+"""Drop-in layers on fused kernels: feature quantization for GANs and tokenizers.
+
+The public names are loaded on first use, so that ``import fq_toolkit`` brings in torch and nothing heavier.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch  # noqa: F401  # the one import that every user of this package needs anyway
+
+if TYPE_CHECKING:
+    from fq_toolkit.layers import (
+        FeatureQuantizer,
+        QuantizerOutput,
+        ResidualQuantizer,
+        codebook_report,
+        collect_commitment,
+        commitment_loss,
+        frozen,
+        quantize,
+        quantize_discriminator,
+    )
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "FeatureQuantizer": "fq_toolkit.layers",
+    "QuantizerOutput": "fq_toolkit.layers",
+    "ResidualQuantizer": "fq_toolkit.layers",
+    "codebook_report": "fq_toolkit.layers",
+    "collect_commitment": "fq_toolkit.layers",
+    "commitment_loss": "fq_toolkit.layers",
+    "frozen": "fq_toolkit.layers",
+    "quantize": "fq_toolkit.layers",
+    "quantize_discriminator": "fq_toolkit.layers",
+}
+
+__all__ = [
+    "FeatureQuantizer",
+    "QuantizerOutput",
+    "ResidualQuantizer",
+    "__version__",
+    "codebook_report",
+    "collect_commitment",
+    "commitment_loss",
+    "frozen",
+    "quantize",
+    "quantize_discriminator",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'fq_toolkit' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
