@@ -73,8 +73,8 @@ def check_torchvision(timeout: float = 120.0) -> str:
     """Say whether torchvision can be imported beside this torch.
 
     This package never uses torchvision, but a torchvision built for another torch fails at import with a
-    RuntimeError (not ImportError), and its mere presence then breaks torchmetrics and transformers. The import
-    is tried in a child process, since a failed one leaves half-registered operators behind.
+    RuntimeError (not ImportError), and its mere presence then breaks torchmetrics and transformers. The
+    import is tried in a child process, since a failed one leaves half-registered operators behind.
 
     Args:
         timeout: Seconds the child process may take.
@@ -94,8 +94,8 @@ def check_torchvision(timeout: float = 120.0) -> str:
         return "works"
     error = (child.stderr.strip().splitlines() or ["no message"])[-1]
     return (
-        f"broken ({error}). It was built for another torch than {torch.__version__} and breaks torchmetrics and "
-        "transformers by being there. fq-toolkit does not need it: pip uninstall torchvision"
+        f"broken ({error}). It was built for another torch than {torch.__version__} and breaks torchmetrics "
+        "and transformers by being there. fq-toolkit does not need it: pip uninstall torchvision"
     )
 
 
@@ -103,8 +103,8 @@ def report() -> str:
     """Describe this environment for a bug report or a benchmark caption.
 
     Returns:
-        Several lines: versions, device, CPU capability and threads, one line per kernel backend ("usable" or why
-        not), the state of torchvision, one line per extra and the environment variables that change behaviour.
+        Several lines: versions, device, CPU capability and threads, one line per kernel backend ("usable" or
+        why not), the state of torchvision, one line per extra, and the environment variables that matter.
 
     Example:
         >>> from fq_toolkit.environment import report

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Pin threads, so that timings and thread-dependent sums do not vary with the machine that runs the tests."""
+    """Pin threads, so that nothing varies with the number of cores of the machine that runs the tests."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
