@@ -161,6 +161,47 @@ def quantize_forward(
     return out, indices, sq_error, counts, sums.float()
 
 
+def quantize_forward_traceable(
+    x: Tensor,
+    codebook: Tensor,
+    center: Tensor,
+    mask: Tensor | None,
+    strength: float,
+    with_output: bool,
+    with_sums: bool,
+    exact: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`quantize_forward` without data-dependent shapes or loops, for `torch.export` and ONNX.
+
+    The scores of all rows exist at once here, as an exported graph has no way to bound them; ``exact`` scores in
+    float64 without re-scoring, so only distances that agree to 15 digits can be told apart differently.
+    """
+    batch, channels, height, width = x.shape
+    num_codes = codebook.shape[0]
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    finite = torch.isfinite(rows).all(dim=1)
+    safe = torch.where(finite[:, None], rows, torch.zeros_like(rows))
+    live = torch.isfinite(codebook).all(dim=1)
+    codes = torch.where(live[:, None], codebook, torch.zeros_like(codebook))
+    working = torch.float64 if exact or x.dtype == torch.float64 else torch.float32
+    wide, wide_codes = safe.to(working) - center.to(working), codes.to(working) - center.to(working)
+    scores = wide_codes.square().sum(dim=1) / 2 - wide @ wide_codes.t()
+    index = torch.where(live, scores, torch.full_like(scores, float("inf"))).argmin(dim=1)
+    index = torch.where(finite & live.any(), index, torch.full_like(index, NONFINITE_ROW))
+    if mask is not None:
+        index = torch.where(mask, index, torch.full_like(index, MASKED_ROW))
+    valid = (index >= 0)[:, None]
+    quantized = codes[index.clamp(min=0)]
+    residual = torch.where(valid, safe.to(working) - quantized.to(working), 0.0)
+    sq_error = residual.square().view(batch, -1).sum(dim=1).float()
+    chosen = index[:, None] == torch.arange(num_codes, device=x.device)
+    counts = chosen.sum(dim=0)
+    sums = chosen.to(working).t() @ safe.to(working) if with_sums else wide.new_zeros(0, channels)
+    target = quantized.to(working) if strength == 1.0 else safe.to(working) - strength * residual
+    out = torch.where(valid, target.to(x.dtype), rows).view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return out if with_output else x.new_zeros(0), index.to(torch.int32), sq_error, counts, sums.float()
+
+
 def quantize_backward(grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
     """Gradient of `quantize_forward` with respect to ``x``.
 
