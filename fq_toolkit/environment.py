@@ -54,6 +54,15 @@ def _device() -> str:
     return ", ".join(f"{p.name} (sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB)" for p in found)
 
 
+def _chosen() -> str:
+    """Name the backend that runs on this machine's tensors, per device."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    try:
+        return ", ".join(f"{ops.select_backend(torch.empty(0, device=d))} on {d} tensors" for d in devices)
+    except (ValueError, RuntimeError) as error:  # a wrong FQ_TOOLKIT_BACKEND is what a reader came here to see
+        return str(error)
+
+
 def _extras() -> list[str]:
     """Return one line per extra: its versions, or what is missing and how to install it."""
     lines = []
@@ -124,5 +133,5 @@ def report() -> str:
         *(("variable", f"{name}={os.environ[name]}") for name in _VARIABLES if name in os.environ),
     ]
     first_backend = next(i for i, (label, _) in enumerate(rows) if label.startswith("  "))
-    rows.insert(first_backend, ("kernels", f"for CPU tensors: {ops.select_backend(torch.empty(0))}"))
+    rows.insert(first_backend, ("kernels", _chosen()))
     return "\n".join(f"{label:<12} {value}".rstrip() for label, value in rows)
