@@ -1,0 +1,60 @@
+"""Run against an installed wheel, outside the checkout, with nothing but the core dependencies.
+
+    cd / && python <checkout>/tests/wheel_check.py
+
+`.ci/run` does so. It is a script rather than a test because pytest is not installed there.
+"""
+
+import importlib.util
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata, resources
+from pathlib import Path
+
+
+def check(holds: bool, what: str) -> None:
+    if not holds:
+        raise SystemExit(f"wheel check failed: {what}")
+    sys.stdout.write(f"ok: {what}\n")
+
+
+def main() -> None:
+    import torch
+
+    import fq_toolkit
+
+    home = Path(fq_toolkit.__file__).resolve()
+    check(
+        home.is_relative_to(Path(sysconfig.get_path("purelib")).resolve()),
+        f"imported from the wheel: {home.parent}",
+    )
+    check(fq_toolkit.__version__ == metadata.version("fq-toolkit"), f"version {fq_toolkit.__version__}")
+    check(resources.files("fq_toolkit").joinpath("py.typed").is_file(), "py.typed is packaged")
+    kernels = resources.files("fq_toolkit.kernels")
+    check(any(f.name.endswith(".cpp") for f in kernels.iterdir()), "the C++ source is packaged")
+    check(
+        not any(importlib.util.find_spec(m) for m in ("torchvision", "tyro", "pytest")),
+        "only core dependencies",
+    )
+    extras = set(metadata.metadata("fq-toolkit").get_all("Provides-Extra") or [])
+    check(extras == {"train", "bench", "docs", "test", "onnx", "all"}, f"extras {sorted(extras)}")
+
+    fq = fq_toolkit.FeatureQuantizer(8, 16)
+    x = torch.randn(4, 8, 5, 5)
+    out = fq.quantize(x)
+    check(torch.equal(fq.decode(out.indices), out.quantized), "the layer works")
+
+    run = subprocess.run(
+        [sys.executable, "-m", "fq_toolkit", "train", "fqgan"], capture_output=True, text=True
+    )
+    said = run.stdout + run.stderr
+    check(
+        run.returncode != 0 and "fq-toolkit[train]" in said,
+        "training without its extra says how to install it",
+    )
+    check("Traceback" not in said, "and does so without a traceback")
+
+
+if __name__ == "__main__":
+    main()
