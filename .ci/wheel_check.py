@@ -1,8 +1,8 @@
 """Run against an installed wheel, outside the checkout, with nothing but the core dependencies.
 
-    cd / && python <checkout>/tests/wheel_check.py
+    cd / && python <checkout>/.ci/wheel_check.py
 
-`.ci/run` does so. It is a script rather than a test because pytest is not installed there.
+`.ci/run` does so, with a copy. It is a script rather than a test because pytest is not installed there.
 """
 
 import importlib.util
@@ -14,12 +14,14 @@ from pathlib import Path
 
 
 def check(holds: bool, what: str) -> None:
+    """Say what holds, or end with what does not."""
     if not holds:
         raise SystemExit(f"wheel check failed: {what}")
     sys.stdout.write(f"ok: {what}\n")
 
 
 def main() -> None:
+    """Check the package data, the metadata, the layer and the message of a missing extra."""
     import torch
 
     import fq_toolkit
