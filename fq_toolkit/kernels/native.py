@@ -1,10 +1,233 @@
-"""Compiled C++ kernels for CPU tensors (placeholder until the build below lands)."""
+"""Compiled C++ kernels for CPU tensors: `cpu_kernels.cpp`, built at first use and called through ctypes.
 
-from fq_toolkit.kernels.reference import ema_commit_, quantize_backward, quantize_forward
+The library is compiled for the processor it will run on, with the machine's own C++ compiler, in a few seconds; it is
+kept in ``$FQ_TOOLKIT_CACHE`` (default ``~/.cache/fq_toolkit``) under a name that changes with the source, the
+compiler and the processor.  Without a compiler the reference kernels take over.
+"""
 
-__all__ = ["ema_commit_", "problem", "quantize_backward", "quantize_forward"]
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fq_toolkit.kernels import reference
+
+logger = logging.getLogger("fq_toolkit")
+
+_SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
+_DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+#: Below this many multiply-adds a second thread costs more than it saves.
+_WORK_PER_THREAD = 200_000
+
+_Pointer = ctypes.c_void_p
+_Sizes = ctypes.POINTER(ctypes.c_int64)
 
 
+class _Forward(ctypes.Structure):
+    """Mirrors ``ForwardArguments`` of the C++ source."""
+
+    _fields_ = (
+        ("x", _Pointer), ("shape", _Sizes), ("strides", _Sizes), ("out_strides", _Sizes), ("codebook", _Pointer),
+        ("center", _Pointer), ("num_codes", ctypes.c_int64), ("mask", _Pointer), ("strength", ctypes.c_double),
+        ("out", _Pointer), ("indices", _Pointer), ("sq_error", _Pointer), ("counts", _Pointer), ("sums", _Pointer),
+        ("exact", ctypes.c_int32), ("threads", ctypes.c_int32),
+    )  # fmt: skip
+
+
+class _Backward(ctypes.Structure):
+    """Mirrors ``BackwardArguments`` of the C++ source."""
+
+    _fields_ = (
+        ("x", _Pointer), ("shape", _Sizes), ("strides", _Sizes), ("grad_strides", _Sizes), ("out_strides", _Sizes),
+        ("codebook", _Pointer), ("indices", _Pointer), ("grad_error", _Pointer), ("grad", _Pointer),
+        ("out", _Pointer), ("threads", ctypes.c_int32),
+    )  # fmt: skip
+
+
+class _BuildError(Exception):
+    """The kernels could not be compiled or loaded; the message says why."""
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    raise _BuildError("no C++ compiler was found (looked for $CXX, c++, g++ and clang++)")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+
+
+def _cache_folder() -> Path:
+    wanted = os.environ.get("FQ_TOOLKIT_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(wanted) if wanted else base / "fq_toolkit"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="fq_toolkit-"))
+
+
+def _compile(compiler: str, target: Path) -> None:
+    """Compile the source into ``target``, which appears complete or not at all."""
+    # torch's own OpenMP runtime, so that both share one pool of threads.
+    runtimes = sorted(str(path) for path in (Path(torch.__file__).parent / "lib").glob("lib*omp*.so*"))
+    attempts = [
+        (["-march=native", "-fopenmp"], runtimes),
+        (["-march=native", "-fopenmp"], ["-fopenmp"]),
+        (["-march=native"], []),
+        ([], []),
+    ]
+    message = ""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        objects, library = Path(folder) / "kernels.o", Path(folder) / target.name
+        for compile_flags, link_flags in attempts:
+            commands = (
+                [compiler, "-std=c++17", "-O3", "-fPIC", *compile_flags, "-c", str(_SOURCE), "-o", str(objects)],
+                [compiler, "-shared", str(objects), "-o", str(library), *link_flags],
+            )
+            try:
+                for command in commands:
+                    subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+                ctypes.CDLL(str(library))
+            except (subprocess.CalledProcessError, OSError) as error:
+                message = getattr(error, "stderr", None) or str(error)
+                continue
+            os.replace(library, target)
+            return
+    raise _BuildError(f"{compiler} could not compile the kernels: {message.strip().splitlines()[-1:]}")
+
+
+@functools.lru_cache
+def _library() -> ctypes.CDLL:
+    compiler = _compiler()
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    identity = "\0".join([_SOURCE.read_text(), version.stdout, _processor(), torch.__version__])
+    name = f"cpu_kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    target = _cache_folder() / name
+    if not target.exists():
+        logger.info("compiling the CPU kernels with %s, once", compiler)
+        _compile(compiler, target)
+    library = ctypes.CDLL(str(target))
+    for function in (library.fq_quantize_forward, library.fq_quantize_backward):
+        function.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        function.restype = ctypes.c_int
+    return library
+
+
+@functools.lru_cache
 def problem() -> str | None:
-    """Why the compiled kernels cannot be used, or None."""
-    return "is not built"
+    """Why the compiled kernels cannot be used on this machine, or None.  Compiles them at the first call."""
+    try:
+        library = _library()
+    except (_BuildError, OSError) as error:
+        return f"cannot be built: {error}"
+    if not library.fq_parallel():
+        logger.warning("the compiler has no OpenMP: the CPU kernels will run on one thread")
+    return None
+
+
+def _sizes(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _threads(work: int) -> int:
+    return max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
+
+
+def _check(status: int, x: Tensor) -> None:
+    if status == 1:
+        raise MemoryError(f"out of memory while quantizing features of shape {tuple(x.shape)}")
+    if status != 0:
+        raise RuntimeError(f"the CPU kernels returned status {status}")
+
+
+def quantize_forward(
+    x: Tensor,
+    codebook: Tensor,
+    center: Tensor,
+    mask: Tensor | None,
+    strength: float,
+    with_output: bool,
+    with_sums: bool,
+    exact: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `fq_toolkit.kernels.reference.quantize_forward`."""
+    batch, channels, height, width = x.shape
+    num_codes = codebook.shape[0]
+    codebook, center = codebook.contiguous(), center.contiguous()
+    out = torch.empty_like(x) if with_output else x.new_empty(0)
+    indices = torch.empty(batch * height * width, dtype=torch.int32)
+    sq_error = torch.empty(batch, dtype=torch.float32)
+    counts = torch.empty(num_codes, dtype=torch.int64)
+    sums = torch.empty(num_codes if with_sums else 0, channels, dtype=torch.float32)
+    if mask is not None:
+        mask = mask.contiguous()
+    arguments = _Forward(
+        x=x.data_ptr(),
+        shape=_sizes(tuple(x.shape)),
+        strides=_sizes(x.stride()),
+        out_strides=_sizes(out.stride() if with_output else x.stride()),
+        codebook=codebook.data_ptr(),
+        center=center.data_ptr(),
+        num_codes=num_codes,
+        mask=mask.data_ptr() if mask is not None else None,
+        strength=strength,
+        out=out.data_ptr() if with_output else None,
+        indices=indices.data_ptr(),
+        sq_error=sq_error.data_ptr(),
+        counts=counts.data_ptr(),
+        sums=sums.data_ptr() if with_sums else None,
+        exact=exact,
+        threads=_threads(indices.numel() * num_codes * channels),
+    )
+    _check(_library().fq_quantize_forward(_DTYPES[x.dtype], ctypes.byref(arguments)), x)
+    return out, indices, sq_error, counts, sums
+
+
+def quantize_backward(grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+    """See `fq_toolkit.kernels.reference.quantize_backward`."""
+    gradient = torch.empty_like(x)
+    if gradient.numel() == 0:
+        return gradient
+    codebook, grad_error = codebook.contiguous(), grad_error.contiguous()
+    passed = grad_out.numel() > 0
+    arguments = _Backward(
+        x=x.data_ptr(),
+        shape=_sizes(tuple(x.shape)),
+        strides=_sizes(x.stride()),
+        grad_strides=_sizes(grad_out.stride() if passed else x.stride()),
+        out_strides=_sizes(gradient.stride()),
+        codebook=codebook.data_ptr(),
+        indices=indices.contiguous().data_ptr(),
+        grad_error=grad_error.data_ptr(),
+        grad=grad_out.data_ptr() if passed else None,
+        out=gradient.data_ptr(),
+        threads=_threads(16 * x.numel()),
+    )
+    _check(_library().fq_quantize_backward(_DTYPES[x.dtype], ctypes.byref(arguments)), x)
+    return gradient
+
+
+#: K x C elements once per step: plain torch is quick enough.
+ema_commit_ = reference.ema_commit_
