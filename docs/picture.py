@@ -1,0 +1,78 @@
+"""Make the picture of README.md: train as the first command does, keep samples.png and what it cost.
+
+    python docs/picture.py            trains; writes docs/images/digits.png, digits.json and README.md's caption
+    python docs/picture.py --caption  writes the caption from digits.json alone
+
+A test compares the caption with digits.json.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGE = ROOT / "docs" / "images" / "digits.png"
+RECORD = IMAGE.with_suffix(".json")
+MARKS = re.compile(r"(<!-- picture:begin -->\n).*?(<!-- picture:end -->)", re.DOTALL)
+
+
+def train() -> None:
+    """Run the first command's last part in a temporary folder; keep its picture and its record."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from benchmarks.machine import commit, machine_name
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "digits"
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "fq_toolkit", "train", "fqgan", "--out", str(run)], check=True)
+        seconds = time.perf_counter() - began
+        config = json.loads((run / "config.json").read_text())
+        IMAGE.parent.mkdir(exist_ok=True)
+        shutil.copyfile(run / "samples.png", IMAGE)
+        commit_name, changed = commit()
+        record = {
+            "command": "fq-toolkit train fqgan",
+            "commit": commit_name + (" with changes" if changed else ""),
+            "machine": machine_name("cuda" if torch.cuda.is_available() else "cpu"),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "seconds": round(seconds, 1),
+            "config": config,
+            "evaluation": json.loads((run / "evaluation.json").read_text()),
+        }
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def caption(record: dict[str, Any]) -> str:
+    """Write the picture's Markdown from its record."""
+    options = record["config"].get("config", record["config"])
+    metrics = record["evaluation"]
+    return (
+        f"![Digits drawn by the generator](docs/images/{IMAGE.name})\n\n"
+        f"*What the first command below draws: `{record['command']}`, {options['steps']} steps, "
+        f"seed {options['seed']}, `fq={options['fq']}`; {record['seconds']:.0f} s on {record['machine']} "
+        f"with {record['threads']} threads; {metrics}; commit {record['commit']}.*\n"
+    )
+
+
+def write_caption() -> None:
+    """Put the caption between its marks in README.md."""
+    readme = ROOT / "README.md"
+    text = caption(json.loads(RECORD.read_text()))
+    readme.write_text(
+        MARKS.sub(lambda m: m[1] + text + m[2], readme.read_text(encoding="utf-8")), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    if "--caption" not in sys.argv[1:]:
+        train()
+    write_caption()

@@ -1,0 +1,181 @@
+"""What README.md and docs/ say is true: blocks run, shapes are as stated, commands and messages exist."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHAPE = re.compile(r"#\s*(\((?:\d+(?:, \d+)*,?)?\))(?:$|[,: ])")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Return the fenced blocks of one language."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+def run_and_check_shapes(source: str, scope: dict[str, Any]) -> int:
+    """Run a block statement by statement; where a line ends in `# (2, 3)`, its value must have that shape."""
+    lines, checked = source.splitlines(), 0
+
+    def check(node: ast.stmt) -> int:
+        stated = SHAPE.search(lines[(node.end_lineno or node.lineno) - 1])
+        if stated is None:
+            return 0
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "value", None)
+        assert isinstance(target, ast.expr), f"cannot see what has the shape in: {ast.unparse(node)}"
+        value = eval(compile(ast.Expression(readable(target)), "README", "eval"), scope)
+        assert tuple(value.shape) == ast.literal_eval(stated[1]), ast.unparse(node)
+        return 1
+
+    for node in ast.parse(source).body:
+        exec(compile(ast.Module([node], type_ignores=[]), "README", "exec"), scope)
+        simple = [node] if isinstance(node, (ast.Assign, ast.Expr)) else getattr(node, "body", [])
+        checked += sum(check(child) for child in simple if isinstance(child, (ast.Assign, ast.Expr)))
+    return checked
+
+
+def readable(target: ast.expr) -> ast.expr:
+    """Turn an assignment target into an expression that reads it."""
+    for node in ast.walk(target):
+        if hasattr(node, "ctx"):
+            node.ctx = ast.Load()
+    return target
+
+
+CASES = [
+    pytest.param(page, index, id=f"{page.name}-{index}")
+    for page in PAGES
+    for index in range(len(blocks(page, "python")))
+]
+
+
+@pytest.mark.parametrize(("page", "index"), CASES)
+def test_python_block_runs_and_shapes_are_as_stated(
+    page: Path,
+    index: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = blocks(page, "python")[index]
+    checked = run_and_check_shapes(source, {"__name__": "readme"})
+    assert checked == len(SHAPE.findall("\n".join(f"{line} " for line in source.splitlines())))
+
+
+def test_the_diff_turns_one_working_program_into_another() -> None:
+    (diff,) = blocks(README, "diff")
+    sides = {
+        sign: "\n".join(line[2:] for line in diff.splitlines() if line[:1] in {" ", "", sign})
+        for sign in "-+"
+    }
+    for sign, source in sides.items():
+        leaf = torch.randn(4, 3, 32, 32, requires_grad=True)
+        scope = {
+            "real": torch.randn(4, 3, 32, 32),
+            "fake": leaf * 1,
+            "hinge_d": lambda r, f: nn.functional.relu(1 - r).mean() + nn.functional.relu(1 + f).mean(),
+        }
+        exec(compile(source, "README", "exec"), scope)
+        assert leaf.grad is not None, sign
+        assert torch.isfinite(leaf.grad).all(), sign
+    assert any(line.startswith("+") and "FeatureQuantizer(" in line for line in diff.splitlines())
+
+
+def test_there_are_two_commands_of_one_line_each() -> None:
+    commands = re.findall(r"^python3 -m venv .*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) == 2
+    assert commands[0].endswith(" && .venv/bin/fq-toolkit train fqgan")
+    assert " && .venv/bin/pytest " in commands[1]
+    for command in commands:
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_install_line_is_constrained(page: Path) -> None:
+    for line in "\n".join(blocks(page, "bash")).splitlines():
+        if "pip install" in line:
+            assert "-c constraints.txt" in line, line
+
+
+def help_of(*command: str) -> str:
+    child = subprocess.run(
+        [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert child.returncode == 0, child.stderr
+    return child.stdout
+
+
+def test_commands_that_the_pages_name_exist() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    ours = set(re.findall(r"fq-toolkit (?!-)([a-z]+)(?=[ `\n])", text)) - {"alone"}
+    benchmarks = set(re.findall(r"python -m benchmarks ([a-z]+)", text))
+    modules = set(re.findall(r"python -m (benchmarks\.[a-z_]+)", text))
+    assert {"train", "env"} <= ours
+    toolkit_help, benchmark_help = help_of("fq_toolkit"), help_of("benchmarks")
+    for name in ours:
+        assert re.search(rf"\b{name}\b", toolkit_help), f"fq-toolkit {name}"
+    for name in benchmarks:
+        assert re.search(rf"\b{name}\b", benchmark_help), f"python -m benchmarks {name}"
+    for name in modules:
+        assert importlib.util.find_spec(name), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_files_that_the_pages_name_exist() -> None:
+    named = set()
+    for page in PAGES:
+        named |= set(
+            re.findall(r"`((?:fq_toolkit|benchmarks|tests|docs|examples)/[\w./]*)`", page.read_text("utf-8"))
+        )
+    named = {name for name in named if "rotate" not in name}  # the made-up kernel of CONTRIBUTING.md
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def section(name: str) -> str:
+    found = re.search(
+        rf"\[start:{name}\] -->\n(.*?)<!-- --8<-- \[end:{name}\]",
+        README.read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    assert found, name
+    return found[1]
+
+
+def test_quoted_messages_are_those_of_the_code() -> None:
+    """Each troubleshooting entry is headed by a fragment of a message; ours must stand in the source."""
+    entries = re.findall(r"^\*\*`(.+?)`\*\*(.*)$", section("troubleshooting"), re.MULTILINE)
+    assert len(entries) >= 6
+    source = []
+    for path in sorted((ROOT / "fq_toolkit").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]
+                source.append("".join(str(part) for part in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                source.append(node.value)
+    for fragment, rest in entries:
+        if rest.strip().startswith("(torch"):
+            continue
+        pieces = [piece.strip() for piece in fragment.split("...") if piece.strip()]
+        assert any(all(piece in text for piece in pieces) for text in source), fragment
