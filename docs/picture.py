@@ -1,6 +1,6 @@
-"""Make the picture of README.md: train as the first command does, keep samples.png and what it cost.
+"""Make the picture of README.md: train as the first command does, keep the picture and its cost.
 
-    python docs/picture.py            trains; writes docs/images/digits.png, digits.json and README.md's caption
+    python docs/picture.py            trains; writes images/digits.png, digits.json, README.md's caption
     python docs/picture.py --caption  writes the caption from digits.json alone
 
 A test compares the caption with digits.json.
@@ -34,7 +34,6 @@ def train() -> None:
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "fq_toolkit", "train", "fqgan", "--out", str(run)], check=True)
         seconds = time.perf_counter() - began
-        config = json.loads((run / "config.json").read_text())
         IMAGE.parent.mkdir(exist_ok=True)
         shutil.copyfile(run / "samples.png", IMAGE)
         commit_name, changed = commit()
@@ -45,7 +44,7 @@ def train() -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "seconds": round(seconds, 1),
-            "config": config,
+            "config": json.loads((run / "config.json").read_text()),
             "evaluation": json.loads((run / "evaluation.json").read_text()),
         }
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
@@ -53,14 +52,17 @@ def train() -> None:
 
 def caption(record: dict[str, Any]) -> str:
     """Write the picture's Markdown from its record."""
-    options = record["config"].get("config", record["config"])
-    metrics = record["evaluation"]
-    return (
-        f"![Digits drawn by the generator](docs/images/{IMAGE.name})\n\n"
-        f"*What the first command below draws: `{record['command']}`, {options['steps']} steps, "
-        f"seed {options['seed']}, `fq={options['fq']}`; {record['seconds']:.0f} s on {record['machine']} "
-        f"with {record['threads']} threads; {metrics}; commit {record['commit']}.*\n"
-    )
+    found = record["evaluation"]
+    sentences = [
+        f"What the first command below draws, one column a class: `{record['command']}`, "
+        + f"{found['step']} steps, `fq={found['fq']}`, seed {found['seed']}; {record['seconds']:.0f} s with evaluation on "
+        + f"{record['machine']}, {record['threads']} threads.",
+        f"fid[{found['extractor']}] {found['fid']:.1f} (n = {found['samples']}, "
+        + f"real-vs-real floor {found['floor']:.1f}); {found['accuracy']:.1%} of the digits are recognised "
+        + f"as their class (real ones: {found['holdout_accuracy']:.1%}).",
+        f"One run of one seed, commit {record['commit']}; [record](docs/images/{RECORD.name}).",
+    ]
+    return f"![Digits drawn by the generator](docs/images/{IMAGE.name})\n\n*{' '.join(sentences)}*\n"
 
 
 def write_caption() -> None:

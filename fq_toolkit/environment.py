@@ -59,7 +59,10 @@ def _chosen() -> str:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     try:
         return ", ".join(f"{ops.select_backend(torch.empty(0, device=d))} on {d} tensors" for d in devices)
-    except (ValueError, RuntimeError) as error:  # a wrong FQ_TOOLKIT_BACKEND is what a reader came here to see
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # a wrong FQ_TOOLKIT_BACKEND is what a reader came here to see
         return str(error)
 
 
