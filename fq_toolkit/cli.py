@@ -1,0 +1,163 @@
+"""``fq-toolkit``: one screen of help, and the way to each command, which imports what it needs."""
+
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from fq_toolkit.training.config import nearest
+from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
+
+# Name of a trainer -> the module with its train_command, sample_command, evaluate_command and plot_command.
+TRAINERS = {"fqgan": "fq_toolkit.fqgan.commands"}
+
+
+class Command(NamedTuple):
+    """One command: its usage, what it does in a line, and the function that takes the rest of the line."""
+
+    usage: str
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: words after the program's name; by default those it was called with.
+
+    Returns:
+        The exit status: 0, 1 when a run failed, 2 for a wrong command line or a missing package, 128 + n
+        after signal n.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            sys.stdout.write(help_screen())
+            return 0
+        if words[0] == "--version":
+            sys.stdout.write(f"fq-toolkit {importlib.import_module('fq_toolkit').__version__}\n")
+            return 0
+        if words[0] not in COMMANDS:
+            raise ConfigError(f"unknown command {words[0]!r}; {nearest(words[0], list(COMMANDS))}")
+        return COMMANDS[words[0]].run(words[1:])
+    except (ConfigError, MissingExtraError) as error:
+        sys.stderr.write(f"fq-toolkit: {error}\n")
+        return 2
+    except RunError as error:
+        sys.stderr.write(f"fq-toolkit: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("fq-toolkit: interrupted\n")
+        return 130
+    except SystemExit as leaving:  # tyro leaves this way after --help (0) and after a wrong option (2)
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+
+
+def trainer_commands(name: str) -> ModuleType:
+    """Return the commands of a trainer.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name not in TRAINERS:
+        raise ConfigError(f"unknown trainer {name!r}; {nearest(name, list(TRAINERS))}")
+    return importlib.import_module(TRAINERS[name])
+
+
+def run_train(words: list[str]) -> int:
+    """``train fqgan [options]``."""
+    if not words or words[0].startswith("-"):
+        usage = (
+            f"usage: fq-toolkit train {{{','.join(TRAINERS)}}} [options]; --help after the name lists them\n"
+        )
+        (sys.stdout if words[:1] in (["-h"], ["--help"]) else sys.stderr).write(usage)
+        return 0 if words[:1] in (["-h"], ["--help"]) else 2
+    return int(trainer_commands(words[0]).train_command(words[1:]))
+
+
+def on_a_run(command: str) -> Callable[[list[str]], int]:
+    """Return the function of a command on a run folder: it asks the trainer that made the run."""
+
+    def run(words: list[str]) -> int:
+        from fq_toolkit.training.run_folder import RunFolder
+
+        if words[:1] in (["-h"], ["--help"]):
+            for name in TRAINERS:
+                getattr(trainer_commands(name), f"{command}_command")(Path("RUN"), ["--help"])
+            return 0
+        if not words or words[0].startswith("-"):
+            raise ConfigError(f"{command} needs a run folder first: fq-toolkit {command} RUN [options]")
+        folder = Path(words[0])
+        module = trainer_commands(RunFolder.open(folder).trainer())
+        return int(getattr(module, f"{command}_command")(folder, words[1:]))
+
+    return run
+
+
+def run_bench(words: list[str]) -> int:
+    """``bench ...`` is ``python -m benchmarks ...``, which lives in the source tree and not in the wheel."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    if importlib.util.find_spec("benchmarks.__main__") is None:
+        raise RunError(
+            "the benchmarks are part of the source tree, not of the installed package: "
+            "run this command in a checkout of fq-toolkit with the extra 'bench' (pip install -e '.[bench]')"
+        )
+    import runpy
+
+    sys.argv = ["python -m benchmarks", *words]
+    runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def run_env(words: list[str]) -> int:
+    """``env``: the report that belongs into an issue."""
+    if words:
+        if words[0] in ("-h", "--help"):
+            sys.stdout.write(
+                "usage: fq-toolkit env\nPrint versions, device and usable kernels, to paste into an issue.\n"
+            )
+            return 0
+        raise ConfigError(f"env takes no options; got {' '.join(words)}")
+    from fq_toolkit import environment
+
+    sys.stdout.write(environment.report().rstrip() + "\n")
+    return 0
+
+
+COMMANDS = {
+    "train": Command("train fqgan", "train a GAN with feature quantization", run_train),
+    "sample": Command("sample RUN", "draw new images from a run", on_a_run("sample")),
+    "evaluate": Command(
+        "evaluate RUN", "measure a run again: fid[...] with its floor, accuracy", on_a_run("evaluate")
+    ),
+    "plot": Command("plot RUN", "draw curves.png again, also while the run goes on", on_a_run("plot")),
+    "bench": Command("bench run", "speed and memory against the peers (source tree)", run_bench),
+    "env": Command("env", "versions, device, usable kernels: paste it into an issue", run_env),
+}
+
+
+def help_screen() -> str:
+    """Return the help: what there is, and what to type first."""
+    lines = "\n".join(f"  {command.usage:<14} {command.summary}" for command in COMMANDS.values())
+    return f"""fq-toolkit: vector-quantize the features of a network, and train models that do
+
+Commands (each explains its options with --help):
+{lines}
+
+Start here:
+  fq-toolkit train fqgan                      digits, about two minutes on two cores; prints the run folder
+  fq-toolkit train fqgan --fq none --seed 1   the same GAN without feature quantization, another seed
+  fq-toolkit train fqgan --resume RUN         go on after Ctrl-C, bit by bit; with --steps 2000 train longer
+  fq-toolkit train fqgan --dry-run            build everything, do one step, write nothing
+  fq-toolkit sample RUN --classes 3 7         new threes and sevens
+  accelerate launch -m fq_toolkit train fqgan       several processes or GPUs
+
+A run folder holds config.json, metrics.csv, checkpoints/, samples.png, curves.png and evaluation.json.
+"""

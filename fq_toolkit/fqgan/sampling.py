@@ -1,0 +1,108 @@
+"""Images out of a generator, and pictures of many of them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fq_toolkit.training.atomic import write_atomic
+from fq_toolkit.training.batchnorm import recalibrate_batchnorm
+from fq_toolkit.training.extras import require
+
+CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 250
+
+
+class Sampler:
+    """Draws images from a generator in eval mode. Uses the global random state.
+
+    Args:
+        generator: ``G(z, labels) -> images``, with ``latent_size`` and ``num_classes``.
+        truncation: noise beyond this many standard deviations is drawn again (the truncation trick of
+            BigGAN); None for plain normal noise.
+
+    Raises:
+        ValueError: when truncation is not positive.
+    """
+
+    def __init__(self, generator: nn.Module, *, truncation: float | None = None) -> None:
+        if truncation is not None and not truncation > 0:
+            raise ValueError(f"truncation is {truncation}; expected a positive number of standard deviations")
+        self.generator, self.truncation = generator, truncation
+        self.latent_size: int = generator.latent_size  # type: ignore[assignment]
+        self.num_classes: int = generator.num_classes  # type: ignore[assignment]
+        self.device = next(generator.parameters()).device
+
+    def noise(self, count: int) -> Tensor:
+        """Return noise (count, latent_size) on the generator's device."""
+        z = torch.empty(count, self.latent_size, device=self.device)
+        if self.truncation is None:
+            return z.normal_()
+        return nn.init.trunc_normal_(z, a=-self.truncation, b=self.truncation)
+
+    @torch.no_grad()
+    def __call__(self, labels: Tensor) -> Tensor:
+        """Return one float32 image in [-1, 1] for each label, (n, C, H, W)."""
+        return self.generator(self.noise(len(labels)), labels.to(self.device)).float()
+
+    def recalibrate(self) -> None:
+        """Recompute the batch-norm statistics of the generator from fresh noise over all classes in turn."""
+        labels = torch.arange(CALIBRATION_SIZE, device=self.device) % self.num_classes
+        recalibrate_batchnorm(
+            self.generator,
+            lambda: self.generator(self.noise(CALIBRATION_SIZE), labels),
+            batches=CALIBRATION_BATCHES,
+        )
+
+
+def class_columns(sampler: Sampler, classes: "list[int] | range", rows: int) -> Tensor:
+    """Draw ``rows`` images of each class -> (rows * len(classes), C, H, W), one column a class."""
+    return sampler(torch.tensor(list(classes)).repeat(rows))
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Turn images (n, C, H, W) in [-1, 1] into uint8 (n, H, W, C)."""
+    scaled = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def save_grid(images: Tensor, path: Path, *, columns: int, titles: "list[str] | None" = None) -> None:
+    """Write images as one PNG, atomically; small ones are enlarged to about 64 pixels without smoothing.
+
+    Args:
+        images: (n, C, H, W) in [-1, 1], C 1 or 3, row by row.
+        path: the PNG file.
+        columns: images per row.
+        titles: a short text above each column.
+
+    Raises:
+        MissingExtraError: without pillow.
+        ValueError: for another number of channels or titles.
+        RunError: when the file cannot be written.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images have shape {tuple(images.shape)}; expected (n, 1 or 3, H, W)")
+    if titles is not None and len(titles) != columns:
+        raise ValueError(f"{len(titles)} titles for {columns} columns")
+    pictures = require("PIL.Image", purpose="writing images")
+    drawing = require("PIL.ImageDraw", purpose="writing images")
+
+    pixels = to_bytes(images)
+    count, height, width, channels = pixels.shape
+    zoom = max(1, 64 // height)
+    gap, head = 4, 16 if titles else 0
+    rows = -(-count // columns)
+    cell_h, cell_w = height * zoom + gap, width * zoom + gap
+    canvas = np.full((head + rows * cell_h + gap, columns * cell_w + gap, channels), 255, dtype=np.uint8)
+    for i, image in enumerate(pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)):
+        top, left = head + gap + i // columns * cell_h, gap + i % columns * cell_w
+        canvas[top : top + height * zoom, left : left + width * zoom] = image
+    picture = pictures.fromarray(canvas.squeeze(2) if channels == 1 else canvas)
+    if titles:
+        draw = drawing.Draw(picture)
+        for i, title in enumerate(titles):
+            draw.text((gap + i * cell_w + cell_w // 2 - 3 * len(title), 3), title, fill=0)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())

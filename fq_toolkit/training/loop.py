@@ -1,0 +1,253 @@
+"""The training loop that all trainers share, to be read from top to bottom.
+
+A trainer is a :class:`Task`: it knows how to do one step, what its state is and how good it is. The loop
+knows the rest: averaging metrics without waiting for the device in every step, logging, checkpoints, the
+guard against NaN, Ctrl-C, and the agreement between processes.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fq_toolkit.training.errors import DivergedError, RunError
+from fq_toolkit.training.interrupt import StopRequest
+from fq_toolkit.training.metrics_log import MetricsLog
+from fq_toolkit.training.progress import Reporter, format_values
+from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.seeding import rng_state, set_rng_state
+
+
+class Task(Protocol):
+    """What a trainer brings to the loop. All processes call every method, in the same order."""
+
+    def step(self, step: int) -> Mapping[str, Tensor]:
+        """Do step ``step`` (from 0); return 0-dim tensors on the device without waiting for it."""
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return readings that are only taken when logging: dictionary usage, schedule values."""
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Return how good the model is now. Must leave training and the random state as they were."""
+
+    def is_finite(self) -> bool:
+        """Return whether all weights are finite."""
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that decides how training goes on, except the global random state."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what happens, in steps; 0 is never, but the last step always logs, evaluates and saves."""
+
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    evaluate_every: int
+
+    def due(self, step: int, every: int) -> bool:
+        """Return whether something that happens every so many steps happens after ``step`` steps."""
+        return step == self.steps or (every > 0 and step % every == 0)
+
+
+class LoopResult(NamedTuple):
+    """How the loop ended."""
+
+    step: int
+    seconds: float
+    signal: int | None
+    evaluation: dict[str, float]
+
+
+def run_loop(
+    task: Task,
+    *,
+    accelerator: Any,
+    run: RunFolder,
+    metrics: MetricsLog,
+    schedule: Schedule,
+    reporter: Reporter,
+    keep_checkpoints: int,
+    resume: bool,
+    stop_after: int | None = None,
+) -> LoopResult:
+    """Train until the last step, a signal or a failure.
+
+    Args:
+        task: the trainer.
+        accelerator: an ``accelerate.Accelerator``.
+        run: where everything goes; only the main process writes.
+        metrics: the table of metrics.
+        schedule: when to log, save and evaluate, and how many steps there are.
+        reporter: told about the progress on the main process.
+        keep_checkpoints: complete checkpoints to keep.
+        resume: start from the newest checkpoint instead of from nothing.
+        stop_after: stop and save after this many steps in all, as if by a signal; for tests and short jobs.
+
+    Returns:
+        The step reached, the seconds of training so far (all sessions of the run, without evaluation), the
+        signal that stopped it or None, and the last evaluation.
+
+    Raises:
+        DivergedError: when a loss or a weight is not finite; the last good checkpoint is kept.
+        RunError: when a file cannot be written.
+        CheckpointError: when the checkpoint to resume from is missing or damaged.
+    """
+    checkpoints = run.checkpoints(keep=keep_checkpoints)
+    main = accelerator.is_main_process
+    step, seconds_before = 0, 0.0
+    if resume:
+        step, saved = checkpoints.load()
+        seconds_before = restore(task, accelerator, saved)
+    if main:
+        metrics.rewind(step)
+    accelerator.wait_for_everyone()
+    if step > schedule.steps:
+        raise RunError(f"{run.path} has done {step} steps, more than the {schedule.steps} asked for")
+
+    last_saved = step if resume else None
+    totals = Means()
+    evaluation: dict[str, float] = {}
+    aside = 0.0  # seconds since the start that were not training
+    reporter.start(done=step, total=schedule.steps)
+    started = time.monotonic()
+
+    def save() -> None:
+        """Write a checkpoint, unless something in it is not finite."""
+        nonlocal last_saved
+        if not task.is_finite():
+            raise diverged("a weight", step, last_saved, run)
+        seconds = seconds_before + time.monotonic() - started - aside
+        state = capture(task, accelerator, seconds)
+        if main:
+            checkpoints.save(step, state)
+        accelerator.wait_for_everyone()
+        last_saved = step
+
+    try:
+        with StopRequest() as request:
+            while step < schedule.steps:
+                totals.add(task.step(step))
+                step += 1
+                reporter.advance(step)
+
+                row: dict[str, float] = {}
+                logging_now = schedule.due(step, schedule.log_every)
+                # Alone we look at the flag in every step; several processes have to agree, which costs a
+                # reduction.
+                look = logging_now or accelerator.num_processes == 1
+                stopping = step == stop_after or (look and agree(accelerator, request.signal is not None))
+                saving = stopping or schedule.due(step, schedule.checkpoint_every)
+
+                if logging_now or saving:
+                    means = totals.read(accelerator)
+                    for name, value in means.items():
+                        if not math.isfinite(value):
+                            raise diverged(name, step, last_saved, run)
+                if logging_now:
+                    totals.clear()
+                    elapsed = seconds_before + time.monotonic() - started - aside
+                    row = {"seconds": elapsed, **means, **task.gauges()}
+                    reporter.values(step, row)
+                if saving:
+                    save()
+                if not stopping and schedule.due(step, schedule.evaluate_every):
+                    before = time.monotonic()
+                    evaluation = dict(task.evaluate())
+                    aside += time.monotonic() - before
+                    row.update(evaluation)
+                    reporter.note(f"step {step}: {format_values(evaluation)}")
+                if row and main:
+                    metrics.write(step, row)
+                if stopping:
+                    break
+            else:
+                if not evaluation:  # resumed at the last step
+                    evaluation = dict(task.evaluate())
+            stopped_by = request.signal if step < schedule.steps else None
+    finally:
+        reporter.stop()
+    return LoopResult(step, seconds_before + time.monotonic() - started - aside, stopped_by, evaluation)
+
+
+class Means:
+    """Running sums of metrics on the device, read only when they are logged."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one step's 0-dim tensors."""
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        self._names = tuple(values)
+        self._sum = stacked if self._sum is None else self._sum + stacked
+        self._count += 1
+
+    def read(self, accelerator: Any) -> dict[str, float]:
+        """Return the means over steps and processes; the same on every process. Waits for the device."""
+        if self._sum is None:
+            return {}
+        mean = accelerator.reduce(self._sum / self._count, reduction="mean")
+        return dict(zip(self._names, mean.tolist(), strict=True))
+
+    def clear(self) -> None:
+        """Start over."""
+        self._sum, self._count = None, 0
+
+
+def agree(accelerator: Any, flag: bool) -> bool:
+    """Return whether any process says yes."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum") > 0)
+
+
+def diverged(what: str, step: int, last_saved: int | None, run: RunFolder) -> DivergedError:
+    """Return the error for a value that is not finite."""
+    safe = (
+        f"The checkpoint of step {last_saved} in {run.checkpoint_folder} is from before and is kept."
+        if last_saved
+        else "No checkpoint had been saved yet."
+    )
+    return DivergedError(
+        f"training diverged: {what} is not finite at step {step}. {safe} "
+        "Lower learning rates, a larger batch or full precision usually help; start a new run with them."
+    )
+
+
+def capture(task: Task, accelerator: Any, seconds: float) -> dict[str, Any]:
+    """Return the whole state of a run: the task's, and the random state of every process."""
+    from accelerate.utils import gather_object
+
+    return {
+        "task": task.state(),
+        "rng": gather_object([rng_state()]),
+        "seconds": seconds,
+        "num_processes": accelerator.num_processes,
+    }
+
+
+def restore(task: Task, accelerator: Any, saved: Mapping[str, Any]) -> float:
+    """Undo :func:`capture` and return the seconds of training so far.
+
+    Raises:
+        RunError: when the number of processes differs: data order and random streams are split between them.
+    """
+    if saved["num_processes"] != accelerator.num_processes:
+        raise RunError(
+            f"the run was trained by {saved['num_processes']} processes and cannot go on with "
+            f"{accelerator.num_processes}: start as many as before"
+        )
+    task.load_state(saved["task"])
+    set_rng_state(saved["rng"][accelerator.process_index])
+    return float(saved["seconds"])

@@ -1,0 +1,168 @@
+"""Progress: a live bar on a terminal, a line every logged step elsewhere, the log inside a library."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
+
+log = logging.getLogger("fq_toolkit")
+
+
+class Reporter(Protocol):
+    """What the training loop tells while it runs."""
+
+    def start(self, *, done: int, total: int) -> None:
+        """Begin at ``done`` of ``total`` steps."""
+
+    def advance(self, step: int) -> None:
+        """One step is done; called often and must be cheap."""
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """New means of the metrics."""
+
+    def note(self, text: str) -> None:
+        """Say one sentence."""
+
+    def stop(self) -> None:
+        """End the display."""
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as ``1:05`` or ``2:03:04``.
+
+    Example:
+        >>> format_duration(65)
+        '1:05'
+    """
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def format_values(values: Mapping[str, float]) -> str:
+    """Return metrics as one line: shares (``usage...``) in percent, the rest with three digits.
+
+    Example:
+        >>> format_values({"loss/d": 1.23456, "usage/block0": 0.5})
+        'loss/d 1.23  usage/block0 50 %'
+    """
+    parts = (
+        f"{name} {100 * value:.0f} %" if name.startswith("usage") else f"{name} {value:.3g}"
+        for name, value in values.items()
+    )
+    return "  ".join(parts)
+
+
+class SilentReporter:
+    """Says nothing: for the processes beside the main one."""
+
+    def start(self, *, done: int, total: int) -> None:
+        """See :class:`Reporter`."""
+
+    def advance(self, step: int) -> None:
+        """See :class:`Reporter`."""
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """See :class:`Reporter`."""
+
+    def note(self, text: str) -> None:
+        """See :class:`Reporter`."""
+
+    def stop(self) -> None:
+        """See :class:`Reporter`."""
+
+
+class LineReporter:
+    """One line per logged step, for files, pipes and job logs.
+
+    Args:
+        stream: where to write; None sends the lines to ``logging.getLogger("fq_toolkit")``.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._total = self._first = 0
+        self._started = 0.0
+
+    def start(self, *, done: int, total: int) -> None:
+        """See :class:`Reporter`."""
+        self._first, self._total, self._started = done, total, time.monotonic()
+
+    def advance(self, step: int) -> None:
+        """See :class:`Reporter`."""
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """See :class:`Reporter`."""
+        passed = time.monotonic() - self._started
+        left = passed / max(1, step - self._first) * (self._total - step)
+        width = len(str(self._total))
+        times = f"{format_duration(passed)} < {format_duration(left)} left"
+        self.note(f"step {step:{width}d}/{self._total}  {format_values(values)}  [{times}]")
+
+    def note(self, text: str) -> None:
+        """See :class:`Reporter`."""
+        if self._stream is None:
+            log.info(text)
+        else:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def stop(self) -> None:
+        """See :class:`Reporter`."""
+
+
+class BarReporter:
+    """A live bar with the newest metrics and the time left, for terminals."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.description}"),
+            console=Console(file=stream),
+            refresh_per_second=4,
+        )
+        self._task: Any = None
+
+    def start(self, *, done: int, total: int) -> None:
+        """See :class:`Reporter`."""
+        self._task = self._progress.add_task("", total=total, completed=done)
+        self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """See :class:`Reporter`."""
+        self._progress.update(self._task, completed=step)
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """See :class:`Reporter`."""
+        from rich.markup import escape
+
+        self._progress.update(self._task, description=escape(format_values(values)))
+
+    def note(self, text: str) -> None:
+        """See :class:`Reporter`."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        """See :class:`Reporter`."""
+        self._progress.stop()
+
+
+def make_reporter(stream: TextIO | None = None) -> Reporter:
+    """Return the bar on a terminal, and lines elsewhere.
+
+    Raises:
+        MissingExtraError: on a terminal without rich.
+    """
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        return LineReporter(stream)
+    from fq_toolkit.training.extras import require
+
+    require("rich.progress", purpose="the progress bar")
+    return BarReporter(stream)
