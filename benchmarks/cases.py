@@ -1,0 +1,129 @@
+"""The cases: what is measured, on which shapes, by whom, behind which gates, against which floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks import discriminator, floor, ours, peers
+from benchmarks.contender import Contender
+from benchmarks.floor import Work
+from benchmarks.problem import Problem
+from benchmarks.shapes import LAYOUTS, QUICK_SHAPES, REFERENCE_SHAPE, SHAPES, Shape, shapes_named
+
+_SOME = shapes_named("C10 L0", "StyleGAN2", "VQGAN", "codec")
+_LAYER_GATES = ("lookup", "sums", "backward", "commit", "layer")
+
+
+def _no_result(_: Problem) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of measurement.
+
+    Args:
+        name: on the command line and in the results.
+        title: for plots.
+        shapes: measured shapes.
+        quick_shapes: stand-ins for smoke tests.
+        contenders: who takes part.
+        gates: what must be right before anything is timed.
+        work: what the floor counts, or None when there is no floor.
+        result_bytes: bytes of the results that every contender must return, not counted as extra memory.
+        memory: whether peak extra memory is measured.
+    """
+
+    name: str
+    title: str
+    shapes: tuple[Shape, ...]
+    contenders: tuple[Contender, ...]
+    gates: tuple[str, ...]
+    work: Work | None
+    quick_shapes: tuple[Shape, ...] = QUICK_SHAPES
+    result_bytes: Callable[[Problem], int] = _no_result
+    memory: bool = True
+
+
+def _feature_arrays(count: int) -> Callable[[Problem], int]:
+    return lambda problem: count * problem.feature_bytes
+
+
+CASES = (
+    Case(
+        "lookup",
+        "nearest code of N contiguous rows",
+        SHAPES,
+        (*ours.LOOKUPS, *peers.LOOKUPS, floor.plain_gemm()),
+        ("lookup",),
+        Work(gemms=1),
+    ),
+    Case(
+        "train_step",
+        "forward, dictionary update and backward",
+        SHAPES,
+        (*ours.layers(peers.train_step, variants=True), *peers.layer_peers(peers.train_step)),
+        _LAYER_GATES,
+        # write q, read x again for the sums, read x and g and write dx
+        Work(gemms=1, feature_passes=5, code_passes=4, update=True),
+        result_bytes=_feature_arrays(2),
+    ),
+    Case(
+        "eval_forward",
+        "forward in evaluation",
+        _SOME,
+        (*ours.layers(peers.eval_forward, variants=False), *peers.layer_peers(peers.eval_forward)),
+        _LAYER_GATES,
+        Work(gemms=1, feature_passes=1),
+        result_bytes=_feature_arrays(1),
+    ),
+    Case(
+        "backward",
+        "backward of a training forward",
+        _SOME,
+        (*ours.layers(peers.backward_only, variants=False), *peers.layer_peers(peers.backward_only)),
+        _LAYER_GATES,
+        Work(gemms=0, feature_passes=3),
+        result_bytes=_feature_arrays(1),
+    ),
+    Case(
+        "commit",
+        "one step of the moving averages",
+        _SOME,
+        (*ours.COMMITS, *peers.COMMITS),
+        ("commit",),
+        # read the batch sums, read and write the moving sums, write the codebook
+        Work(gemms=0, code_passes=4),
+        memory=False,
+    ),
+    Case(
+        "layouts",
+        "training step by memory layout",
+        tuple(REFERENCE_SHAPE.with_layout(layout) for layout in LAYOUTS),
+        (*ours.layers(peers.train_step, variants=False), *peers.layer_peers(peers.train_step)),
+        _LAYER_GATES,
+        Work(gemms=1, feature_passes=5, code_passes=4, update=True),
+        quick_shapes=tuple(QUICK_SHAPES[0].with_layout(layout) for layout in LAYOUTS),
+        result_bytes=_feature_arrays(2),
+    ),
+    Case(
+        "discriminator_overhead",
+        "optimizer step of a discriminator",
+        (discriminator.SHAPE,),
+        discriminator.CONTENDERS,
+        _LAYER_GATES,
+        None,
+        quick_shapes=(discriminator.QUICK_SHAPE,),
+        memory=False,
+    ),
+)
+BY_NAME = {case.name: case for case in CASES}
+
+
+def find(case_name: str, shape_name: str, contender_name: str) -> tuple[Case, Shape, Contender]:
+    """Look up all three by name."""
+    case = BY_NAME[case_name]
+    shape = next(shape for shape in (*case.shapes, *case.quick_shapes) if shape.name == shape_name)
+    contender = next(contender for contender in case.contenders if contender.name == contender_name)
+    return case, shape, contender

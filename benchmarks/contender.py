@@ -1,0 +1,69 @@
+"""What takes part in a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.problem import Problem
+
+
+class Unavailable(Exception):
+    """A contender cannot run here; the message is the reason that the results report."""
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One contender on one problem: ``run(setup())`` is one call, of which only ``run`` is timed.
+
+    ``indices`` extracts the nearest-code indices from what ``run`` returns, so that wrong ones can be
+    counted.
+    """
+
+    run: Callable[[Any], Any]
+    setup: Callable[[], Any] = _nothing
+    indices: Callable[[Any], Tensor] | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether calls need no fresh state, so that one recorded call can be replayed."""
+        return self.setup is _nothing
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A named implementation.
+
+    Args:
+        name: shown in tables and used as a key in the results.
+        build: makes the `Task`; raises `Unavailable` with a reason.
+        kind: "ours", "peer" or "floor".
+        package: distribution whose version goes into the results.
+        score_arrays: how many float32 arrays of N x K are alive at the peak; decides beforehand whether it
+        fits. devices: where it can run.
+    """
+
+    name: str
+    build: Callable[[Problem], Task]
+    kind: str = "peer"
+    package: str = "torch"
+    score_arrays: float = 0.0
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def reason_to_skip(self, problem: Problem, budget_bytes: int) -> str | None:
+        """Why this contender should not even be started on this problem, or None."""
+        if problem.device not in self.devices:
+            return f"runs on {' and '.join(self.devices)} only"
+        needed = self.score_arrays * 4 * problem.shape.rows * problem.shape.num_codes
+        if needed > budget_bytes:
+            return (
+                f"does not fit: about {needed / 2**30:.1f} GiB needed, {budget_bytes / 2**30:.0f} GiB allowed"
+            )
+        return None

@@ -1,0 +1,112 @@
+"""Peak extra memory of one call, beyond its inputs and the results that every contender must return.
+
+CPU: a fresh process builds the inputs, calls once on few rows (which loads code and starts threads), returns
+free heap to the system, resets the kernel's high-water mark of resident memory, and calls once on the whole
+problem. This counts every allocator, also those inside other libraries.  CUDA: the allocator's own high-water
+mark.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import re
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from benchmarks.contender import Task
+
+
+def _status(field: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if not found:
+        raise OSError(f"/proc/self/status has no {field}")
+    return int(found.group(1)) * 1024
+
+
+def can_measure_cpu() -> bool:
+    """Whether this system has the high-water mark and lets a process reset it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        _status("VmHWM")
+    except OSError:
+        return False
+    return sys.platform == "linux"
+
+
+def resident_peak(task: Task) -> int:
+    """Bytes by which one call raises the resident memory of this process at its peak, results included."""
+    state = task.setup()
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    result = task.run(state)
+    peak = _status("VmHWM") - before
+    del result
+    return peak
+
+
+def cuda_peak(task: Task) -> int:
+    """Bytes by which one call raises the CUDA allocator's peak, results included."""
+    task.run(task.setup())
+    state = task.setup()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = task.run(state)
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del result
+    return peak
+
+
+def _probe(
+    connection: Connection, case_name: str, shape_name: str, contender_name: str, threads: int
+) -> None:
+    """Body of the fresh process: send the peak in bytes, or the reason why there is none."""
+    from benchmarks.cases import find
+    from benchmarks.problem import Problem
+
+    try:
+        torch.set_num_threads(threads)
+        case, shape, contender = find(case_name, shape_name, contender_name)
+        problem = Problem(shape)
+        warm = contender.build(problem.small())
+        warm.run(warm.setup())
+        del warm
+        problem.rows, problem.codebook, problem.features, problem.grad  # noqa: B018 - inputs exist before the call
+        connection.send(max(0, resident_peak(contender.build(problem)) - case.result_bytes(problem)))
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+
+
+def peak_in_fresh_process(
+    case_name: str, shape_name: str, contender_name: str, threads: int, timeout_s: float = 180.0
+) -> int | str:
+    """Peak extra bytes on the CPU, or the reason why it could not be measured."""
+    if not can_measure_cpu():
+        return "this system has no resettable high-water mark of memory"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_probe, args=(theirs, case_name, shape_name, contender_name, threads))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv() if ours.poll(timeout_s) else f"no answer within {timeout_s:.0f} s"
+    except EOFError:
+        return "the process ended without an answer (out of memory?)"
+    finally:
+        if process.is_alive() and not ours.closed:
+            process.join(5)
+        if process.is_alive():
+            process.terminate()
+        process.join()
+        ours.close()

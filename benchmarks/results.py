@@ -1,0 +1,162 @@
+"""The long-format results: one row per case, shape and contender, in one file per machine."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+DIRECTORY = Path(__file__).resolve().parent / "results"
+
+MEASURED = "measured"
+SKIPPED = "skipped"
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement; numbers that do not exist are None.
+
+    Times are milliseconds per call; ``floor_share`` is floor / median; ``wrong_share`` is the share of
+    indices that differ from the float64 definition; ``note`` is the reason of a skip, or which variant was
+    the fastest.
+    """
+
+    case: str
+    shape: str
+    n: int
+    dim: int
+    num_codes: int
+    layout: str
+    dtype: str
+    contender: str
+    kind: str
+    device: str
+    machine: str
+    threads: int
+    python: str
+    torch: str
+    version: str
+    commit: str
+    dirty: bool
+    date: str
+    status: str
+    gate: str
+    clock: str = ""
+    rounds: int | None = None
+    median_ms: float | None = None
+    q25_ms: float | None = None
+    q75_ms: float | None = None
+    peak_extra_bytes: int | None = None
+    floor_ms: float | None = None
+    floor_share: float | None = None
+    wrong_share: float | None = None
+    note: str = ""
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """Rows of one group are measured together and replaced together."""
+        return (self.case, self.shape, self.dtype, self.device, str(self.threads), self.clock_kind)
+
+    @property
+    def clock_kind(self) -> str:
+        """Graph replays are kept apart from ordinary calls."""
+        return "graph" if "graph" in self.clock else ""
+
+
+_TYPES = {field.name: str(field.type) for field in fields(Row)}
+
+
+def _write_cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _read_cell(name: str, text: str) -> object:
+    kind = _TYPES[name]
+    if text == "" and "None" in kind:
+        return None
+    if kind.startswith("int"):
+        return int(text)
+    if kind.startswith("float"):
+        return float(text)
+    return text == "True" if kind == "bool" else text
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a results file; none when it does not exist.
+
+    Raises:
+        ValueError: the columns are not those of this version.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if list(reader.fieldnames or ()) != list(_TYPES):
+            raise ValueError(
+                f"{path} has the columns {reader.fieldnames}, expected {list(_TYPES)}; "
+                "delete the file and measure again"
+            )
+        return [Row(**{name: _read_cell(name, text) for name, text in line.items()}) for line in reader]  # type: ignore[arg-type]
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write all rows; an interruption leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(_TYPES), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _write_cell(value) for name, value in asdict(row).items()} for row in rows)
+    os.replace(temporary, path)
+
+
+def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """New rows, and old ones of groups not measured anew, ordered by case and shape."""
+    from benchmarks.cases import CASES
+
+    replaced = {row.group for row in new}
+    kept = [row for row in old if row.group not in replaced]
+    case_order = {case.name: position for position, case in enumerate(CASES)}
+    shape_order = {
+        (case.name, shape.name): position for case in CASES for position, shape in enumerate(case.shapes)
+    }
+    return sorted(
+        [*kept, *new],
+        key=lambda row: (
+            row.device,
+            row.threads,
+            case_order.get(row.case, len(CASES)),
+            shape_order.get((row.case, row.shape), len(shape_order)),
+            row.shape,
+            row.dtype,
+            row.clock_kind,
+        ),
+    )
+
+
+def read_all(directory: Path = DIRECTORY) -> list[Row]:
+    """Rows of every machine."""
+    return [row for path in sorted(directory.glob("*.csv")) for row in read(path)]
+
+
+def median(rows: Iterable[Row], case: str, shape: str, contender: str) -> float | None:
+    """Measured median of one contender, or None."""
+    for row in rows:
+        if (row.case, row.shape, row.contender, row.status) == (case, shape, contender, MEASURED):
+            return row.median_ms
+    return None
+
+
+def peak(rows: Iterable[Row], case: str, shape: str, contender: str) -> int | None:
+    """Peak extra bytes of one contender, or None."""
+    for row in rows:
+        if (row.case, row.shape, row.contender) == (case, shape, contender):
+            return row.peak_extra_bytes
+    return None

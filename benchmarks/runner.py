@@ -1,0 +1,228 @@
+"""Measure one case on one shape: gates, contenders, rounds, memory, rows."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks import floor, machine, memory, oracle, ours
+from benchmarks.cases import Case
+from benchmarks.contender import Contender, Task, Unavailable
+from benchmarks.problem import Problem
+from benchmarks.results import FAILED, MEASURED, SKIPPED, Row
+from benchmarks.shapes import Shape
+from benchmarks.timing import Timing, as_graph, interleave
+
+_BUDGET = 12 << 30
+_GEMM_KEY, _COPY_KEY = "floor: product {}", "floor: copy"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    seconds: float = 10.0
+    rounds: int | None = None
+    quick: bool = False
+    memory: bool = True
+    graph: bool = False
+
+
+def memory_budget(device: str) -> int:
+    """Bytes that a contender may use: what is free, less a fifth, and at most 12 GiB on a CPU."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0] * 0.8)
+    try:
+        with open("/proc/meminfo") as file:
+            facts = dict(line.split(":") for line in file)
+        return min(_BUDGET, int(int(facts["MemAvailable"].split()[0]) * 1024 * 0.8))
+    except (OSError, KeyError):
+        return _BUDGET
+
+
+def _row_maker(case: Case, shape: Shape, options: Options) -> Callable[..., Row]:
+    revision, dirty = machine.commit()
+    common: dict[str, Any] = {
+        "case": case.name,
+        "shape": shape.name,
+        "n": shape.rows,
+        "dim": shape.dim,
+        "num_codes": shape.num_codes,
+        "layout": shape.layout,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "device": options.device,
+        "machine": machine.machine_name(options.device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": revision,
+        "dirty": dirty,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    return lambda **more: Row(**common, **more)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    contender: Contender
+    task: Task | None
+    status: str
+    note: str = ""
+    wrong_share: float | None = None
+
+
+def _start(contender: Contender, problem: Problem) -> _Entry:
+    """Build a contender and call it once; a peer that cannot run becomes a row with the reason."""
+    reason = contender.reason_to_skip(problem, memory_budget(problem.device))
+    if reason:
+        return _Entry(contender, None, SKIPPED, reason)
+    try:
+        task = contender.build(problem)
+        result = task.run(task.setup())
+    except Unavailable as error:
+        return _Entry(contender, None, SKIPPED, str(error))
+    except Exception as error:
+        if contender.kind == "ours":
+            raise
+        return _Entry(contender, None, FAILED, f"{type(error).__name__}: {str(error)[:200]}")
+    wrong = None
+    if task.indices is not None:
+        found = task.indices(result).cpu().numpy()
+        wrong = oracle.wrong_share(found, problem.rows.float().cpu().numpy(), problem.codebook.cpu().numpy())
+    note = f"backend {ours.backend(problem.device)}" if contender.kind == "ours" else ""
+    return _Entry(contender, task, MEASURED, note, wrong)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time, and how it was found."""
+
+    milliseconds: float | None = None
+    text: str = "no floor for this case"
+    gemm: tuple[str, Timing] | None = None
+
+
+def _floor_tasks(case: Case, problem: Problem) -> tuple[dict[str, Task], dict[str, str]]:
+    """What the floor needs in the timed rounds, and the label of each product."""
+    if case.work is None:
+        return {}, {}
+    tasks, labels = {_COPY_KEY: floor.copy_task(problem)}, {}
+    if case.work.gemms:
+        for variant in floor.gemm_variants(problem, budget_bytes=memory_budget(problem.device)):
+            key = _GEMM_KEY.format(variant.label)
+            tasks[key], labels[key] = variant.task, variant.label
+    return tasks, labels
+
+
+def _find_floor(case: Case, problem: Problem, timings: dict[str, Timing], labels: dict[str, str]) -> Floor:
+    if case.work is None:
+        return Floor()
+    copy_ms = timings[_COPY_KEY].median
+    bandwidth = 2 * problem.feature_bytes / copy_ms / 1e6
+    gemm, text = None, f"passes at {bandwidth:.1f} GB/s"
+    if labels:
+        key = min(labels, key=lambda name: timings[name].median)
+        gemm = (labels[key], timings[key])
+        flops = 2 * problem.shape.rows * problem.shape.dim * problem.shape.num_codes
+        rate = flops / timings[key].median / 1e6
+        text = f"fp32 product {timings[key].median:.2f} ms ({labels[key]}, {rate:.0f} GFLOP/s), {text}"
+    limits = floor.limits_for(torch.cuda.get_device_name()) if problem.device == "cuda" else None
+    if limits:
+        return Floor(floor.model_floor(problem, case.work, limits), "limits model of the device", gemm)
+    least = floor.measured_floor(problem, case.work, gemm[1].median if gemm else 0.0, copy_ms)
+    return Floor(least, text, gemm)
+
+
+def _peak(case: Case, shape: Shape, entry: _Entry, problem: Problem, options: Options) -> int | str | None:
+    """Peak extra bytes, a reason, or None where it is not asked for."""
+    wanted = case.memory and options.memory and entry.contender.kind != "floor"
+    if options.quick:
+        wanted = (
+            wanted
+            and case.name == "lookup"
+            and entry.contender.kind == "ours"
+            and shape == case.quick_shapes[0]
+        )
+    if not wanted or entry.task is None:
+        return None
+    if options.device == "cuda":
+        return max(0, memory.cuda_peak(entry.task) - case.result_bytes(problem))
+    return memory.peak_in_fresh_process(case.name, shape.name, entry.contender.name, torch.get_num_threads())
+
+
+def measure(case: Case, shape: Shape, options: Options) -> tuple[list[Row], Floor]:
+    """Rows of one case and shape, and its floor.  The gates must have been checked before."""
+    problem = Problem(shape, options.device, options.dtype)
+    make_row = _row_maker(case, shape, options)
+    entries = [_start(contender, problem) for contender in case.contenders]
+    tasks = {entry.contender.name: entry.task for entry in entries if entry.task is not None}
+    floor_tasks, labels = _floor_tasks(case, problem)
+    replayed = set()
+    if options.graph and options.device == "cuda":
+        for name, task in tasks.items():
+            graph = as_graph(task) if task.repeatable else None
+            if graph is not None:
+                tasks[name] = graph
+                replayed.add(name)
+    timings = interleave(
+        {**tasks, **floor_tasks}, device=options.device, seconds=options.seconds, rounds=options.rounds
+    )
+    least = _find_floor(case, problem, timings, labels)
+    rows = []
+    for entry in entries:
+        contender = entry.contender
+        row: dict[str, Any] = {
+            "contender": contender.name,
+            "kind": contender.kind,
+            "version": machine.package_version(contender.package),
+            "status": entry.status,
+            "gate": "green",
+            "wrong_share": entry.wrong_share,
+            "note": entry.note,
+        }
+        if entry.task is not None:
+            timing = timings[contender.name]
+            low, high = timing.quartiles
+            clock = "cuda graph" if contender.name in replayed else timing.clock
+            extra = _peak(case, shape, entry, problem, options)
+            if isinstance(extra, str):
+                row["note"] = f"{entry.note}; memory: {extra}".lstrip("; ")
+                extra = None
+            share = least.milliseconds / timing.median if least.milliseconds is not None else None
+            row |= {
+                "clock": clock,
+                "rounds": len(timing.samples),
+                "median_ms": timing.median,
+                "q25_ms": low,
+                "q75_ms": high,
+                "peak_extra_bytes": extra,
+                "floor_ms": least.milliseconds,
+                "floor_share": share,
+            }
+        rows.append(make_row(**row))
+    if least.gemm:
+        label, timing = least.gemm
+        low, high = timing.quartiles
+        rows.append(
+            make_row(
+                contender=floor.GEMM,
+                kind="floor",
+                version=machine.package_version("torch"),
+                status=MEASURED,
+                gate="green",
+                clock=timing.clock,
+                rounds=len(timing.samples),
+                median_ms=timing.median,
+                q25_ms=low,
+                q75_ms=high,
+                note=label,
+            )
+        )
+    return rows, least

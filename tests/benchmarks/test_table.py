@@ -1,0 +1,102 @@
+"""The README's section follows from the results alone."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from benchmarks import targets
+from benchmarks.results import SKIPPED, Row, write
+from benchmarks.shapes import SHAPES
+from benchmarks.table import BEGIN, END, render, update
+
+ROW = Row(
+    **{field.name: "x" for field in fields(Row) if field.type == "str"}
+    | {"n": 1, "dim": 1, "num_codes": 1, "threads": 2, "dirty": False}
+    | {
+        "case": "train_step",
+        "device": "cpu",
+        "machine": "2-core-test",
+        "status": "measured",
+        "clock": "perf_counter",
+    }
+    | {"date": "2026-01-01", "note": ""}
+)
+
+
+def _step(contender, milliseconds, shape="C10 L0", case="train_step", **more):
+    return replace(ROW, case=case, shape=shape, contender=contender, median_ms=milliseconds, **more)
+
+
+ROWS = [
+    _step("FeatureQuantizer", 50.0, peak_extra_bytes=5 << 20, floor_share=0.8),
+    _step("released layer", 500.0, peak_extra_bytes=500 << 20),
+    _step("lucidrains", 300.0, peak_extra_bytes=100 << 20),
+    _step("FeatureQuantizer", 20.0, "DAC"),
+    _step("released layer", 320.0, "DAC"),
+    _step("lucidrains", None, "DAC", status=SKIPPED, note="does not fit: about 13 GiB"),
+    _step("FeatureQuantizer", 30.0, case="lookup"),
+    _step("faiss", 60.0, case="lookup"),
+    _step("fp32 GEMM", 25.0, case="lookup", kind="floor"),
+    _step("no quantizer", 1000.0, "D", "discriminator_overhead", kind="base"),
+    _step("FeatureQuantizer", 1020.0, "D", "discriminator_overhead"),
+]
+
+
+def _line(text, start):
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+def test_the_same_results_give_the_same_text():
+    assert render(ROWS) == render(list(ROWS))
+
+
+def test_the_numbers_of_the_results_appear():
+    text = render(ROWS)
+    assert "| 50 | 500 | 300 | 10.0x / 6.0x | 80 % | 5 / 500 / 100 |" in _line(text, "| C10 L0")
+    assert "| 20 | 320 | does not fit | 16.0x / - |" in _line(text, "| DAC")
+    assert "FeatureQuantizer +2.0 %" in text
+
+
+def test_what_was_not_measured_is_said():
+    text = render(ROWS)
+    assert "Every GPU number: not measured." in text
+    assert _line(text, "| VQGAN").count("not measured") >= 3
+    assert "not measured" in render([])
+
+
+def test_targets_are_judged():
+    found = {verdict.text: verdict for verdict in targets.cpu_targets(ROWS)}
+    released = found["training step, faster than the released layer"]
+    assert (round(released.value, 2), released.word) == (12.65, "met")  # sqrt(10 * 16)
+    assert found["training step, faster than lucidrains"].word == "missed"
+    assert found["lookup, faster than faiss"].found == "2.00x"
+    assert found["lookup, time over the fastest fp32 product"].word == "met"
+    memory = [verdict for text, verdict in found.items() if text.startswith("extra memory")]
+    assert [verdict.word for verdict in memory] == ["met", "missed"]
+    assert {verdict.word for verdict in targets.gpu_targets(ROWS)} == {"not measured"}
+
+
+def test_the_geometric_mean_of_a_constant_is_the_constant():
+    assert targets.geometric_mean([8.0, 8.0]) == pytest.approx(8)
+    assert targets.geometric_mean([]) is None
+
+
+def test_update_and_check(tmp_path):
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+    write(results / "m.csv", ROWS)
+    assert update(readme, results, check=True)
+    assert "stale" in readme.read_text()
+    assert update(readme, results)
+    assert not update(readme, results, check=True)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n### CPU")
+    assert text.endswith(f"{END}\nafter\n")
+    assert all(shape.label in text for shape in SHAPES)
+
+
+def test_a_readme_without_markers_is_refused(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing here\n")
+    with pytest.raises(ValueError, match="bench:begin"):
+        update(readme, tmp_path)
