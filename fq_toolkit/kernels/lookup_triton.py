@@ -18,6 +18,7 @@ from fq_toolkit.kernels.launch import INTERPRETER, LaunchConfig, device_capabili
 from fq_toolkit.kernels.rows_triton import row_geometry, row_offset, store_rounded
 
 _SAFE_NORM: tl.constexpr = tl.constexpr(LARGEST_NORM)
+_NO_CODE: tl.constexpr = tl.constexpr(2**31 - 1)
 _LARGEST: tl.constexpr = tl.constexpr(3.4028234663852886e38)
 
 
@@ -32,7 +33,6 @@ def _coarse_kernel(
     row_error,
     num_rows,
     num_codes,
-    dim,
     size_p,
     size_q,
     x_b,
@@ -49,10 +49,10 @@ def _coarse_kernel(
     tiny,
     strength,
     strength_low,
+    DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    RESIDENT: tl.constexpr,
     DOT: tl.constexpr,
     WIDE: tl.constexpr,
     EXACT: tl.constexpr,
@@ -83,33 +83,34 @@ def _coarse_kernel(
     b_square = tl.zeros([BLOCK_N], tl.float32)
     b_bad = tl.zeros([BLOCK_N], tl.int32)
     b_x = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for i_d in range(0, dim, BLOCK_D):
+    for i_d in range(0, DIM, BLOCK_D):
         d = i_d + o_d
-        m_d = d < dim
+        m_d = d < DIM
         m_tile = m_n[:, None] & m_d[None, :]
         raw = tl.load(p_x[:, None] + d.to(tl.int64)[None, :] * x_c, mask=m_tile, other=0.0).to(work)
         b_mu = tl.load(center + d, mask=m_d, other=0.0)
         b_mu = tl.where(tl.abs(b_mu) < inf, b_mu, 0.0)
-        b_x = tl.where(m_tile, raw - b_mu.to(work)[None, :], 0.0).to(tl.float32)
-        b_bad += tl.sum((tl.abs(raw) < inf).to(tl.int32) ^ 1, axis=1)
+        m_finite = tl.abs(raw) < inf
+        b_x = tl.where(m_tile & m_finite, raw - b_mu.to(work)[None, :], 0.0).to(tl.float32)
+        b_bad += tl.sum(m_finite.to(tl.int32) ^ 1, axis=1)
         b_square += tl.sum(b_x * b_x, axis=1)
     b_norm = tl.sqrt(b_square + tiny)
     b_slope = alpha * b_norm + tiny
 
-    best = tl.full([BLOCK_N, BLOCK_K], inf, tl.float32)
-    second = tl.full([BLOCK_N, BLOCK_K], inf, tl.float32)
-    tile = tl.zeros([BLOCK_N, BLOCK_K], tl.int32)
+    b_best = tl.full([BLOCK_N], inf, tl.float32)
+    b_second = tl.full([BLOCK_N], inf, tl.float32)
+    b_index = tl.zeros([BLOCK_N], tl.int32)
     b_unsafe = tl.zeros([BLOCK_K], tl.int32)
     for i_k in range(0, num_codes, BLOCK_K):
         k = i_k + o_k
         m_k = k < num_codes
-        p_codes = codebook + k.to(tl.int64) * dim
+        p_codes = codebook + k.to(tl.int64) * DIM
         b_score = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         b_code_square = tl.zeros([BLOCK_K], tl.float32)
         b_code_bad = tl.zeros([BLOCK_K], tl.int32)
-        for i_d in range(0, dim, BLOCK_D):
+        for i_d in range(0, DIM, BLOCK_D):
             d = i_d + o_d
-            m_d = d < dim
+            m_d = d < DIM
             m_code = m_k[:, None] & m_d[None, :]
             b_c = tl.load(p_codes[:, None] + d[None, :], mask=m_code, other=0.0)
             b_mu = tl.load(center + d, mask=m_d, other=0.0)
@@ -118,9 +119,10 @@ def _coarse_kernel(
             b_code_bad += tl.sum(m_finite.to(tl.int32) ^ 1, axis=1)
             b_c = tl.where(m_code & m_finite, b_c - b_mu[None, :], 0.0)
             b_code_square += tl.sum(b_c * b_c, axis=1)
-            if not RESIDENT:
+            if DIM > BLOCK_D:
                 m_tile = m_n[:, None] & m_d[None, :]
                 raw = tl.load(p_x[:, None] + d.to(tl.int64)[None, :] * x_c, mask=m_tile, other=0.0).to(work)
+                m_tile = m_tile & (tl.abs(raw) < inf)
                 b_x = tl.where(m_tile, raw - b_mu.to(work)[None, :], 0.0).to(tl.float32)
             b_score = b_score - tl.dot(b_x, tl.trans(b_c), input_precision=DOT)
         m_valid = m_k & (b_code_bad == 0)
@@ -130,23 +132,23 @@ def _coarse_kernel(
             b_unsafe += (m_valid & (m_safe == 0)).to(tl.int32)
             b_base = tl.where(m_valid & m_safe, 0.5 * b_code_square * (1.0 - beta), inf)
             b_score = b_score - b_slope[:, None] * b_code_norm[None, :] + b_base[None, :]
-            better = b_score < best
-            second = tl.minimum(second, tl.maximum(b_score, best))
         else:
             b_score = b_score + (0.5 * b_code_square)[None, :]
-            b_score = tl.where(b_score < _LARGEST, b_score, _LARGEST)  # NaN included: an overflow loses to the rest
+            b_score = tl.where(
+                b_score < _LARGEST, b_score, _LARGEST
+            )  # NaN included: an overflow loses to the rest
             b_score = tl.where(m_valid[None, :], b_score, inf)
-            better = b_score < best
-        best = tl.where(better, b_score, best)
-        tile = tl.where(better, i_k, tile)
-
-    b_best = tl.min(best, axis=1)
-    b_code = tile + o_k[None, :]
-    b_index = tl.min(tl.where(best == b_best[:, None], b_code, num_codes), axis=1)
+        b_tile_best = tl.min(b_score, axis=1)
+        b_tile_index = tl.min(tl.where(b_score == b_tile_best[:, None], k[None, :], _NO_CODE), axis=1)
+        better = b_tile_best < b_best
+        if EXACT:
+            b_rest = tl.where(k[None, :] == b_tile_index[:, None], inf, b_score)
+            b_second = tl.minimum(
+                b_second, tl.minimum(tl.maximum(b_tile_best, b_best), tl.min(b_rest, axis=1))
+            )
+        b_best = tl.where(better, b_tile_best, b_best)
+        b_index = tl.where(better, b_tile_index, b_index)
     found = b_best < inf
-    b_index = tl.where(found, b_index, 0)
-    m_winner = (best == b_best[:, None]) & (b_code == b_index[:, None])
-    b_second = tl.min(tl.where(m_winner, second, best), axis=1)
 
     m_real = m_n
     if HAS_MASK:
@@ -157,12 +159,12 @@ def _coarse_kernel(
     p_out = out + row_offset(o_n, size_p, size_q, out_b, out_p, out_q)
     b_error = tl.zeros([BLOCK_N], work)
     b_code_square = tl.zeros([BLOCK_N], tl.float32)
-    for i_d in range(0, dim, BLOCK_D):
+    for i_d in range(0, DIM, BLOCK_D):
         d = i_d + o_d
-        m_d = d < dim
+        m_d = d < DIM
         m_tile = m_n[:, None] & m_d[None, :]
         raw = tl.load(p_x[:, None] + d.to(tl.int64)[None, :] * x_c, mask=m_tile, other=0.0).to(work)
-        b_q = tl.load(codebook + b_index.to(tl.int64)[:, None] * dim + d[None, :], mask=m_tile, other=0.0)
+        b_q = tl.load(codebook + b_index.to(tl.int64)[:, None] * DIM + d[None, :], mask=m_tile, other=0.0)
         b_mu = tl.load(center + d, mask=m_d, other=0.0)
         b_mu = tl.where(tl.abs(b_mu) < inf, b_mu, 0.0)
         b_c = tl.where(m_tile, b_q - b_mu[None, :], 0.0)
@@ -306,7 +308,9 @@ def _rescore_kernel(
                 if FULL_STRENGTH:
                     b_out = b_q
                 else:
-                    b_out = raw + (tl.full([], strength, work) + tl.full([], strength_low, work)) * (b_q - raw)
+                    b_out = raw + (tl.full([], strength, work) + tl.full([], strength_low, work)) * (
+                        b_q - raw
+                    )
                 store_rounded(p_out + d.to(tl.int64) * out_c, tl.where(found, b_out, raw), m_d)
         tl.store(indices + n, index)
         tl.store(row_error + n, tl.where(found, tl.sum(b_error, axis=0), 0.0).to(tl.float32))
@@ -365,7 +369,6 @@ def lookup(
             row_error,
             num_rows,
             num_codes,
-            dim,
             size_p,
             size_q,
             *x_layout,
@@ -373,10 +376,10 @@ def lookup(
             *bound,
             strength_high,
             strength - strength_high,
+            DIM=dim,
             BLOCK_N=coarse.block_n,
             BLOCK_K=coarse.block_k,
             BLOCK_D=coarse.block_d,
-            RESIDENT=dim <= coarse.block_d,
             DOT="ieee" if capability == INTERPRETER else coarse.dot,
             WIDE=wide,
             EXACT=exact,
