@@ -55,7 +55,8 @@ def caption(record: dict[str, Any]) -> str:
     found = record["evaluation"]
     sentences = [
         f"What the first command below draws, one column a class: `{record['command']}`, "
-        + f"{found['step']} steps, `fq={found['fq']}`, seed {found['seed']}; {record['seconds']:.0f} s with evaluation on "
+        + f"{found['step']} steps, `fq={found['fq']}`, seed {found['seed']}; "
+        + f"{record['seconds']:.0f} s with evaluation on "
         + f"{record['machine']}, {record['threads']} threads.",
         f"fid[{found['extractor']}] {found['fid']:.1f} (n = {found['samples']}, "
         + f"real-vs-real floor {found['floor']:.1f}); {found['accuracy']:.1%} of the digits are recognised "
