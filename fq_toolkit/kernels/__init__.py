@@ -1,1 +1,1 @@
-"""What runs on the device: the reference definition of every op, its native CPU and Triton kernels, and their dispatch."""
+"""What runs on the device: the reference of every op, its CPU and Triton kernels, and their dispatch."""

@@ -22,6 +22,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
@@ -113,11 +114,63 @@ struct RowOffsets {
   }
 };
 
+// Neighbouring rows of one channel are one or two cache lines, and the next channel is far away: ask for it early.
+template <class T>
+inline void prefetch(const T* from, int64_t stride) {
+  constexpr int AHEAD = 16;
+  const char* ahead = reinterpret_cast<const char*>(from + AHEAD * stride);
+  for (size_t byte = 0; byte < ROWS * sizeof(T); byte += 64) __builtin_prefetch(ahead + byte);
+}
+
 template <class T>
 T* aligned(std::vector<T>& storage, size_t count) {
   storage.resize(count + 64 / sizeof(T));
   auto address = reinterpret_cast<uintptr_t>(storage.data());
   return storage.data() + ((64 - address % 64) % 64) / sizeof(T);
+}
+
+// Exchange the blocks of STEP x STEP off the diagonal; all steps together transpose a square of LANES vectors.
+template <int STEP>
+inline void exchange(Floats* square) {
+  Ints upper, lower;
+  for (int j = 0; j < LANES; j++) {
+    upper[j] = j & STEP ? LANES + j - STEP : j;
+    lower[j] = j & STEP ? LANES + j : j + STEP;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++)
+    if (!(i & STEP)) {
+      Floats first = square[i], second = square[i + STEP];
+#if defined(__clang__)
+      for (int j = 0; j < LANES; j++) {
+        square[i][j] = j & STEP ? second[j - STEP] : first[j];
+        square[i + STEP][j] = j & STEP ? second[j] : first[j + STEP];
+      }
+#else
+      square[i] = __builtin_shuffle(first, second, upper);
+      square[i + STEP] = __builtin_shuffle(first, second, lower);
+#endif
+    }
+  if constexpr (STEP > 1) exchange<STEP / 2>(square);
+}
+
+// Lay ROWS rows side by side: panel[c * ROWS + r] = element(r, c).
+template <class Element>
+inline void lay_rows(int64_t channels, float* panel, Element element) {
+  const int64_t whole = channels / LANES * LANES;
+  for (int half = 0; half < 2; half++)
+    for (int64_t c = 0; c < whole; c += LANES) {
+      Floats square[LANES];
+      for (int r = 0; r < LANES; r++) {
+        float values[LANES];
+        for (int j = 0; j < LANES; j++) values[j] = element(half * LANES + r, c + j);
+        std::memcpy(&square[r], values, sizeof values);
+      }
+      exchange<LANES / 2>(square);
+      for (int j = 0; j < LANES; j++) std::memcpy(panel + (c + j) * ROWS + half * LANES, &square[j], sizeof square[j]);
+    }
+  for (int64_t c = whole; c < channels; c++)
+    for (int r = 0; r < ROWS; r++) panel[c * ROWS + r] = element(r, c);
 }
 
 // ------------------------------------------------------------------------------------------------------ the lookup
@@ -186,28 +239,33 @@ struct Best {
   Ints index[2];
 };
 
-// Products of one panel with one tile.  `accumulators` is [2][CODES].
-inline void multiply(const float* panel, const float* tile, int64_t depth, Floats accumulators[2][CODES]) {
-  Floats sum[2][CODES] = {};
+// Products of one panel with the first COUNT codes of one tile.
+template <int COUNT>
+inline void multiply(const float* panel, const float* tile, int64_t depth, Floats products[2][COUNT]) {
+  Floats sum[2][COUNT] = {};
   for (int64_t c = 0; c < depth; c++) {
     Floats low, high;
     std::memcpy(&low, panel + c * ROWS, sizeof low);
     std::memcpy(&high, panel + c * ROWS + LANES, sizeof high);
 #pragma GCC unroll 12
-    for (int j = 0; j < CODES; j++) {
+    for (int j = 0; j < COUNT; j++) {
       sum[0][j] += low * tile[c * CODES + j];
       sum[1][j] += high * tile[c * CODES + j];
     }
   }
-  std::memcpy(accumulators, sum, sizeof sum);
+  std::memcpy(products, sum, sizeof sum);
 }
 
-inline void compare(Floats accumulators[2][CODES], const float* bias, int32_t first, Best& best) {
+// Let the first COUNT codes of one tile compete for each lane of a panel.  Strictly better wins: ties keep the lowest.
+template <int COUNT>
+inline void compete(const float* panel, const float* tile, int64_t depth, const float* bias, int32_t first, Best& best) {
+  Floats products[2][COUNT];
+  multiply<COUNT>(panel, tile, depth, products);
 #pragma GCC unroll 12
-  for (int j = 0; j < CODES; j++) {
+  for (int j = 0; j < COUNT; j++) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
-      Floats value = accumulators[half][j] - bias[j];
+      Floats value = products[half][j] - bias[j];
       Ints better = value > best.value[half];
       Floats loser = better ? best.value[half] : value;
       best.second[half] = loser > best.second[half] ? loser : best.second[half];
@@ -274,9 +332,14 @@ struct Lookup {
     if (rows.adjacent) {
       for (int64_t c = 0; c < channels; c++) {
         const T* from = x + rows.at[0] + c * strides.channel;
+        prefetch(from, strides.channel);
         for (int r = 0; r < ROWS; r++)
           panel[c * ROWS + r] = static_cast<float>(wide(from[r]) - static_cast<Wide<T>>(center[c]));
       }
+    } else if (strides.channel == 1) {
+      lay_rows(channels, panel, [&](int r, int64_t c) {
+        return static_cast<float>(wide(x[rows.at[r] + c]) - static_cast<Wide<T>>(center[c]));
+      });
     } else {
       for (int r = 0; r < ROWS; r++) {
         const T* from = x + rows.at[r];
@@ -312,7 +375,7 @@ struct Lookup {
     std::vector<std::vector<int32_t>> candidates(count);
     for (int64_t tile = 0; tile < codes.tiles; tile++) {
       Floats products[2][CODES];
-      multiply(scratch.waiting, codes.packed + tile * CODES * depth(), depth(), products);
+      multiply<CODES>(scratch.waiting, codes.packed + tile * CODES * depth(), depth(), products);
       for (int j = 0; j < CODES; j++) {
         int64_t k = tile * CODES + j;
         if (codes.bias[k] == INF) continue;
@@ -371,12 +434,13 @@ struct Lookup {
         best[i].index[half] = Ints{} + NONFINITE_ROW;
       }
     }
-    for (int64_t tile = 0; tile < codes.tiles; tile++)
-      for (int i = 0; i < panels; i++) {
-        Floats products[2][CODES];
-        multiply(scratch.panels + i * depth() * ROWS, codes.packed + tile * CODES * depth(), depth(), products);
-        compare(products, codes.bias.data() + tile * CODES, static_cast<int32_t>(tile * CODES), best[i]);
-      }
+    for (int64_t tile = 0; tile < codes.tiles; tile++) {
+      const int64_t left = codes.count - tile * CODES;  // the last tile may be narrow: do not multiply its padding
+      const auto step = left <= CODES / 3 ? compete<CODES / 3> : left <= 2 * CODES / 3 ? compete<2 * CODES / 3> : compete<CODES>;
+      for (int i = 0; i < panels; i++)
+        step(scratch.panels + i * depth() * ROWS, codes.packed + tile * CODES * depth(), depth(),
+             codes.bias.data() + tile * CODES, static_cast<int32_t>(tile * CODES), best[i]);
+    }
     for (int i = 0; i < panels; i++)
       for (int r = 0; r < count(i); r++) {
         const int64_t n = (first_panel + i) * ROWS + r;
@@ -453,17 +517,21 @@ void for_each_block(const Shape& shape, int threads, Visit visit) {
   }
 }
 
-// The codes of a block of rows, channel by channel.  Rows that have none get zeros.
+// The codes of a block of rows, channel by channel.  Rows that have none get the first code, to be ignored.
 void gather(const float* codebook, int64_t channels, const int32_t* indices, int count, float* codes) {
-  for (int r = 0; r < ROWS; r++) {
-    if (r >= count || indices[r] < 0) {
-      for (int64_t c = 0; c < channels; c++) codes[c * ROWS + r] = 0;
-    } else {
-      const float* code = codebook + indices[r] * channels;
-      for (int64_t c = 0; c < channels; c++) codes[c * ROWS + r] = code[c];
-    }
-  }
+  const float* rows[ROWS];
+  for (int r = 0; r < ROWS; r++) rows[r] = codebook + (r < count ? std::max(indices[r], 0) : 0) * channels;
+  lay_rows(channels, codes, [&](int r, int64_t c) { return rows[r][c]; });
 }
+
+// Which lanes of a block hold a row that has a code, in the width of the arithmetic so that the compiler can blend.
+template <class W>
+struct Valid {
+  std::conditional_t<sizeof(W) == 8, int64_t, int32_t> lane[ROWS];
+  Valid(const int32_t* indices, int count) {
+    for (int r = 0; r < ROWS; r++) lane[r] = r < count && indices[r] >= 0;
+  }
+};
 
 template <class T>
 void load(const T* from, const RowOffsets& rows, int64_t shift, Wide<T>* lanes) {
@@ -535,24 +603,30 @@ struct Finish {
     using W = Wide<T>;
     RowOffsets from(shape, strides, first, count), to(shape, out_strides, first, count);
     gather(codebook, shape.channels, indices + first, count, codes);
+    const Valid<W> valid(indices + first, count);
     double total[ROWS] = {};
     W error[ROWS] = {}, value[ROWS], result[ROWS];
-    W valid[ROWS];
-    for (int r = 0; r < ROWS; r++) valid[r] = r < count && indices[first + r] >= 0;
     for (int64_t c = 0; c < shape.channels; c++) {
+      prefetch(x + from.at[0] + c * strides.channel, strides.channel);
       load(x, from, c * strides.channel, value);
       const float* code = codes + c * ROWS;
       for (int r = 0; r < ROWS; r++) {
-        W target = valid[r] != 0 ? static_cast<W>(code[r]) : value[r];
-        W difference = valid[r] != 0 ? value[r] - static_cast<W>(code[r]) : 0;
+        W difference = value[r] - static_cast<W>(code[r]);
         error[r] += difference * difference;
-        result[r] = strength == 1 || valid[r] == 0 ? target : value[r] + strength * (target - value[r]);
       }
       if (c % 16 == 15 || c == shape.channels - 1)
         for (int r = 0; r < ROWS; r++) total[r] += error[r], error[r] = 0;
-      if (out) store(out, to, c * out_strides.channel, count, result);
+      if (!out) continue;
+      if (strength == 1)
+        for (int r = 0; r < ROWS; r++) result[r] = valid.lane[r] ? static_cast<W>(code[r]) : value[r];
+      else
+        for (int r = 0; r < ROWS; r++) {
+          W blend = value[r] + strength * (static_cast<W>(code[r]) - value[r]);
+          result[r] = valid.lane[r] ? blend : value[r];
+        }
+      store(out, to, c * out_strides.channel, count, result);
     }
-    std::copy(total, total + count, row_error + first);
+    for (int r = 0; r < count; r++) row_error[first + r] = valid.lane[r] ? total[r] : 0;
   }
 
   void run(int threads) const {
@@ -602,14 +676,14 @@ struct Backward {
     gather(codebook, shape.channels, indices + first, count, codes);
     const W factor = 2 * static_cast<W>(grad_error[sample]);
     W value[ROWS], passed[ROWS] = {}, result[ROWS];
-    bool valid[ROWS];
-    for (int r = 0; r < ROWS; r++) valid[r] = r < count && indices[first + r] >= 0;
+    const Valid<W> valid(indices + first, count);
     for (int64_t c = 0; c < shape.channels; c++) {
+      prefetch(x + from.at[0] + c * strides.channel, strides.channel);
       load(x, from, c * strides.channel, value);
       if (grad) load(grad, through, c * grad_strides.channel, passed);
       for (int r = 0; r < ROWS; r++) {
         W pull = factor * (value[r] - static_cast<W>(codes[c * ROWS + r]));
-        result[r] = (valid[r] ? pull : 0) + passed[r];
+        result[r] = (valid.lane[r] ? pull : 0) + passed[r];
       }
       store(out, to, c * out_strides.channel, count, result);
     }

@@ -1,8 +1,8 @@
 """Compiled C++ kernels for CPU tensors: `cpu_kernels.cpp`, built at first use and called through ctypes.
 
-The library is compiled for the processor it will run on, with the machine's own C++ compiler, in a few seconds; it is
-kept in ``$FQ_TOOLKIT_CACHE`` (default ``~/.cache/fq_toolkit``) under a name that changes with the source, the
-compiler and the processor.  Without a compiler the reference kernels take over.
+The library is compiled for the processor it will run on, with the machine's own C++ compiler, in a few
+seconds; it is kept in ``$FQ_TOOLKIT_CACHE`` (default ``~/.cache/fq_toolkit``) under a name that changes with
+the source, the compiler and the processor.  Without a compiler the reference kernels take over.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class _Forward(ctypes.Structure):
     """Mirrors ``ForwardArguments`` of the C++ source."""
 
     _fields_ = (
-        ("x", _Pointer), ("shape", _Sizes), ("strides", _Sizes), ("out_strides", _Sizes), ("codebook", _Pointer),
-        ("center", _Pointer), ("num_codes", ctypes.c_int64), ("mask", _Pointer), ("strength", ctypes.c_double),
-        ("out", _Pointer), ("indices", _Pointer), ("sq_error", _Pointer), ("counts", _Pointer), ("sums", _Pointer),
-        ("exact", ctypes.c_int32), ("threads", ctypes.c_int32),
+        ("x", _Pointer), ("shape", _Sizes), ("strides", _Sizes), ("out_strides", _Sizes), ("codebook",
+        _Pointer), ("center", _Pointer), ("num_codes", ctypes.c_int64), ("mask", _Pointer), ("strength",
+        ctypes.c_double), ("out", _Pointer), ("indices", _Pointer), ("sq_error", _Pointer), ("counts",
+        _Pointer), ("sums", _Pointer), ("exact", ctypes.c_int32), ("threads", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -49,8 +49,8 @@ class _Backward(ctypes.Structure):
     """Mirrors ``BackwardArguments`` of the C++ source."""
 
     _fields_ = (
-        ("x", _Pointer), ("shape", _Sizes), ("strides", _Sizes), ("grad_strides", _Sizes), ("out_strides", _Sizes),
-        ("codebook", _Pointer), ("indices", _Pointer), ("grad_error", _Pointer), ("grad", _Pointer),
+        ("x", _Pointer), ("shape", _Sizes), ("strides", _Sizes), ("grad_strides", _Sizes), ("out_strides",
+        _Sizes), ("codebook", _Pointer), ("indices", _Pointer), ("grad_error", _Pointer), ("grad", _Pointer),
         ("out", _Pointer), ("threads", ctypes.c_int32),
     )  # fmt: skip
 
@@ -88,6 +88,22 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="fq_toolkit-"))
 
 
+def _checksum(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _checksum_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _is_intact(library: Path) -> bool:
+    """Loading a damaged library would crash the process, so its checksum is looked at first."""
+    try:
+        return _checksum_file(library).read_text() == _checksum(library)
+    except OSError:
+        return False
+
+
 def _compile(compiler: str, target: Path) -> None:
     """Compile the source into ``target``, which appears complete or not at all."""
     # torch's own OpenMP runtime, so that both share one pool of threads.
@@ -103,17 +119,30 @@ def _compile(compiler: str, target: Path) -> None:
         objects, library = Path(folder) / "kernels.o", Path(folder) / target.name
         for compile_flags, link_flags in attempts:
             commands = (
-                [compiler, "-std=c++17", "-O3", "-fPIC", *compile_flags, "-c", str(_SOURCE), "-o", str(objects)],
+                [
+                    compiler,
+                    "-std=c++17",
+                    "-O3",
+                    "-fPIC",
+                    *compile_flags,
+                    "-c",
+                    str(_SOURCE),
+                    "-o",
+                    str(objects),
+                ],
                 [compiler, "-shared", str(objects), "-o", str(library), *link_flags],
             )
             try:
                 for command in commands:
-                    subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+                    subprocess.run(
+                        command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
+                    )
                 ctypes.CDLL(str(library))
             except (subprocess.CalledProcessError, OSError) as error:
                 message = getattr(error, "stderr", None) or str(error)
                 continue
             os.replace(library, target)
+            _checksum_file(target).write_text(_checksum(target))
             return
     raise _BuildError(f"{compiler} could not compile the kernels: {message.strip().splitlines()[-1:]}")
 
@@ -121,11 +150,13 @@ def _compile(compiler: str, target: Path) -> None:
 @functools.lru_cache
 def _library() -> ctypes.CDLL:
     compiler = _compiler()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     identity = "\0".join([_SOURCE.read_text(), version.stdout, _processor(), torch.__version__])
     name = f"cpu_kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     target = _cache_folder() / name
-    if not target.exists():
+    if not _is_intact(target):
         logger.info("compiling the CPU kernels with %s, once", compiler)
         _compile(compiler, target)
     library = ctypes.CDLL(str(target))
@@ -205,7 +236,9 @@ def quantize_forward(
     return out, indices, sq_error, counts, sums
 
 
-def quantize_backward(grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+def quantize_backward(
+    grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor
+) -> Tensor:
     """See `fq_toolkit.kernels.reference.quantize_backward`."""
     gradient = torch.empty_like(x)
     if gradient.numel() == 0:

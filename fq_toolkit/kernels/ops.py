@@ -1,14 +1,15 @@
 """The ops of the quantizer as `torch.library` custom ops, and the choice of the backend that runs them.
 
-========================  ==========================================================================================
-``quantize_forward``      nearest centroid, output, squared error per sample, per-code counts and sums
-``quantize_backward``     gradient of the features; differentiable again
-``ema_commit_``           one moving-average step of the dictionary, in place
-========================  ==========================================================================================
+====================  ===========================================================================
+``quantize_forward``  nearest centroid, output, squared error per sample, per-code counts and sums
+``quantize_backward`` gradient of the features; differentiable again
+``ema_commit_``       one moving-average step of the dictionary, in place
+====================  ===========================================================================
 
-`fq_toolkit.kernels.reference` defines what each computes and documents the arguments.  Three backends run them:
-``triton`` on CUDA tensors, ``native`` (compiled C++) on CPU tensors, and ``reference`` (plain torch) elsewhere.  The
-environment variable ``FQ_TOOLKIT_BACKEND`` overrides the choice; ``triton`` on a CPU needs ``TRITON_INTERPRET=1``.
+`fq_toolkit.kernels.reference` defines what each computes and documents the arguments.  Three backends run
+them: ``triton`` on CUDA tensors, ``native`` (compiled C++) on CPU tensors, and ``reference`` (plain torch)
+elsewhere.  The environment variable ``FQ_TOOLKIT_BACKEND`` overrides the choice; ``triton`` on a CPU needs
+``TRITON_INTERPRET=1``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _triton_problem(device_type: str, interpreting: bool) -> str | None:
         return f"triton cannot be imported ({type(error).__name__}: {error})"
     if device_type == "cuda" or interpreting:
         return None
-    return f"needs CUDA tensors, not {device_type} (TRITON_INTERPRET=1 runs the kernels slowly on the CPU, for tests)"
+    return f"needs CUDA tensors, not {device_type} (TRITON_INTERPRET=1 runs it slowly on the CPU, for tests)"
 
 
 def _problem(backend: str, device_type: str) -> str | None:
@@ -58,7 +59,9 @@ def _problem(backend: str, device_type: str) -> str | None:
 def _choose(device_type: str, wanted: str, interpreting: bool) -> str:
     if wanted:
         if wanted not in BACKENDS:
-            raise ValueError(f"FQ_TOOLKIT_BACKEND={wanted!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+            raise ValueError(
+                f"FQ_TOOLKIT_BACKEND={wanted!r} is not a backend; choose one of {', '.join(BACKENDS)}"
+            )
         problem = _problem(wanted, device_type)
         if problem:
             raise RuntimeError(f"FQ_TOOLKIT_BACKEND={wanted} cannot run here: {problem}")
@@ -102,7 +105,9 @@ def _quantize_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     backend = select_backend(x)
     if backend == "triton":
-        out, indices, row_error = _triton("lookup").lookup(x, codebook, center, mask, strength, with_output, exact)
+        out, indices, row_error = _triton("lookup").lookup(
+            x, codebook, center, mask, strength, with_output, exact
+        )
         sq_error, counts, sums = _triton("segment_sums").segment_sums(
             x, indices, row_error, codebook.shape[0], with_sums
         )
@@ -174,7 +179,18 @@ def ema_commit_(
     else:
         run = native.ema_commit_ if backend == "native" else reference.ema_commit_
     run(
-        codebook, ema_counts, ema_sums, center, num_updates, counts, sums, candidates, decay, eps, debias, revive
+        codebook,
+        ema_counts,
+        ema_sums,
+        center,
+        num_updates,
+        counts,
+        sums,
+        candidates,
+        decay,
+        eps,
+        debias,
+        revive,
     )
 
 
@@ -202,13 +218,17 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     ctx.set_materialize_grads(False)
 
 
-def _forward_gradient(ctx: Any, grad_out: Tensor | None, _indices: Any, grad_error: Tensor | None, *_: Any) -> Any:
+def _forward_gradient(
+    ctx: Any, grad_out: Tensor | None, _indices: Any, grad_error: Tensor | None, *_: Any
+) -> Any:
     x, codebook, indices = ctx.saved_tensors
     if grad_error is None:
         gradient = grad_out  # straight through, and nothing else
     else:
         absent = grad_out is None or (grad_out.numel() == 0 and x.numel() > 0)
-        gradient = _quantize_backward(x.new_empty(0) if absent else grad_out, grad_error, x, codebook, indices)
+        gradient = _quantize_backward(
+            x.new_empty(0) if absent else grad_out, grad_error, x, codebook, indices
+        )
     return gradient, None, None, None, None, None, None, None
 
 
@@ -222,7 +242,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_gradient(ctx: Any, grad: Tensor) -> Any:
-    """Second order, in plain torch so that every higher order follows: penalties on gradients are rare and small."""
+    """Second order, in plain torch so that every higher order follows."""
     grad_error, x, codebook, indices = ctx.saved_tensors
     batch, _, height, width = x.shape
     working = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -257,14 +277,18 @@ def quantize_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Look up every row; see `fq_toolkit.kernels.reference.quantize_forward` for arguments and results.
 
-    The output and the squared error are differentiable with respect to ``x``, to any order.  While a graph is being
-    exported the same arithmetic runs as plain, traceable torch.
+    The output and the squared error are differentiable with respect to ``x``, to any order.  While a graph is
+    being exported the same arithmetic runs as plain, traceable torch.
     """
     if torch.compiler.is_exporting():
-        return reference.quantize_forward_traceable(x, codebook, center, mask, strength, with_output, with_sums, exact)
+        return reference.quantize_forward_traceable(
+            x, codebook, center, mask, strength, with_output, with_sums, exact
+        )
     return _quantize_forward(x, codebook, center, mask, strength, with_output, with_sums, exact)
 
 
-def quantize_backward(grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
-    """Gradient of the features; see `fq_toolkit.kernels.reference.quantize_backward`. Differentiable again."""
+def quantize_backward(
+    grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor
+) -> Tensor:
+    """Gradient of the features, differentiable; see `fq_toolkit.kernels.reference.quantize_backward`."""
     return _quantize_backward(grad_out, grad_error, x, codebook, indices)

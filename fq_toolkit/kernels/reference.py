@@ -1,20 +1,23 @@
 """The definition of every op in plain torch.
 
-This file is the oracle of the fused kernels, the path taken where no fused kernel can run, and the place to read what
-the layer computes.  It works through the rows in chunks, so that no N x K array ever exists.
+This file is the oracle of the fused kernels, the path taken where no fused kernel can run, and the place to
+read what the layer computes.  It works through the rows in chunks, so that no N x K array ever exists.
 
-Features are a four-dimensional view ``x`` of shape ``(B, C, P, Q)`` with any strides: batch, channel, two position
-axes.  Row ``n = (b * P + p) * Q + q`` is the vector ``x[b, :, p, q]``; there are ``N = B * P * Q`` rows.
+Features are a four-dimensional view ``x`` of shape ``(B, C, P, Q)`` with any strides: batch, channel, two
+position axes.  Row ``n = (b * P + p) * Q + q`` is the vector ``x[b, :, p, q]``; there are ``N = B * P * Q``
+rows.
 
 The nearest centroid of a row is defined by float64 direct differences, summed in channel order::
 
-    dist(n, k) = sum_c (x[n, c] - codebook[k, c])^2          index(n) = argmin_k dist(n, k), the lowest k on ties
+    dist(n, k) = sum_c (x[n, c] - codebook[k, c])^2
+    index(n) = argmin_k dist(n, k), the lowest k on ties
 
-Computing it that way for every pair is slow, so a coarse pass scores ``|c'|^2 / 2 - <x', c'>`` on centred vectors
-together with a radius that bounds its own rounding error, and only codes whose interval reaches below the best upper
-bound are compared by ``dist``.
+Computing it that way for every pair is slow, so a coarse pass scores ``|c'|^2 / 2 - <x', c'>`` on centred
+vectors together with a radius that bounds its own rounding error, and only codes whose interval reaches below
+the best upper bound are compared by ``dist``.
 
-Source: "Feature Quantization Improves GAN Training", arXiv 2004.02088, section 3.2 (lookup, loss and EMA dictionary).
+Source: "Feature Quantization Improves GAN Training", arXiv 2004.02088, section 3.2 (lookup, loss and EMA
+dictionary).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ _UNIT = 2.0**-53
 
 
 def row_chunks(x: Tensor, num_codes: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield ``(start, stop, rows)`` with ``rows`` a ``(stop - start, C)`` copy of a stretch of rows of ``x``."""
+    """Yield ``(start, stop, rows)``, the rows of one stretch of ``x`` as a ``(stop - start, C)`` copy."""
     batch, channels, height, width = x.shape
     total = batch * height * width
     step = max(1, _CHUNK_ELEMENTS // max(num_codes, channels, 1))
@@ -78,8 +81,9 @@ def nearest_code(rows: Tensor, codebook: Tensor, center: Tensor, exact: bool) ->
     scores = torch.where(live, scores, torch.full_like(scores, float("inf")))
     best = scores.argmin(dim=1)
     if exact:
-        # One radius covers both the rounding of the scores and that of `direct_distances`: each is at most
-        # (C + 3) u (|x'| + |c'|)^2 up to second-order terms, and underflow adds less than C times the smallest normal.
+        # One radius covers both the rounding of the scores and that of `direct_distances`: each is at most (C
+        # + 3) u (|x'| + |c'|)^2 up to second-order terms, and underflow adds less than C times the smallest
+        # normal.
         channels = rows.shape[1]
         reach = centred_rows.square().sum(dim=1, keepdim=True).sqrt() + (2 * half_norms).sqrt()
         radius = 4 * (channels + 8) * _UNIT * reach.square() + channels * torch.finfo(torch.float64).tiny
@@ -122,8 +126,9 @@ def quantize_forward(
 
     Returns:
         ``(out, indices, sq_error, counts, sums)``: features like ``x``; ``(N,)`` int32, `NONFINITE_ROW` and
-        `MASKED_ROW` for rows left alone; ``(B,)`` float32, the squared error of a sample summed over its valid rows;
-        ``(K,)`` int64; ``(K, C)`` float32, the per-code sums of the valid rows, added in row order.
+        `MASKED_ROW` for rows left alone; ``(B,)`` float32, the squared error of a sample summed over its
+        valid rows; ``(K,)`` int64; ``(K, C)`` float32, the per-code sums of the valid rows, added in row
+        order.
     """
     batch, channels, height, width = x.shape
     num_codes = codebook.shape[0]
@@ -147,7 +152,8 @@ def quantize_forward(
         row_error[start:stop] = torch.where(valid, error, torch.zeros_like(error))
         if with_sums:
             kept = valid.nonzero().squeeze(1)
-            # index_put_ with accumulation adds in row order, also on CUDA, where index_add_ would use float atomics.
+            # index_put_ with accumulation adds in row order, also on CUDA, where index_add_ would use float
+            # atomics.
             sums.index_put_((index[kept],), safe[kept].double(), accumulate=True)
         if with_output:
             blended = rows.to(working) + strength * (quantized.to(working) - rows.to(working))
@@ -173,8 +179,8 @@ def quantize_forward_traceable(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`quantize_forward` without data-dependent shapes or loops, for `torch.export` and ONNX.
 
-    The scores of all rows exist at once here, as an exported graph has no way to bound them; ``exact`` scores in
-    float64 without re-scoring, so only distances that agree to 15 digits can be told apart differently.
+    The scores of all rows exist at once here, as an exported graph has no way to bound them; ``exact`` scores
+    in float64 without re-scoring, so only distances that agree to 15 digits can be told apart differently.
     """
     batch, channels, height, width = x.shape
     num_codes = codebook.shape[0]
@@ -198,15 +204,20 @@ def quantize_forward_traceable(
     counts = chosen.sum(dim=0)
     sums = chosen.to(working).t() @ safe.to(working) if with_sums else wide.new_zeros(0, channels)
     target = quantized.to(working) if strength == 1.0 else safe.to(working) - strength * residual
-    out = torch.where(valid, target.to(x.dtype), rows).view(batch, height, width, channels).permute(0, 3, 1, 2)
+    out = (
+        torch.where(valid, target.to(x.dtype), rows).view(batch, height, width, channels).permute(0, 3, 1, 2)
+    )
     return out if with_output else x.new_zeros(0), index.to(torch.int32), sq_error, counts, sums.float()
 
 
-def quantize_backward(grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+def quantize_backward(
+    grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor
+) -> Tensor:
     """Gradient of `quantize_forward` with respect to ``x``.
 
-    ``dx = grad_out + 2 * grad_error[b] * (x - q)`` for valid rows and ``grad_out`` for the others: the output passes
-    its gradient straight through whatever the strength, and the squared error treats ``q`` as a constant.
+    ``dx = grad_out + 2 * grad_error[b] * (x - q)`` for valid rows and ``grad_out`` for the others: the output
+    passes its gradient straight through whatever the strength, and the squared error treats ``q`` as a
+    constant.
 
     Args:
         grad_out: like ``x`` with any strides, or of shape ``(0,)`` for zero.
@@ -218,7 +229,7 @@ def quantize_backward(grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook:
     Returns:
         The gradient, with the shape and dtype of ``x``.
     """
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     working = torch.float64 if x.dtype == torch.float64 else torch.float32
     gradient = torch.empty_like(x)
     if indices.numel() == 0:
@@ -253,15 +264,15 @@ def ema_commit_(
 ) -> None:
     """Move the dictionary towards the batch, in place.
 
-    With ``n`` the moving counts, ``m`` the moving sums and ``l`` the decay (paper, equation 6, and the smoothing of
-    the released code)::
+    With ``n`` the moving counts, ``m`` the moving sums and ``l`` the decay (paper, equation 6, and the
+    smoothing of the released code)::
 
         n <- l n + (1 - l) counts        m <- l m + (1 - l) sums
         E = m / ((n + eps) / (sum(n) + K eps) * sum(n))
 
-    With ``debias`` both are divided by ``1 - l^t`` before ``E`` is formed.  A code whose (debiased) count falls below
-    ``revive`` restarts from its candidate row with ``n = 1`` and ``m = E = candidate``.  A batch without a single
-    valid row changes nothing.  Everything happens without a look at a value from the host.
+    With ``debias`` both are divided by ``1 - l^t`` before ``E`` is formed.  A code whose (debiased) count
+    falls below ``revive`` restarts from its candidate row with ``n = 1`` and ``m = E = candidate``.  A batch
+    without a single valid row changes nothing.  Everything happens without a look at a value from the host.
 
     Args:
         codebook: ``(K, C)`` float32, changed.
