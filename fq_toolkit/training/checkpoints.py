@@ -74,16 +74,15 @@ class Checkpoints:
             "sha256": hashlib.sha256(payload).hexdigest(),
             "state": rest,
         }
-        replaced = json_path.exists()
+        if json_path.exists():  # replacing two files cannot be atomic, and no trainer saves a step twice
+            raise RunError(f"{self.folder} already has a checkpoint of step {step}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(tensor_path, payload)
             write_atomic(json_path, json.dumps(record).encode())
         except (OSError, RunError) as error:
-            if not replaced:  # tensors without their JSON are no checkpoint
-                with suppress(OSError):
-                    tensor_path.unlink()
-            kept = [s for s in self.steps() if s != step]
+            self._remove(step)
+            kept = self.steps()
             safe = (
                 f"The checkpoint of step {kept[-1]} is intact." if kept else "There is no earlier checkpoint."
             )
@@ -92,12 +91,15 @@ class Checkpoints:
         return tensor_path
 
     def _prune(self) -> None:
-        """Remove all but the newest ``keep`` checkpoints, JSON first: without it there is none."""
+        """Remove all but the newest ``keep`` checkpoints."""
         for step in self.steps()[: -max(1, self.keep)]:
-            tensor_path, json_path = self._paths(step)
-            for path in (json_path, tensor_path):
-                with suppress(OSError):
-                    path.unlink()
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        """Remove what there is of a checkpoint, JSON first: without it there is none."""
+        for path in reversed(self._paths(step)):
+            with suppress(OSError):
+                path.unlink()
 
     def load(self, step: int | None = None) -> Checkpoint:
         """Read and verify one checkpoint.

@@ -32,6 +32,8 @@ def pack(state: Any) -> tuple[dict[str, Tensor], Any]:
     def visit(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
             name = path or "value"
+            while name in tensors:  # {"a/b": ...} beside {"a": {"b": ...}}
+                name += "+"
             copy = torch.empty(value.shape, dtype=value.dtype)
             tensors[name] = copy.copy_(value.detach())
             return {_TENSOR: name}

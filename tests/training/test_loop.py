@@ -1,0 +1,161 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fq_toolkit.training.errors import DivergedError, RunError
+from fq_toolkit.training.loop import LoopResult, Schedule, run_loop
+from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
+from fq_toolkit.training.progress import SilentReporter
+from fq_toolkit.training.run_folder import RunFolder
+
+
+class Walk:
+    """A random walk: as a task as small as it gets."""
+
+    def __init__(self, bad_step: int | None = None) -> None:
+        self.place = torch.zeros(3)
+        self.bad_step = bad_step
+        self.evaluations: list[int] = []
+        self.steps = 0
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        self.steps += 1
+        self.place += torch.randn(3)
+        if step == self.bad_step:
+            self.place[0] = float("nan")
+        return {"loss/x": self.place.sum()}
+
+    def gauges(self) -> dict[str, float]:
+        return {"usage/x": 0.5}
+
+    def evaluate(self) -> dict[str, float]:
+        self.evaluations.append(self.steps)
+        return {"fid/x": float(self.place.norm())}
+
+    def is_finite(self) -> bool:
+        return bool(self.place.isfinite().all())
+
+    def state(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.place.copy_(state["place"])
+
+
+def go(task: Walk, path: Path, *, steps: int = 20, resume: bool = False, **options: Any) -> LoopResult:
+    run = RunFolder(path)
+    path.mkdir(exist_ok=True)
+    if not resume:
+        torch.manual_seed(0)
+    return run_loop(
+        task,
+        accelerator=Accelerator(cpu=True),
+        run=run,
+        metrics=MetricsLog(run.metrics, ["seconds", "loss/x", "usage/x", "fid/x"]),
+        schedule=Schedule(
+            steps,
+            options.pop("log_every", 5),
+            options.pop("checkpoint_every", 10),
+            options.pop("evaluate_every", 0),
+        ),
+        reporter=SilentReporter(),
+        keep_checkpoints=2,
+        resume=resume,
+        **options,
+    )
+
+
+def test_the_last_step_logs_saves_and_evaluates(tmp_path: Path) -> None:
+    task = Walk()
+    result = go(task, tmp_path, steps=13, log_every=5, checkpoint_every=0)
+    assert result.step == 13
+    assert result.signal is None
+    assert result.evaluation == {"fid/x": float(task.place.norm())}
+    assert RunFolder(tmp_path).checkpoints().steps() == [13]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [5, 10, 13]
+
+
+def test_means_are_over_the_steps_since_the_last_row(tmp_path: Path) -> None:
+    values = []
+
+    class Recorded(Walk):
+        def step(self, step: int) -> dict[str, Tensor]:
+            result = super().step(step)
+            values.append(float(result["loss/x"]))
+            return result
+
+    go(Recorded(), tmp_path, steps=10, log_every=4, checkpoint_every=5)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    expected = [sum(values[a:b]) / (b - a) for a, b in ((0, 4), (4, 8), (8, 10))]
+    assert [row["loss/x"] for row in rows] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 10, 19])
+def test_stopping_and_going_on_changes_nothing(tmp_path: Path, stop: int) -> None:
+    straight, first, second = Walk(), Walk(), Walk()
+    go(straight, tmp_path / "a")
+    stopped = go(first, tmp_path / "b", stop_after=stop)
+    assert stopped.step == stop
+    assert stopped.evaluation == {}
+    torch.manual_seed(123)
+    go(second, tmp_path / "b", resume=True)
+    assert torch.equal(straight.place, second.place)
+    assert first.steps + second.steps == 20
+
+
+def test_how_often_one_looks_changes_nothing(tmp_path: Path) -> None:
+    one, other = Walk(), Walk()
+    go(one, tmp_path / "a", log_every=1, checkpoint_every=1, evaluate_every=3)
+    go(other, tmp_path / "b", log_every=20, checkpoint_every=0)
+    assert torch.equal(one.place, other.place)
+    assert one.evaluations == [3, 6, 9, 12, 15, 18, 20]
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    straight, again = Walk(), Walk()
+    go(straight, tmp_path / "a", steps=20)
+    go(Walk(), tmp_path / "b", steps=8)
+    go(again, tmp_path / "b", steps=20, resume=True)
+    assert torch.equal(straight.place, again.place)
+    with pytest.raises(RunError, match="has done 20 steps, more than the 8"):
+        go(Walk(), tmp_path / "b", steps=8, resume=True)
+    assert go(Walk(), tmp_path / "b", steps=20, resume=True).evaluation  # nothing to do but to look
+
+
+@pytest.mark.parametrize("bad_step", [0, 9, 13, 19])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad_step: int) -> None:
+    with pytest.raises(DivergedError, match="loss/x is not finite at step") as caught:
+        go(Walk(bad_step), tmp_path)
+    kept = RunFolder(tmp_path).checkpoints().steps()
+    if bad_step < 10:
+        assert kept == []
+        assert "No checkpoint had been saved" in str(caught.value)
+    else:
+        assert kept == [10]
+        assert "checkpoint of step 10" in str(caught.value)
+        assert RunFolder(tmp_path).checkpoints().load().state["task"]["place"].isfinite().all()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    class Quiet(Walk):
+        def step(self, step: int) -> dict[str, Tensor]:
+            super().step(step)
+            return {"loss/x": torch.zeros(())}
+
+    with pytest.raises(DivergedError, match="a weight is not finite at step 20"):
+        go(Quiet(bad_step=15), tmp_path)
+    assert RunFolder(tmp_path).checkpoints().steps() == [10]
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    go(Walk(), tmp_path, steps=5)
+    checkpoints = RunFolder(tmp_path).checkpoints()
+    _, saved = checkpoints.load()
+    checkpoints.save(6, saved | {"num_processes": 4})
+    with pytest.raises(RunError, match="trained by 4 processes and cannot go on with 1"):
+        go(Walk(), tmp_path, resume=True)
