@@ -1,0 +1,194 @@
+"""One moving-average step of the dictionary, in place, in one launch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fq_toolkit.kernels.launch import LaunchConfig, device_capability, launch_config
+
+_SCAN = 1024  # counts that a program adds up at a time
+
+
+@triton.jit
+def _commit_kernel(
+    codebook,
+    ema_counts,
+    ema_sums,
+    center,
+    num_updates,
+    old_counts,
+    old_updates,
+    counts,
+    sums,
+    candidates,
+    num_codes,
+    code_programs,
+    decay,
+    rest,
+    log_decay,
+    eps,
+    slots_eps,
+    revive,
+    DIM: tl.constexpr,
+    SCAN: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DEBIAS: tl.constexpr,
+    REVIVE: tl.constexpr,
+):
+    """n <- l n + (1 - l) counts, m <- l m + (1 - l) sums, E = m / ((n + eps) / (sum n + K eps) sum n).
+
+    The first `code_programs` programs own `BLOCK_K` codes each, the others `BLOCK_D` channels of the centre.  Every
+    program needs the sum of all n, and recomputes it in the same order from a copy of the old counts, as other
+    programs already overwrite the counts; everything else that a program changes, it alone reads.
+    """
+    pid = tl.program_id(0)
+    o_scan = tl.arange(0, SCAN)
+    scale = 1.0
+    if DEBIAS:
+        t = tl.load(old_updates).to(tl.float64) + 1.0
+        scale = (1.0 / (1.0 - tl.exp(t * log_decay))).to(tl.float32)
+    b_rows = tl.zeros([SCAN], tl.float64)
+    b_total = tl.zeros([SCAN], tl.float64)
+    for i_k in range(0, num_codes, SCAN):
+        m_scan = i_k + o_scan < num_codes
+        b_new = tl.load(counts + i_k + o_scan, mask=m_scan, other=0)
+        b_old = tl.load(old_counts + i_k + o_scan, mask=m_scan, other=0.0)
+        b_rows += b_new.to(tl.float64)
+        b_total += ((decay * b_old + rest * b_new.to(tl.float32)) * scale).to(tl.float64)
+    rows = tl.sum(b_rows, axis=0)
+    total = tl.sum(b_total, axis=0).to(tl.float32)
+
+    if pid < code_programs:
+        k = pid * BLOCK_K + tl.arange(0, BLOCK_K)
+        m_k = k < num_codes
+        m_write = m_k & (tl.full([BLOCK_K], rows, tl.float64) > 0)
+        b_old = tl.load(old_counts + k, mask=m_k, other=0.0)
+        b_number = decay * b_old + rest * tl.load(counts + k, mask=m_k, other=0).to(tl.float32)
+        b_seen = b_number * scale
+        b_smoothed = tl.div_rn(b_seen + eps, total + slots_eps) * total
+        p_row = k.to(tl.int64)[:, None] * DIM
+        b_bad = tl.zeros([BLOCK_K], tl.int32)
+        if REVIVE:
+            for i_d in range(0, DIM, BLOCK_D):
+                d = i_d + tl.arange(0, BLOCK_D)
+                m_tile = m_k[:, None] & (d < DIM)[None, :]
+                b_candidate = tl.load(candidates + p_row + d[None, :], mask=m_tile, other=0.0)
+                b_bad += tl.sum((tl.abs(b_candidate) < float("inf")).to(tl.int32) ^ 1, axis=1)
+            restart = (b_seen < revive) & (b_bad == 0)
+            b_number = tl.where(restart, 1.0, b_number)
+        for i_d in range(0, DIM, BLOCK_D):
+            d = i_d + tl.arange(0, BLOCK_D)
+            m_tile = m_write[:, None] & (d < DIM)[None, :]
+            b_sum = tl.load(ema_sums + p_row + d[None, :], mask=m_tile, other=0.0)
+            b_sum = decay * b_sum + rest * tl.load(sums + p_row + d[None, :], mask=m_tile, other=0.0)
+            b_code = tl.div_rn(b_sum * scale, tl.broadcast_to(b_smoothed[:, None], [BLOCK_K, BLOCK_D]))
+            if REVIVE:
+                b_candidate = tl.load(candidates + p_row + d[None, :], mask=m_tile, other=0.0)
+                b_sum = tl.where(restart[:, None], b_candidate, b_sum)
+                b_code = tl.where(restart[:, None], b_candidate, b_code)
+            tl.store(ema_sums + p_row + d[None, :], b_sum, mask=m_tile)
+            tl.store(codebook + p_row + d[None, :], b_code, mask=m_tile)
+        tl.store(ema_counts + k, b_number, mask=m_write)
+    else:
+        d = (pid - code_programs) * BLOCK_D + tl.arange(0, BLOCK_D)
+        m_d = (d < DIM) & (tl.full([BLOCK_D], rows, tl.float64) > 0)
+        b_column = tl.zeros([BLOCK_D], tl.float64)
+        for i_k in range(0, num_codes, BLOCK_K):
+            k = i_k + tl.arange(0, BLOCK_K)
+            m_tile = (k < num_codes)[:, None] & m_d[None, :]
+            b_sum = tl.load(sums + k.to(tl.int64)[:, None] * DIM + d[None, :], mask=m_tile, other=0.0)
+            b_column += tl.sum(b_sum.to(tl.float64), axis=0)
+        b_mean = (b_column / tl.maximum(rows, 1.0)).to(tl.float32)
+        b_center = tl.load(center + d, mask=m_d, other=0.0)
+        tl.store(center + d, decay * b_center + rest * b_mean, mask=m_d)
+        if pid == code_programs:
+            tl.store(num_updates, tl.load(old_updates) + (rows > 0).to(tl.int64))
+
+
+def ema_commit_(
+    codebook: Tensor,
+    ema_counts: Tensor,
+    ema_sums: Tensor,
+    center: Tensor,
+    num_updates: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    candidates: Tensor | None,
+    decay: float,
+    eps: float,
+    debias: bool,
+    revive: float,
+    *,
+    config: LaunchConfig | None = None,
+) -> None:
+    """Move the dictionary towards the batch; the Triton form of `fq_toolkit.kernels.reference.ema_commit_`.
+
+    Nothing is read back to the host.  One launch, after copies of the ``(K,)`` counts and of the number of updates.
+
+    Args:
+        codebook: ``(K, C)`` float32, changed.
+        ema_counts: ``(K,)`` float32, changed.
+        ema_sums: ``(K, C)`` float32, changed.
+        center: ``(C,)`` float32, changed.
+        num_updates: int64 scalar, changed.
+        counts: ``(K,)``, int64 or float32.
+        sums: ``(K, C)`` float32.
+        candidates: ``(K, C)`` float32 or None; a row with a NaN is no candidate.
+        decay: the decay l in [0, 1).
+        eps: the smoothing constant.
+        debias: divide by ``1 - l^t`` before the codes are formed.
+        revive: threshold on the moving counts; 0 or less never revives.
+        config: another launch than the one in the table, for tests and measurements.
+
+    Raises:
+        ValueError: if a changed tensor is not contiguous.
+    """
+    changed = {"codebook": codebook, "ema_counts": ema_counts, "ema_sums": ema_sums, "center": center}
+    for name, tensor in changed.items():
+        if not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} is changed in place and must be contiguous, got shape {tuple(tensor.shape)} with strides "
+                f"{tensor.stride()}; pass {name}.contiguous() and copy the result back"
+            )
+    num_codes, dim = codebook.shape
+    config = config or launch_config(
+        "commit", 0, num_codes, dim, codebook.dtype, device_capability(codebook)
+    )
+    code_programs = triton.cdiv(num_codes, config.block_k)
+    revives = candidates is not None and revive > 0
+    with torch.cuda.device_of(codebook):
+        _commit_kernel[(code_programs + triton.cdiv(dim, config.block_d),)](
+            codebook,
+            ema_counts,
+            ema_sums,
+            center,
+            num_updates,
+            ema_counts.clone(),
+            num_updates.clone() if debias else num_updates,
+            counts.contiguous(),
+            sums.contiguous(),
+            candidates.contiguous() if candidates is not None and revives else sums,
+            num_codes,
+            code_programs,
+            decay,
+            1 - decay,
+            math.log(decay) if decay > 0 else -math.inf,
+            eps,
+            num_codes * eps,
+            revive,
+            DIM=dim,
+            SCAN=_SCAN,
+            BLOCK_K=config.block_k,
+            BLOCK_D=config.block_d,
+            DEBIAS=debias,
+            REVIVE=revives,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            enable_fp_fusion=False,
+        )

@@ -1,0 +1,301 @@
+"""Per-code counts and sums and per-sample errors, bitwise repeatable: no float atomics, no sort.
+
+A program owns a stretch of rows, a tile of codes and a tile of channels.  It reads the indices of its stretch, writes
+the positions of the rows that belong to its codes, in ascending order, to a small list of its own, and then gathers
+those rows, `BLOCK_N` at a time, into its sums by a product with a one-hot matrix.  The product is exact: a one-hot
+operand and the pieces of 11 bits that a float32 value is cut into are tensor-core numbers, and only the running sums
+round, with compensation.  Every order is fixed by the shape of the input.
+
+Why this and not something else, for a device with 132 multiprocessors, 67 TFLOP/s of float32, 495 of TF32, 3.3 TB/s
+of memory and 5.5 TB/s of L2 cache, N = 32768 rows, C = 256 channels and K = 1024 codes; estimates, not measured:
+
+* Reading the rows once is 34 MB or 10 us, the floor.
+* A plain one-hot product costs 2 N K C per piece, as much as the lookup (150 us in three pieces).  With the list the
+  factor K becomes the 64 codes of a tile: 9 us, beside the gather of 34 MB.
+* The indices are read once per tile of codes and channels, N (K/64) (C/64) 4 bytes = 8 MB from the L2 cache, and
+  compared with N K C / 64^2 operations: together below 5 us up to K = 16384.
+* A sort (counting or radix) reads and writes less for very large K but takes four or more launches, each 3-5 us,
+  where this takes one, or two when the rows are split (more than 4096 rows and a small dictionary).
+* Integer atomics on fixed-point values would be repeatable, but need the range of the data beforehand.
+
+CUDA C++ could keep the list in shared memory, rank rows with warp votes and skip the trip through the L2 cache; that
+should gain some 20-30 % of this kernel, itself a fraction of the lookup.  It would add a compiler to the installation
+and code for each generation of devices, for a gain that nobody has measured: it is not shipped.
+
+When all rows fall on a few codes, the programs of those codes do most of the work: up to the number of code tiles
+times slower than balanced codes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fq_toolkit.kernels.launch import LaunchConfig, device_capability, launch_config
+from fq_toolkit.kernels.rows_triton import row_geometry, row_offset
+
+_CHUNK = 1024  # indices that a program looks through at a time
+_ROWS_PER_SPLIT = 4096
+_PROGRAMS = 1024  # about as many as run at once on a large device
+_PARTIAL_ELEMENTS = 1 << 21  # 8 MiB of float32 partial sums
+
+
+@triton.jit
+def _add_compensated(total, lost, value):
+    """Two-sum: ``total + value`` with what the rounding lost added to ``lost``."""
+    grown = total - value
+    back = grown - total
+    return grown, lost + ((total - (grown - back)) - (value + back))
+
+
+@triton.jit
+def _subtract_pieces(total, lost, b_minus, b_x, EXACT_IN_TF32: tl.constexpr, DOT: tl.constexpr):
+    """``total`` minus the product of ``b_minus`` (entries 0 and -1) with ``b_x``, exact up to the compensated sums."""
+    if EXACT_IN_TF32:
+        return _add_compensated(total, lost, tl.dot(b_minus, b_x, input_precision=DOT))
+    else:
+        b_high = (b_x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        b_rest = b_x - b_high
+        b_middle = (b_rest.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        total, lost = _add_compensated(total, lost, tl.dot(b_minus, b_high, input_precision=DOT))
+        small = tl.dot(b_minus, b_middle, input_precision=DOT)
+        small = tl.dot(b_minus, b_rest - b_middle, acc=small, input_precision=DOT)
+        return _add_compensated(total, lost, small)
+
+
+@triton.jit(do_not_specialize=["num_rows", "rows_per_split", "batch"])
+def _segment_kernel(
+    x,
+    indices,
+    row_error,
+    positions,
+    counts,
+    sums,
+    sq_error,
+    num_rows,
+    rows_per_split,
+    batch,
+    rows_per_sample,
+    num_codes,
+    code_tiles,
+    channel_tiles,
+    main_programs,
+    size_p,
+    size_q,
+    x_b,
+    x_c,
+    x_p,
+    x_q,
+    DIM: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    SPAN: tl.constexpr,
+    EXACT_IN_TF32: tl.constexpr,
+    DOT: tl.constexpr,
+    WITH_SUMS: tl.constexpr,
+):
+    """counts[k] = #{n : i(n) = k}, sums[k] = sum of x_n over i(n) = k, sq_error[b] = sum of row_error over sample b.
+
+    The first `main_programs` programs do counts and sums, into the part of their split of the rows; the others add up
+    the errors of `SAMPLES` samples, `SPAN` positions at a time, in float64.
+    """
+    pid = tl.program_id(0)
+    if pid >= main_programs:
+        b = (pid - main_programs).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
+        o_s = tl.arange(0, SPAN)
+        b_error = tl.zeros([SAMPLES, SPAN], tl.float64)
+        for i_s in range(0, rows_per_sample, SPAN):
+            m_error = (b[:, None] < batch) & (i_s + o_s[None, :] < rows_per_sample)
+            p_error = row_error + b[:, None] * rows_per_sample + i_s + o_s[None, :]
+            b_error += tl.load(p_error, mask=m_error, other=0.0).to(tl.float64)
+        tl.store(sq_error + b, tl.sum(b_error, axis=1).to(tl.float32), mask=b < batch)
+    else:
+        i_channel = pid % channel_tiles
+        i_code = (pid // channel_tiles) % code_tiles
+        i_split = (pid // channel_tiles) // code_tiles
+        o_chunk = tl.arange(0, CHUNK)
+        o_n = tl.arange(0, BLOCK_N)
+        k = i_code * BLOCK_K + tl.arange(0, BLOCK_K)
+        d = i_channel * BLOCK_D + tl.arange(0, BLOCK_D)
+        p_list = positions + pid.to(tl.int64) * CHUNK
+        start = i_split.to(tl.int64) * rows_per_split
+        stop = tl.minimum(start + rows_per_split, num_rows)
+        b_count = tl.zeros([BLOCK_K], tl.int64)
+        total = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+        lost = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+        for i_n in range(start, stop, CHUNK):
+            n = i_n + o_chunk
+            b_index = tl.load(indices + n, mask=n < stop, other=-1)
+            m_mine = (b_index >= i_code * BLOCK_K) & (b_index < (i_code + 1) * BLOCK_K)
+            b_mine = m_mine.to(tl.int32)
+            b_place = tl.cumsum(b_mine, axis=0) - b_mine
+            tl.debug_barrier()  # nobody still reads the list of the previous chunk
+            tl.store(p_list + b_place, o_chunk, mask=m_mine)
+            tl.debug_barrier()  # the list is complete
+            mine = tl.sum(b_mine, axis=0)
+            for i_list in tl.range(0, mine, BLOCK_N, num_stages=1):
+                m_n = i_list + o_n < mine
+                row = i_n + tl.load(p_list + i_list + o_n, mask=m_n, other=0)
+                b_code = tl.load(indices + row, mask=m_n, other=-1)
+                m_hit = b_code[None, :] == k[:, None]
+                b_count += tl.sum(m_hit.to(tl.int32), axis=1).to(tl.int64)
+                if WITH_SUMS:
+                    p_x = x + row_offset(row, size_p, size_q, x_b, x_p, x_q)
+                    m_x = m_n[:, None] & (d < DIM)[None, :]
+                    b_x = tl.load(p_x[:, None] + d.to(tl.int64)[None, :] * x_c, mask=m_x, other=0.0).to(tl.float32)
+                    b_minus = tl.where(m_hit, -1.0, 0.0)
+                    total, lost = _subtract_pieces(total, lost, b_minus, b_x, EXACT_IN_TF32, DOT)
+        m_k = k < num_codes
+        part = i_split.to(tl.int64) * num_codes + k
+        if i_channel == 0:
+            tl.store(counts + part, b_count, mask=m_k)
+        if WITH_SUMS:
+            m_sums = m_k[:, None] & (d < DIM)[None, :]
+            tl.store(sums + part[:, None] * DIM + d[None, :], total + lost, mask=m_sums)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _reduce_kernel(
+    partial_counts,
+    partial_sums,
+    counts,
+    sums,
+    splits,
+    num_codes,
+    num_sums,
+    sum_programs,
+    BLOCK_K: tl.constexpr,
+):
+    """sums = sum over splits of the partial sums, in order and in float64; the last programs add the counts."""
+    pid = tl.program_id(0)
+    if pid < sum_programs:
+        offset = pid.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+        m_sums = offset < num_sums
+        total = tl.zeros([BLOCK_K], tl.float64)
+        for i_split in range(0, splits):
+            p_partial = partial_sums + tl.cast(i_split, tl.int64) * num_sums + offset
+            total += tl.load(p_partial, mask=m_sums, other=0.0).to(tl.float64)
+        tl.store(sums + offset, total.to(tl.float32), mask=m_sums)
+    else:
+        k = (pid - sum_programs) * BLOCK_K + tl.arange(0, BLOCK_K)
+        m_k = k < num_codes
+        number = tl.zeros([BLOCK_K], tl.int64)
+        for i_split in range(0, splits):
+            number += tl.load(partial_counts + tl.cast(i_split, tl.int64) * num_codes + k, mask=m_k, other=0)
+        tl.store(counts + k, number, mask=m_k)
+
+
+def split_rows(num_rows: int, num_codes: int, dim: int, tiles: int) -> tuple[int, int]:
+    """Into how many stretches to cut the rows, and how many rows each has: ``(splits, rows_per_split)``.
+
+    One stretch saves the second launch; more keep every multiprocessor busy.  The partial sums stay below 8 MiB.
+    """
+    splits = min(num_rows // _ROWS_PER_SPLIT, _PROGRAMS // tiles, _PARTIAL_ELEMENTS // (num_codes * dim))
+    splits = max(1, splits)
+    rows = triton.cdiv(triton.cdiv(num_rows, splits), _CHUNK) * _CHUNK
+    return triton.cdiv(num_rows, rows), rows
+
+
+def segment_sums(
+    x: Tensor,
+    indices: Tensor,
+    row_error: Tensor,
+    num_codes: int,
+    with_sums: bool,
+    *,
+    config: LaunchConfig | None = None,
+    splits: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per-sample squared errors, per-code counts and per-code sums of the valid rows, in one or two launches.
+
+    Args:
+        x: features ``(B, C, P, Q)``, any strides, read in place.
+        indices: ``(N,)`` int32 as `lookup` returns them; negative ones belong to no code.
+        row_error: ``(N,)`` float32.
+        num_codes: K.
+        with_sums: False leaves the sums empty.
+        config: another launch than the one in the table, for tests and measurements.
+        splits: another number of stretches of rows, likewise.
+
+    Returns:
+        ``(sq_error, counts, sums)``: ``(B,)`` float32, ``(K,)`` int64, ``(K, C)`` float32.
+    """
+    batch, dim, height, width = x.shape
+    num_rows = batch * height * width
+    sq_error = torch.zeros(batch, dtype=torch.float32, device=x.device)
+    if num_rows == 0:
+        counts = torch.zeros(num_codes, dtype=torch.int64, device=x.device)
+        return sq_error, counts, torch.zeros(num_codes if with_sums else 0, dim, device=x.device)
+    capability = device_capability(x)
+    config = config or launch_config("sums", num_rows, num_codes, dim, x.dtype, capability)
+    code_tiles = triton.cdiv(num_codes, config.block_k)
+    channel_tiles = triton.cdiv(dim, config.block_d) if with_sums else 1
+    if splits is None:
+        splits, rows_per_split = split_rows(num_rows, num_codes, dim, code_tiles * channel_tiles)
+    else:
+        rows_per_split = triton.cdiv(num_rows, splits)
+        splits = triton.cdiv(num_rows, rows_per_split)
+    main_programs = splits * code_tiles * channel_tiles
+    samples, span = (64, 16) if height * width < 256 else (1, 1024)
+    size_p, size_q, (x_layout,) = row_geometry(x)
+
+    counts = torch.empty(num_codes, dtype=torch.int64, device=x.device)
+    sums = torch.empty(num_codes if with_sums else 0, dim, dtype=torch.float32, device=x.device)
+    partial_counts = counts.new_empty(splits, num_codes) if splits > 1 else counts
+    partial_sums = sums.new_empty(splits, *sums.shape) if splits > 1 else sums
+    positions = torch.empty(main_programs * _CHUNK, dtype=torch.int32, device=x.device)
+    with torch.cuda.device_of(x):
+        _segment_kernel[(main_programs + triton.cdiv(batch, samples),)](
+            x,
+            indices,
+            row_error,
+            positions,
+            partial_counts,
+            partial_sums,
+            sq_error,
+            num_rows,
+            rows_per_split,
+            batch,
+            height * width,
+            num_codes,
+            code_tiles,
+            channel_tiles,
+            main_programs,
+            size_p,
+            size_q,
+            *x_layout,
+            DIM=dim,
+            CHUNK=_CHUNK,
+            BLOCK_N=config.block_n,
+            BLOCK_K=config.block_k,
+            BLOCK_D=config.block_d,
+            SAMPLES=samples,
+            SPAN=span,
+            EXACT_IN_TF32=x.dtype in (torch.float16, torch.bfloat16),
+            DOT=config.dot,
+            WITH_SUMS=with_sums,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+        if splits > 1:
+            final = launch_config("reduce", num_rows, num_codes, dim, x.dtype, capability)
+            sum_programs = triton.cdiv(sums.numel(), final.block_k)
+            _reduce_kernel[(sum_programs + triton.cdiv(num_codes, final.block_k),)](
+                partial_counts,
+                partial_sums,
+                counts,
+                sums,
+                splits,
+                num_codes,
+                sums.numel(),
+                sum_programs,
+                BLOCK_K=final.block_k,
+                num_warps=final.num_warps,
+                num_stages=final.num_stages,
+            )
+    return sq_error, counts, sums
