@@ -1,0 +1,79 @@
+"""Summing over ranks: the group is looked up when it is needed, and everything travels in one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class ProcessGroupReference:
+    """Holds a process group through deepcopy (shared) and pickle (dropped: a group means nothing elsewhere)."""
+
+    def __init__(self, group: Any = None) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProcessGroupReference:
+        return ProcessGroupReference(self.group)
+
+    def __reduce__(self) -> tuple[type[ProcessGroupReference], tuple[()]]:
+        return ProcessGroupReference, ()
+
+
+def group_name(reference: ProcessGroupReference) -> str | None:
+    """Name of the group to sum over, or None in a single process.
+
+    Asked at every call, so a layer that was built before `init_process_group` synchronises all the same.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    group = reference.group if reference.group is not None else dist.group.WORLD
+    return str(group.group_name) if dist.get_world_size(group) > 1 else None
+
+
+def _resolve(name: str) -> Any:
+    from torch.distributed.distributed_c10d import _resolve_process_group
+
+    return _resolve_process_group(name)
+
+
+# Custom ops, so that a compiled graph calls the collectives as they are.
+@torch.library.custom_op("fq_toolkit::sum_over_ranks_", mutates_args=("flat",))
+def sum_over_ranks_(flat: Tensor, group: str) -> None:
+    """Sum ``flat`` over the ranks of the named group, in place."""
+    dist.all_reduce(flat, group=_resolve(group))
+
+
+@sum_over_ranks_.register_fake
+def _(flat: Tensor, group: str) -> None:
+    return None
+
+
+@torch.library.custom_op("fq_toolkit::gather_over_ranks", mutates_args=())
+def gather_over_ranks(value: Tensor, group: str, ranks: int) -> Tensor:
+    """The scalar ``value`` of every rank: ``(ranks,)``."""
+    gathered = [torch.empty_like(value) for _ in range(ranks)]
+    dist.all_gather(gathered, value.contiguous(), group=_resolve(group))
+    return torch.stack(gathered)
+
+
+@gather_over_ranks.register_fake
+def _(value: Tensor, group: str, ranks: int) -> Tensor:
+    return value.new_empty(ranks)
+
+
+def rank_and_size(group: str) -> tuple[int, int]:
+    """This process's rank in the named group, and the group's size."""
+    process_group = _resolve(group)
+    return dist.get_rank(process_group), dist.get_world_size(process_group)
+
+
+def sum_together(vectors: Sequence[Tensor], group: str) -> list[Tensor]:
+    """Sum several vectors of one dtype over the ranks in a single all_reduce."""
+    flat = torch.cat([vector.reshape(-1) for vector in vectors])
+    sum_over_ranks_(flat, group)
+    parts = flat.split([vector.numel() for vector in vectors])
+    return [part.view_as(vector) for part, vector in zip(parts, vectors, strict=True)]

@@ -1,0 +1,224 @@
+"""How a dictionary starts.
+
+=============
+=======================================================================================================
+``"data"``     distinct rows of the first training batch, counts 1, sums equal to the rows (the default)
+``"kmeans"``   the same rows improved by a few Lloyd iterations, counts and sums from the last one
+``"normal"``   the releases of FQ-GAN: standard normal codes, counts 0, sums equal to the codes (0 with
+               debiased averages). Unused codes jump far away in step 1, sweep back through the data and die
+               at the origin.
+``"uniform"``  vector-quantize-pytorch: uniform codes, counts 1, sums equal to the codes
+=============
+=======================================================================================================
+
+Rows are chosen by a fixed rule, not at random: runs repeat, ranks agree without sending a seed, and two ranks
+choose what one process chooses from the concatenated batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+from fq_toolkit.kernels import ops
+from fq_toolkit.layers import distributed
+
+logger = logging.getLogger("fq_toolkit")
+
+INITS = ("data", "kmeans", "normal", "uniform")
+FROM_DATA = ("data", "kmeans")
+LLOYD_ITERATIONS = 10
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def start_values(
+    init: str, num_codes: int, dim: int, debias: bool, device: torch.device | str | None
+) -> tuple[Tensor, ...]:
+    """Codebook ``(K, C)``, moving counts ``(K,)`` and moving sums ``(K, C)`` of a layer that has seen
+    nothing.
+
+    For the starts that wait for data these are placeholders, looked up only if the layer runs before it
+    trains.
+    """
+    codebook = torch.randn(num_codes, dim, device=device)
+    counts, sums = torch.zeros(num_codes, device=device), torch.zeros(num_codes, dim, device=device)
+    if init == "uniform":
+        bound = math.sqrt(6 / dim)
+        codebook = torch.empty(num_codes, dim, device=device).uniform_(-bound, bound)
+        counts, sums = torch.ones(num_codes, device=device), codebook.clone()
+    elif init == "normal" and not debias:
+        sums = codebook.clone()
+    return codebook, counts, sums
+
+
+def spread_order(length: int) -> int:
+    """A step ``a`` near ``length`` times the golden ratio and coprime to it: ``j * a % length`` visits every
+    row once, and any stretch of it is spread evenly."""  # noqa: D205, D209
+    step = max(1, round(length * _GOLDEN))
+    while math.gcd(step, length) != 1:
+        step += 1
+    return step
+
+
+def pick_rows(features: Tensor, rows: Tensor) -> Tensor:
+    """Rows of the canonical view as float32 vectors: ``(B, C, P, Q)`` and ``(n,)`` indices to ``(n, C)``."""
+    _, _, height, width = features.shape
+    by_row = features.permute(0, 2, 3, 1)
+    return by_row[rows // (height * width), (rows // width) % height, rows % width].float()
+
+
+def usable_rows(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Indices of the rows that are real and finite in float32, ascending."""
+    finite = torch.isfinite(features.float()).all(dim=1).reshape(-1)
+    return (finite if mask is None else finite & mask).nonzero().squeeze(1)
+
+
+class _GlobalRows:
+    """The usable rows of all ranks as one list: rank after rank, as in the concatenated batch."""
+
+    def __init__(self, features: Tensor, mask: Tensor | None, group: str | None) -> None:
+        self.features, self.group = features, group
+        self.local = usable_rows(features, mask)
+        own = torch.tensor(self.local.numel(), device=features.device)
+        if group is None:
+            self.first, self.total = 0, self.local.numel()
+        else:
+            rank, ranks = distributed.rank_and_size(group)
+            lengths = distributed.gather_over_ranks(own, group, ranks).tolist()
+            self.first, self.total = sum(lengths[:rank]), sum(lengths)
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """Rows by their place in the global list; ranks that do not own one add zeros."""
+        own = rows - self.first
+        mine = (own >= 0) & (own < self.local.numel())
+        values = torch.zeros(rows.numel(), self.features.shape[1], device=self.features.device)
+        values[mine] = pick_rows(self.features, self.local[own[mine]])
+        if self.group is not None:
+            distributed.sum_over_ranks_(values, self.group)
+        return values
+
+    def mean(self) -> Tensor:
+        """Mean of all rows."""
+        channels = self.features.shape[1]
+        total = torch.zeros(channels, dtype=torch.float64, device=self.features.device)
+        for part in self.local.split(1 << 16):
+            total += pick_rows(self.features, part).double().sum(dim=0)
+        if self.group is not None:
+            distributed.sum_over_ranks_(total, self.group)
+        return (total / self.total).float()
+
+
+def _first_distinct(rows: Tensor) -> Tensor:
+    """The rows without repetitions, in order of first appearance."""
+    unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.full((unique.shape[0],), rows.shape[0], device=rows.device)
+    first = first.scatter_reduce(0, inverse, torch.arange(rows.shape[0], device=rows.device), "amin")
+    return rows[first.sort().values]
+
+
+def distinct_rows(rows: _GlobalRows, num_codes: int) -> Tensor:
+    """``(K, C)`` distinct rows, spread over the batch; with fewer distinct rows than K they repeat in turn."""
+    step, stretch = spread_order(rows.total), max(4 * num_codes, 1024)
+    chosen = torch.zeros(0, rows.features.shape[1], device=rows.features.device)
+    for start in range(0, rows.total, stretch):
+        places = torch.arange(start, min(start + stretch, rows.total), device=rows.features.device)
+        chosen = _first_distinct(torch.cat([chosen, rows.pick(places * step % rows.total)]))[:num_codes]
+        if chosen.shape[0] == num_codes:
+            return chosen
+    logger.warning(
+        "the first batch has %d distinct feature vectors for a dictionary of %d codes; they are repeated",
+        chosen.shape[0], num_codes,
+    )  # fmt: skip
+    return chosen[torch.arange(num_codes, device=chosen.device) % chosen.shape[0]]
+
+
+def _lloyd(
+    features: Tensor, mask: Tensor | None, codes: Tensor, center: Tensor, unit: bool, group: str | None
+) -> tuple[Tensor, ...]:
+    """Lloyd iterations from ``codes``: the new codes, their counts and sums. An empty code stays where it is."""
+    for _ in range(LLOYD_ITERATIONS):
+        _, _, _, counts, sums = ops.quantize_forward(features, codes, center, mask, 1.0, False, True, True)
+        if group is not None:
+            sums, batch_counts = distributed.sum_together([sums.double(), counts.double()], group)
+        else:
+            batch_counts = counts.double()
+        hit = batch_counts > 0
+        means = (sums / batch_counts.clamp(min=1)[:, None]).float()
+        means = torch.nn.functional.normalize(means, dim=1) if unit else means
+        codes = torch.where(hit[:, None], means, codes)
+    counts = batch_counts.clamp(min=1).float()
+    return codes, counts, codes * counts[:, None]
+
+
+@torch.library.custom_op(
+    "fq_toolkit::start_from_data_",
+    mutates_args=("codebook", "ema_counts", "ema_sums", "center", "initialized"),
+)
+def start_from_data_(
+    codebook: Tensor,
+    ema_counts: Tensor,
+    ema_sums: Tensor,
+    center: Tensor,
+    initialized: Tensor,
+    features: Tensor,
+    mask: Tensor | None,
+    kmeans: bool,
+    unit: bool,
+    group: str | None,
+) -> None:
+    """Start the dictionary from the first training batch, in place; nothing happens if it has started
+    already.
+
+    Args:
+        codebook: ``(K, C)`` float32, changed.
+        ema_counts: ``(K,)`` float32, changed.
+        ema_sums: ``(K, C)`` float32, changed.
+        center: ``(C,)`` float32, changed: mean of the usable rows.
+        initialized: bool scalar, changed; stays False when no rank has a usable row.
+        features: ``(B, C, P, Q)``.
+        mask: ``(N,)`` bool or None.
+        kmeans: improve the rows by Lloyd iterations.
+        unit: features are unit vectors, and so are the codes.
+        group: name of the process group to share rows with, or None.
+    """
+    if bool(initialized):
+        return
+    rows = _GlobalRows(features, mask, group)
+    if rows.total == 0:
+        return
+    codes = distinct_rows(rows, codebook.shape[0])
+    center.copy_(rows.mean())
+    counts, sums = torch.ones_like(ema_counts), codes
+    if kmeans:
+        codes, counts, sums = _lloyd(features, mask, codes, center, unit, group)
+    codebook.copy_(codes)
+    ema_counts.copy_(counts)
+    ema_sums.copy_(sums)
+    initialized.fill_(True)
+
+
+@start_from_data_.register_fake
+def _(
+    codebook: Tensor,
+    ema_counts: Tensor,
+    ema_sums: Tensor,
+    center: Tensor,
+    initialized: Tensor,
+    features: Tensor,
+    mask: Tensor | None,
+    kmeans: bool,
+    unit: bool,
+    group: str | None,
+) -> None:
+    return None
+
+
+def live_center(codebook: Tensor, ema_counts: Tensor, ema_sums: Tensor) -> Tensor:
+    """A center for a dictionary that comes without one: the usage-weighted mean of its codes. Any value is valid."""
+    weighted = ema_sums.double().sum(dim=0) / ema_counts.double().sum()
+    plain = codebook.double().mean(dim=0)
+    center = torch.where(torch.isfinite(weighted).all(), weighted, plain).float()
+    return torch.where(torch.isfinite(center), center, torch.zeros_like(center))

@@ -1,0 +1,78 @@
+"""Rows of the batch from which dead codes may restart, chosen on the device and without a random number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fq_toolkit.layers import distributed
+from fq_toolkit.layers.initialization import pick_rows
+
+_GOLDEN_32 = 2654435769  # 2^32 divided by the golden ratio
+
+
+def restart_rows(
+    features: Tensor,
+    mask: Tensor | None,
+    num_updates: Tensor,
+    num_codes: int,
+    group: str | None,
+    by_rank: bool = False,
+) -> Tensor:
+    """One row of the batch for each code, ``(K, C)`` float32; NaN where the row is masked or not finite.
+
+    Code ``k`` gets row ``floor(N * frac((t K + k) * golden ratio))`` at update ``t``: a low-discrepancy
+    sequence, so the codes of one step restart at places spread over the batch, and later steps visit others.
+    All shapes are fixed and nothing is read back to the host.
+
+    Args:
+        features: ``(B, C, P, Q)``.
+        mask: ``(N,)`` bool or None.
+        num_updates: int64 scalar t.
+        num_codes: K.
+        group: name of the process group, or None. With ranks the result must be summed over them: each
+            contributes the rows that it owns and zeros for the others.
+        by_rank: False counts rows over the batches of all ranks, concatenated in rank order, for which every
+            rank must tell its number of rows. True deals the codes out to the ranks in turn, and needs no
+            communication.
+    """
+    device = features.device
+    batch, channels, height, width = features.shape
+    length = batch * height * width
+    first: Tensor | int = 0
+    total: Tensor | int = length
+    if group is not None and not by_rank:
+        rank, ranks = distributed.rank_and_size(group)
+        own_length = torch.full((), length, dtype=torch.int64, device=device)
+        lengths = distributed.gather_over_ranks(own_length, group, ranks)
+        first, total = lengths[:rank].sum(), lengths.sum()
+    codes = torch.arange(num_codes, device=device)
+    fraction = (
+        (num_updates * num_codes + codes) * _GOLDEN_32 & 0xFFFFFFFF
+    ) >> 2  # 30 bits: the product stays in int64
+    rows = (fraction * total >> 30) - first
+    if length == 0:
+        values = torch.full((num_codes, channels), float("nan"), device=device)
+    else:
+        inside = rows.clamp(0, length - 1)
+        values = pick_rows(features, inside)
+        usable = torch.isfinite(values).all(dim=1)
+        usable = usable if mask is None else usable & mask[inside]
+        values = torch.where(usable[:, None], values, float("nan"))
+    if group is None:
+        return values
+    owned = _dealt_out(num_codes, num_updates, group) if by_rank else (rows >= 0) & (rows < length)
+    return torch.where(owned[:, None], values, 0.0)
+
+
+def no_restart_rows(codebook: Tensor, num_updates: Tensor, group: str | None) -> Tensor:
+    """What a rank without any row contributes under ``by_rank``: NaN for the codes dealt to it, zeros for the others."""
+    nothing = torch.full_like(codebook, float("nan"))
+    if group is None:
+        return nothing
+    return torch.where(_dealt_out(codebook.shape[0], num_updates, group)[:, None], nothing, 0.0)
+
+
+def _dealt_out(num_codes: int, num_updates: Tensor, group: str) -> Tensor:
+    rank, ranks = distributed.rank_and_size(group)
+    return (torch.arange(num_codes, device=num_updates.device) + num_updates) % ranks == rank

@@ -1,0 +1,135 @@
+"""When the dictionaries move, and how their statistics travel between ranks.
+
+Under ``update="training"`` every training forward of a layer commits its own statistics: one all_reduce per
+layer and forward when torch.distributed is initialised.  Two things join them:
+
+* `commit_updates(model)` commits what layers with ``update="manual"`` have staged, all layers in one
+  all_reduce;
+* `coalesce_updates(model)` lets the layers of one model wait for the end of the model's forward, which then
+  commits them together in one all_reduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fq_toolkit.layers import distributed
+from fq_toolkit.layers.checkpointing import in_backward
+from fq_toolkit.layers.commitment import quantizers
+from fq_toolkit.layers.statistics import BatchStatistics
+
+if TYPE_CHECKING:
+    from fq_toolkit.layers.feature_quantizer import FeatureQuantizer
+
+
+def commit(
+    layers: Sequence[FeatureQuantizer],
+    statistics: Sequence[BatchStatistics],
+    candidates: Sequence[Tensor | None],
+) -> None:
+    """Apply one batch of statistics to each layer, after summing all of them over the ranks in one
+    all_reduce.
+
+    Args:
+        layers: the layers to update; layers of different process groups are summed group by group.
+        statistics: what each has gathered on this rank, possibly nothing at all.
+        candidates: for each layer the rows from which dead codes may restart, ``(K, C)`` or None.
+    """
+    merged, restarts = list(statistics), list(candidates)
+    groups: dict[str, list[int]] = {}
+    for i, layer in enumerate(layers):
+        group = distributed.group_name(layer.process_group)
+        if group is not None:
+            groups.setdefault(group, []).append(i)
+    for group, members in groups.items():
+        vectors = [statistics[i].flatten() for i in members]
+        vectors += [rows for i in members if (rows := candidates[i]) is not None]
+        summed = distributed.sum_together(vectors, group)
+        rest = iter(summed[len(members) :])
+        for i, vector in zip(members, summed[: len(members)], strict=True):
+            merged[i] = statistics[i].unflatten(vector)
+        for i in members:
+            if candidates[i] is not None:
+                restarts[i] = next(rest)
+    for layer, batch, rows in zip(layers, merged, restarts, strict=True):
+        layer.apply_statistics(batch, rows)
+
+
+def commit_updates(model: nn.Module) -> None:
+    """Move the dictionaries by the statistics staged since the last commit: one update, one all_reduce for
+    all layers.
+
+    For layers with ``update="manual"``: call it once per optimizer step, on every rank.  Four forwards of 8
+    samples and one commit are then one forward of 32.  Ranks that staged nothing take part all the same.
+
+    Args:
+        model: any module that contains `FeatureQuantizer` layers.
+
+    Raises:
+        ValueError: no layer in the model stages its statistics.
+
+    Example:
+        >>> import torch
+        >>> from fq_toolkit import FeatureQuantizer
+        >>> from fq_toolkit.layers import commit_updates
+        >>> layer = FeatureQuantizer(4, 8, update="manual")
+        >>> for _ in range(4):
+        ...     _ = layer(torch.randn(8, 4))
+        >>> commit_updates(layer)
+        >>> int(layer.num_updates)
+        1
+    """
+    layers = [layer for _, layer in quantizers(model) if layer.staging]
+    if not layers:
+        raise ValueError(
+            f'no FeatureQuantizer in {type(model).__name__} stages its statistics; build it with update="manual"'
+        )
+    commit_staged(layers)
+
+
+def commit_staged(layers: Sequence[FeatureQuantizer]) -> None:
+    """Commit what the given layers have staged, and start them afresh."""
+    commit(
+        layers,
+        [layer.staged_statistics() for layer in layers],
+        [layer.staged_candidates() for layer in layers],
+    )
+    for layer in layers:
+        layer.clear_staged()
+
+
+def commit_after_forward(model: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook of `coalesce_updates`; a module-level function, so that copies of the model commit their own."""
+    if not torch.compiler.is_compiling() and in_backward() is not None:
+        return  # a checkpointed forward is being repeated
+    due = [
+        layer
+        for _, layer in quantizers(model)
+        if layer.staging and layer.update == "training" and layer.is_due()
+    ]
+    if due:
+        commit_staged(due)
+
+
+def coalesce_updates(model: nn.Module) -> RemovableHandle:
+    """Commit the layers of a model together at the end of its forward, in one all_reduce instead of one per
+    layer.
+
+    No layer reads another's dictionary within a forward, so the results are the same.  In a single process
+    there is nothing to join, and the layers go on committing by themselves.
+
+    Args:
+        model: the module whose forward runs the layers; a DistributedDataParallel wrapper or what it wraps.
+
+    Returns:
+        A handle whose ``remove()`` takes the hook off the model.
+    """
+    for _, layer in quantizers(model):
+        layer.coalesced = True
+        layer.make_room_to_stage()
+    return model.register_forward_hook(commit_after_forward)
