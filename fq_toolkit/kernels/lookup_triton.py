@@ -195,10 +195,12 @@ def _coarse_kernel(
 
 
 @triton.jit
-def _direct_square(p_x, x_c, p_codes, m_k, dim, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):
+def _direct_square(
+    p_x, x_c, p_codes, m_k, dim, CODES: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr
+):
     """|x - c|^2 of one row and a tile of codes in float32, and whether the codes are finite."""
     work = tl.float64 if WIDE else tl.float32
-    total = tl.sum(tl.zeros([1, BLOCK_D], tl.float32), axis=1) + m_k.to(tl.float32) * 0.0
+    total = tl.zeros([CODES], tl.float32)
     bad = m_k.to(tl.int32) ^ 1
     for i_d in range(0, dim, BLOCK_D):
         d = i_d + tl.arange(0, BLOCK_D)
@@ -266,15 +268,15 @@ def _rescore_kernel(
         p_x = x + row_offset(n, size_p, size_q, x_b, x_p, x_q)
 
         p_seed = codebook + (o_seed * 0 + seed).to(tl.int64) * dim
-        b_square, m_valid = _direct_square(p_x, x_c, p_seed, o_seed == 0, dim, BLOCK_D, WIDE)
-        ceiling = tl.min(tl.where(m_valid, b_square * (1.0 + relative) + tiny, inf), axis=0)
+        b_seed, m_seed = _direct_square(p_x, x_c, p_seed, o_seed == 0, dim, 16, BLOCK_D, WIDE)
+        ceiling = tl.min(tl.where(m_seed, b_seed * (1.0 + relative) + tiny, inf), axis=0)
 
         best = tl.full([], inf, tl.float64)
         index = tl.full([], -1, tl.int32)
         for i_k in range(0, num_codes, BLOCK_K):
             k = i_k + o_k
             p_codes = codebook + k.to(tl.int64) * dim
-            b_square, m_valid = _direct_square(p_x, x_c, p_codes, k < num_codes, dim, BLOCK_D, WIDE)
+            b_square, m_valid = _direct_square(p_x, x_c, p_codes, k < num_codes, dim, BLOCK_K, BLOCK_D, WIDE)
             upper = tl.where(m_valid, b_square * (1.0 + relative) + tiny, inf)
             ceiling = tl.minimum(ceiling, tl.min(upper, axis=0))
             # An overflowed square says only that the distance is large.
