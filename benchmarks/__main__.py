@@ -21,6 +21,7 @@ from benchmarks.runner import Floor, Options, measure
 from benchmarks.shapes import Shape
 
 REFUSED = 3
+_BUSY = 0.1
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -52,6 +53,11 @@ def _show(console: Console, case: Case, shape: Shape, rows: Sequence[results.Row
             row.note if row.status == results.MEASURED else f"{row.status}: {row.note}",
         )
     console.print(table)
+    others = max((row.other_cores or 0.0 for row in rows), default=0.0)
+    if others > _BUSY:
+        console.print(
+            f"other processes kept {others:.1f} cores busy: measure again on an idle machine", style="red"
+        )
 
 
 def _show_targets(console: Console, device: str, rows: Sequence[results.Row]) -> None:
@@ -86,7 +92,7 @@ def _gates_are_green(console: Console, cases: Sequence[Case], device: str) -> bo
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(arguments.threads or machine.core_count())
+    torch.set_num_threads(arguments.threads or (1 if arguments.quick else machine.core_count()))
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda was given, but this torch sees no CUDA device; use --device cpu")
 
@@ -211,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
 
     def add_device(command: argparse.ArgumentParser) -> None:
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-        command.add_argument("--threads", type=int, help="CPU threads; default: every core")
+        command.add_argument("--threads", type=int, help="CPU threads; default: every core (quick: 1)")
         command.add_argument("--quick", action="store_true", help="tiny shapes, few rounds, nothing written")
 
     command = add(

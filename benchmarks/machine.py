@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,6 +56,32 @@ def machine_name(device: str) -> str:
         return _slug(torch.cuda.get_device_name())
     model, widest = _cpu_facts()
     return _slug(f"{core_count()}-core {model} {widest}")
+
+
+class OtherLoad:
+    """How many cores other processes keep busy, on average since this object was made."""
+
+    def __init__(self) -> None:
+        self._started = self._read()
+
+    @staticmethod
+    def _read() -> tuple[float, float, float] | None:
+        """Seconds: wall clock, busy time of all cores, busy time of this process."""
+        try:
+            fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        except (OSError, ValueError):
+            return None
+        user, nice, system, _idle, _iowait, irq, softirq, steal = fields
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, time.process_time()
+
+    def cores(self) -> float | None:
+        """Busy cores of others, None where the system does not tell."""
+        now, before = self._read(), self._started
+        if now is None or before is None or now[0] - before[0] < 0.05:  # the system counts in hundredths
+            return None
+        elapsed, everyone, mine = (late - early for late, early in zip(now, before, strict=True))
+        return max(0.0, (everyone - mine) / elapsed)
 
 
 def package_version(package: str) -> str:

@@ -65,6 +65,9 @@ def _plain_chunked(problem: Problem) -> Task:
 
 
 def _compiled_chunked(problem: Problem) -> Task:
+    import torch._inductor.config
+
+    torch._inductor.config.compile_threads = 1  # a pool of compilers would disturb the clock and the memory
     torch._dynamo.reset()
     task = _chunked(problem, torch.compile(_nearest_in_chunk, fullgraph=True, dynamic=False))
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.cases import BY_NAME
 from benchmarks.results import DIRECTORY, Row, read
 
-_COLOURS = {"ours": "#1b6ca8", "peer": "#b9b9b9", "floor": "#e0a030", "base": "#8aa88a"}
+_COLOURS = {"ours": "#1b6ca8", "peer": "#8c8c8c", "floor": "#e0a030", "base": "#8aa88a"}
 
 
 def caption(rows: Sequence[Row]) -> str:
@@ -17,8 +17,12 @@ def caption(rows: Sequence[Row]) -> str:
     versions = sorted({row.version for row in rows if row.version} | {f"python {rows[0].python}"})
     return (
         f"{rows[0].machine}, {rows[0].threads} threads, {rows[0].dtype}, commit {', '.join(commits)}\n"
-        f"{', '.join(versions)}; bars: median, whiskers: quartiles; dashed: floor"
+        f"{', '.join(versions)}; points: median, lines: quartiles; dashed: floor"
     )
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def plot_case(rows: Sequence[Row], path: Path) -> None:
@@ -26,7 +30,7 @@ def plot_case(rows: Sequence[Row], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     shapes = list(dict.fromkeys(row.shape for row in rows))
     columns = min(2, len(shapes))
@@ -54,17 +58,23 @@ def plot_case(rows: Sequence[Row], path: Path) -> None:
                     va="center",
                 )
                 continue
+            # Points, not bars: a logarithmic axis has no zero for a bar to start from.
             low, high = row.q25_ms or row.median_ms, row.q75_ms or row.median_ms
-            axis.barh(height, row.median_ms, color=_COLOURS.get(row.kind, "#b9b9b9"))
-            axis.plot([low, high], [height, height], color="black", linewidth=1)
-            axis.annotate(f" {row.median_ms:.3g}", (row.median_ms, height), fontsize=7, va="center")
+            colour = _COLOURS.get(row.kind, _COLOURS["peer"])
+            axis.plot([low, high], [height, height], color=colour, linewidth=2)
+            axis.plot([row.median_ms], [height], "o", color=colour, markersize=5)
+            axis.annotate(f"  {_milliseconds(row.median_ms)}", (high, height), fontsize=7, va="center")
         axis.set_yticks(range(len(here)), [row.contender for row in reversed(here)], fontsize=7)
         axis.set_ylim(-0.6, len(here) - 0.4)
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _milliseconds(value)))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.grid(axis="both", linewidth=0.3)
+        axis.set_axisbelow(True)
         floors = [row.floor_ms for row in here if row.floor_ms]
         if floors:
             axis.axvline(floors[0], color="black", linestyle="--", linewidth=0.8)
-        axis.margins(x=0.12)
+        axis.margins(x=0.15)
         first = here[0]
         axis.set_title(f"{first.shape}: N {first.n}, D {first.dim}, K {first.num_codes}", fontsize=8)
         axis.tick_params(axis="x", labelsize=7)

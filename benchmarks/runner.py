@@ -171,9 +171,11 @@ def measure(case: Case, shape: Shape, options: Options) -> tuple[list[Row], Floo
             if graph is not None:
                 tasks[name] = graph
                 replayed.add(name)
+    others = machine.OtherLoad()
     timings = interleave(
         {**tasks, **floor_tasks}, device=options.device, seconds=options.seconds, rounds=options.rounds
     )
+    other_cores = others.cores()
     least = _find_floor(case, problem, timings, labels)
     rows = []
     for entry in entries:
@@ -205,6 +207,7 @@ def measure(case: Case, shape: Shape, options: Options) -> tuple[list[Row], Floo
                 "peak_extra_bytes": extra,
                 "floor_ms": least.milliseconds,
                 "floor_share": share,
+                "other_cores": other_cores,
             }
         rows.append(make_row(**row))
     if least.gemm:
@@ -222,6 +225,7 @@ def measure(case: Case, shape: Shape, options: Options) -> tuple[list[Row], Floo
                 median_ms=timing.median,
                 q25_ms=low,
                 q75_ms=high,
+                other_cores=other_cores,
                 note=label,
             )
         )

@@ -125,9 +125,8 @@ def interleave(
     estimate: dict[str, float] = {}
     for name, task in tasks.items():
         first = take(task, 1)
-        # The first call also loads code and fills caches; unless it is very slow, a second one tells the real
-        # size.
-        estimate[name] = take(task, 1) if first < 2000 else first
+        # The first call also loads code and fills caches; of a short call a second one tells the real size.
+        estimate[name] = take(task, 1) if first < 50 else first
         calls[name] = calls_per_sample(estimate[name])
     round_s = sum(estimate[name] * calls[name] for name in tasks) / 1e3 + _PAUSE_S * len(tasks)
     if rounds is None:
