@@ -80,15 +80,17 @@ def may_be_checkpointed() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
-def remember(layer: nn.Module, dictionary: Dictionary) -> bool:
-    """Leave the dictionary on every enclosing region.
+def remember(layer: nn.Module, codebook: Tensor, center: Tensor, strength: float) -> bool:
+    """Leave a copy of the dictionary on every enclosing region.
 
     Returns:
         Whether the region is one whose losses cannot be recorded: its forward runs without grad.
     """
     regions = enclosing_regions()
-    for owner in regions:
-        _store(owner, layer, dictionary)
+    if regions:
+        dictionary = Dictionary(codebook.clone(), center.clone(), strength)
+        for owner in regions:
+            _store(owner, layer, dictionary)
     return bool(regions) and not torch.is_grad_enabled()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,20 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fq_toolkit.kernels import ops
-from fq_toolkit.layers import checkpointing, distributed, initialization, updates
-from fq_toolkit.layers.checkpointing import Dictionary
-from fq_toolkit.layers.commitment import CommitmentLedger, batch_mean
+from fq_toolkit.layers import checkpointing
+from fq_toolkit.layers.checks import at_least_one, one_of
+from fq_toolkit.layers.commitment import CommitmentLedger
 from fq_toolkit.layers.layout import FeatureLayout, check_features, from_canonical, row_mask, to_canonical
 from fq_toolkit.layers.presets import find_preset
-from fq_toolkit.layers.references import lucidrains_state, released_state
-from fq_toolkit.layers.revival import no_restart_rows, restart_rows
+from fq_toolkit.layers.references import ReferenceStates
 from fq_toolkit.layers.rotation import rotate_gradient
-from fq_toolkit.layers.state import check_state
-from fq_toolkit.layers.statistics import BatchStatistics, perplexity
+from fq_toolkit.layers.statistics import perplexity
 
 MODES = ("straight_through", "regularize", "rotation")
-#: A code whose moving count is below this (or below ``revive``) counts as dead in reports.
-DEAD_COUNT = 0.01
 
 
 class QuantizerOutput(NamedTuple):
@@ -57,7 +53,7 @@ class _Lookup(NamedTuple):
     recomputed: bool
 
 
-class FeatureQuantizer(nn.Module):
+class FeatureQuantizer(ReferenceStates):
     r"""Replace every feature vector by its nearest centroid; the dictionary follows by moving averages.
 
     For features :math:`x_n` and a dictionary :math:`E` of K centroids,
@@ -137,20 +133,6 @@ class FeatureQuantizer(nn.Module):
     Source: "Feature Quantization Improves GAN Training", arXiv 2004.02088, section 3, and its released code.
     """
 
-    codebook: Tensor
-    ema_counts: Tensor
-    ema_sums: Tensor
-    num_updates: Tensor
-    initialized: Tensor
-    center: Tensor
-    nonfinite_rows: Tensor
-    staged_counts: Tensor
-    staged_sums: Tensor
-    staged_skipped: Tensor
-    staged_samples: Tensor
-    staged_loss: Tensor
-    staged_rows: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -176,70 +158,36 @@ class FeatureQuantizer(nn.Module):
         process_group: Any = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        chosen = find_preset(preset)
-        self.dim = _at_least_one("dim", dim)
-        self.num_codes = _at_least_one("num_codes", num_codes)
-        self.heads = _at_least_one("heads", heads)
-        if codebook_dim is None and dim % heads:
-            raise ValueError(
-                f"dim={dim} cannot be split into heads={heads} equal parts; pass codebook_dim to project"
-            )
-        self.codebook_dim = _at_least_one(
-            "codebook_dim", dim // heads if codebook_dim is None else codebook_dim
+        heads = at_least_one("heads", heads)
+        if codebook_dim is None and at_least_one("dim", dim) % heads:
+            raise ValueError(f"dim={dim} cannot be split into heads={heads} equal parts; pass codebook_dim")
+        given = {"mode": mode, "decay": decay, "commitment": commitment, "eps": eps, "ema": ema, "init": init}
+        given["revive"] = revive
+        settings = replace(find_preset(preset), **{k: v for k, v in given.items() if v is not None})
+        super().__init__(
+            num_codes,
+            dim // heads if codebook_dim is None else codebook_dim,
+            settings,
+            strength=strength,
+            metric=metric,
+            update=update,
+            update_every=update_every,
+            process_group=process_group,
+            device=device,
         )
-        self.mode = _one_of("mode", chosen.mode if mode is None else mode, MODES)
-        self.strength = strength if callable(strength) else _between("strength", strength, 0, 1)
-        self.decay = _between("decay", chosen.decay if decay is None else decay, 0, 1, open_above=True)
-        self.commitment = _between(
-            "commitment", chosen.commitment if commitment is None else commitment, 0, math.inf
-        )
-        self.eps = _between("eps", chosen.eps if eps is None else eps, 0, math.inf)
-        self.ema = _one_of("ema", chosen.ema if ema is None else ema, ("smoothed", "debiased"))
-        self.init = _one_of("init", chosen.init if init is None else init, initialization.INITS)
-        self.revive = _between("revive", chosen.revive if revive is None else revive, 0, math.inf)
-        self.update = _one_of("update", update, ("training", "manual"))
-        self.update_every = _at_least_one("update_every", update_every)
-        self.precision = _one_of("precision", precision, ("exact", "fast"))
+        self.dim = at_least_one("dim", dim)
+        self.heads = heads
+        self.mode = one_of("mode", settings.mode, MODES)
+        self.precision = one_of("precision", precision, ("exact", "fast"))
+        self.nonfinite = one_of("nonfinite", nonfinite, ("skip", "raise"))
         self.channel_dim = channel_dim
-        self.nonfinite = _one_of("nonfinite", nonfinite, ("skip", "raise"))
-        self.metric = _one_of("metric", metric, ("euclidean", "cosine"))
-        if update == "manual" and update_every != 1:
-            raise ValueError(
-                'update_every counts training forwards; with update="manual" call commit_updates instead'
-            )
-
-        self.process_group = distributed.ProcessGroupReference(process_group)
         self.ledger = CommitmentLedger()
-        self.frozen_depth = 0
-        self.coalesced = False
-        self._memory = _Memory()
-
-        # A projection is needed to change the number of channels, and only then.
+        # A projection is there to change the number of channels, and only then; without the centroids going
+        # forward nothing would train the way back.
         inner = heads * self.codebook_dim
         self.project_in = nn.Linear(dim, inner, device=device) if inner != dim else None
-        sends_codes = self.mode != "regularize"  # otherwise nothing would ever train the way back
-        self.project_out = nn.Linear(inner, dim, device=device) if inner != dim and sends_codes else None
-
-        debias = self.ema == "debiased"
-        codebook, counts, sums = initialization.start_values(
-            self.init, num_codes, self.codebook_dim, debias, device
-        )
-        if metric == "cosine":
-            codebook = F.normalize(codebook, dim=1)
-        self.register_buffer("codebook", codebook)
-        self.register_buffer("ema_counts", counts)
-        self.register_buffer("ema_sums", sums)
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device))
-        waits = self.init in initialization.FROM_DATA
-        self.register_buffer("initialized", torch.tensor(not waits, device=device))
-        self.register_buffer("center", codebook.mean(dim=0), persistent=False)
-        self.register_buffer(
-            "nonfinite_rows", torch.zeros((), dtype=torch.int64, device=device), persistent=False
-        )
-        self._memory.started = not waits
-        if self.staging:
-            self.make_room_to_stage()
+        back = inner != dim and self.mode != "regularize"
+        self.project_out = nn.Linear(inner, dim, device=device) if back else None
 
     # --- forward --------------------------------------------------------------------------------------------
 
@@ -344,14 +292,10 @@ class FeatureQuantizer(nn.Module):
             _refuse_nonfinite(canonical, mask)
         features, usable = self._encode(canonical, mask)
         rows = _repeat_for_heads(mask, x.shape[0], self.heads)
-        eager = not torch.compiler.is_compiling()
-        task = checkpointing.in_backward() if eager else None
-        learning = (
-            self.training and self.frozen_depth == 0 and task is None and not torch.compiler.is_exporting()
-        )
-        if not self._memory.started:
-            self._start(features, rows, learning)
-        dictionary = self._dictionary(features, task, in_band)
+        task = None if torch.compiler.is_compiling() else checkpointing.in_backward()
+        learning = self.may_learn(task)
+        self.start(features, rows, learning)
+        dictionary = self.consult(torch.is_grad_enabled() and features.requires_grad, task, in_band)
 
         with_output = self.mode != "regularize"
         out, indices, sq_error, counts, sums = ops.quantize_forward(
@@ -366,7 +310,7 @@ class FeatureQuantizer(nn.Module):
         )
         loss = self._per_sample_loss(sq_error, mask, x.shape[0], canonical.shape[2] * canonical.shape[3])
         if task is None and not torch.compiler.is_exporting():
-            self._learn(features, rows, loss.detach(), counts, sums.detach(), learning)
+            self.learn(features.detach(), rows, loss.detach(), counts, sums.detach(), learning)
         if not with_output:
             return _Lookup(x, loss, indices, counts, task is not None)
         if self.mode == "rotation":
@@ -424,206 +368,7 @@ class FeatureQuantizer(nn.Module):
         real = mask.view(batch, -1).sum(dim=1).clamp(min=1)
         return sq_error * (self.commitment / channels) / real
 
-    # --- the dictionary -------------------------------------------------------------------------------------
-
-    def _dictionary(self, features: Tensor, task: int | None, in_band: bool) -> Dictionary:
-        """The dictionary that this forward must see."""
-        if task is not None:
-            repeated = checkpointing.recall(self, task)
-            if repeated is not None:
-                return repeated
-        self._keep_float32()
-        codebook, center = self.codebook, self.center
-        strength = float(self.strength(self._memory.commits)) if callable(self.strength) else self.strength
-        eager = not torch.compiler.is_compiling()
-        checkpointed = eager and self.training and task is None and checkpointing.may_be_checkpointed()
-        needs_grad = torch.is_grad_enabled() and features.requires_grad
-        if self.training and (needs_grad or checkpointed):
-            codebook = codebook.clone()  # the backward pass needs the dictionary as it was
-        if checkpointed:
-            lost = checkpointing.remember(self, Dictionary(codebook, center.clone(), strength))
-            if lost and not in_band and self.commitment > 0:
-                self._memory.warn_once(
-                    "a FeatureQuantizer runs inside a checkpoint with use_reentrant=True, which cannot carry its "
-                    "commitment loss; use use_reentrant=False, or return the loss of layer.quantize(x) from the region"
-                )
-        return Dictionary(codebook, center, strength)
-
-    def _start(self, features: Tensor, rows: Tensor | None, learning: bool) -> None:
-        """Start the dictionary if that waits for data. Looks at the device, but never again once it has started."""
-        compiling = torch.compiler.is_compiling()
-        if not compiling and self.codebook.device.type != "meta":
-            self._memory.started = bool(self.initialized)  # another rank's state may have been broadcast
-        if self._memory.started:
-            return
-        if not learning:
-            if not compiling:
-                self._memory.warn_once(
-                    f'this FeatureQuantizer starts from data (init="{self.init}") but has seen no training batch yet; '
-                    "it quantizes with a random dictionary until then"
-                )
-            return
-        initialization.start_from_data_(
-            self.codebook,
-            self.ema_counts,
-            self.ema_sums,
-            self.center,
-            self.initialized,
-            features.detach(),
-            rows,
-            self.init == "kmeans",
-            self.metric == "cosine",
-            distributed.group_name(self.process_group),
-        )
-        self._memory.started = True if compiling else bool(self.initialized)
-
-    def _learn(
-        self,
-        features: Tensor,
-        rows: Tensor | None,
-        loss: Tensor,
-        counts: Tensor,
-        sums: Tensor,
-        learning: bool,
-    ) -> None:
-        """Count what was skipped and, in training, let the dictionary learn from the batch now or later."""
-        batch, _, height, width = features.shape
-        real = batch * height * width if rows is None else rows.sum()
-        gathered = BatchStatistics(counts, sums, real - counts.sum(), loss, loss.shape[0])
-        if not learning:
-            self._memory.observe(gathered)
-            self.nonfinite_rows.add_(gathered.skipped)
-            return
-        candidates = self._candidates(features.detach(), rows)
-        if not self.staging:
-            updates.commit([self], [gathered], [candidates])
-            return
-        self._memory.observe(gathered)
-        self._stage(gathered, candidates)
-        if self.update == "training" and not self._waits_for_model() and self.is_due():
-            updates.commit_staged([self])
-
-    @torch.no_grad()
-    def apply_statistics(self, batch: BatchStatistics, candidates: Tensor | None) -> None:
-        """Move the dictionary by the statistics of a (global) batch; `candidates` are rows for dead codes to restart."""
-        self.nonfinite_rows.add_(batch.skipped)
-        self._memory.observe(batch)
-        ops.ema_commit_(
-            self.codebook,
-            self.ema_counts,
-            self.ema_sums,
-            self.center,
-            self.num_updates,
-            batch.counts,
-            batch.sums,
-            candidates,
-            self.decay,
-            self.eps,
-            self.ema == "debiased",
-            self.revive,
-        )
-        if self.metric == "cosine":
-            self.codebook.copy_(F.normalize(self.codebook, dim=1))
-        if callable(self.strength):
-            self._memory.commits += 1
-
-    # --- statistics that wait -------------------------------------------------------------------------------
-
-    @property
-    def staging(self) -> bool:
-        """Whether training forwards stage their statistics instead of committing them."""
-        return self.update == "manual" or self.update_every > 1 or self._waits_for_model()
-
-    def is_due(self) -> bool:
-        """Whether ``update_every`` forwards have been staged."""
-        return self._memory.staged_forwards >= self.update_every
-
-    def _waits_for_model(self) -> bool:
-        return self.coalesced and distributed.group_name(self.process_group) is not None
-
-    def make_room_to_stage(self) -> None:
-        """Create the buffers that staged statistics are added up in; they are not saved."""
-        if "staged_counts" in self._buffers:
-            return
-        device = self.codebook.device
-        integers = {"dtype": torch.int64, "device": device}
-        self.register_buffer("staged_counts", torch.zeros(self.num_codes, **integers), persistent=False)
-        self.register_buffer("staged_sums", torch.zeros_like(self.codebook), persistent=False)
-        self.register_buffer("staged_skipped", torch.zeros((), **integers), persistent=False)
-        self.register_buffer("staged_samples", torch.zeros((), **integers), persistent=False)
-        self.register_buffer("staged_loss", torch.zeros((), device=device), persistent=False)
-        if self.revive > 0:
-            self.register_buffer("staged_rows", torch.zeros_like(self.codebook), persistent=False)
-
-    def _stage(self, batch: BatchStatistics, candidates: Tensor | None) -> None:
-        self.staged_counts.add_(batch.counts)
-        self.staged_sums.add_(batch.sums)
-        self.staged_skipped.add_(batch.skipped)
-        self.staged_samples.add_(batch.samples)
-        self.staged_loss.add_(batch.loss.sum())
-        if candidates is not None:
-            self.staged_rows.copy_(candidates)
-        self._memory.staged_forwards += 1
-
-    def staged_statistics(self) -> BatchStatistics:
-        """What has been staged since the last commit."""
-        return BatchStatistics(
-            self.staged_counts, self.staged_sums, self.staged_skipped, self.staged_loss, self.staged_samples
-        )
-
-    def staged_candidates(self) -> Tensor | None:
-        """Rows of the last staged forward for dead codes to restart from, or None if they never do."""
-        if self.revive <= 0:
-            return None
-        if self._memory.staged_forwards == 0:
-            return no_restart_rows(
-                self.codebook, self.num_updates, distributed.group_name(self.process_group)
-            )
-        return self.staged_rows
-
-    def clear_staged(self) -> None:
-        """Forget what has been staged."""
-        for buffer in (
-            self.staged_counts,
-            self.staged_sums,
-            self.staged_skipped,
-            self.staged_samples,
-            self.staged_loss,
-        ):
-            buffer.zero_()
-        self._memory.staged_forwards = 0
-
-    def _candidates(self, features: Tensor, rows: Tensor | None) -> Tensor | None:
-        if self.revive <= 0:
-            return None
-        group = distributed.group_name(self.process_group)
-        # Manual commits let ranks run different numbers of forwards, so a forward must not wait for the other
-        # ranks.
-        by_rank = self.update == "manual"
-        return restart_rows(features, rows, self.num_updates, self.num_codes, group, by_rank=by_rank)
-
-    # --- reports --------------------------------------------------------------------------------------------
-
-    def usage(self, *, moving: bool = True) -> float:
-        """Share of the codes in use, in [0, 1]: by the moving counts, or hit by the last batch. Waits for the device."""
-        if moving:
-            return 1 - self.dead_codes() / self.num_codes
-        return 0.0 if self._memory.counts is None else (self._memory.counts > 0).float().mean().item()
-
-    def perplexity(self, *, moving: bool = True) -> float:
-        """``exp(-sum p log(p + 1e-10))`` of the moving counts or of the last batch; 0 if empty. Waits for the device."""
-        counts = self.ema_counts if moving or self._memory.counts is None else self._memory.counts
-        return perplexity(counts).item() if counts.sum() > 0 else 0.0
-
-    def dead_codes(self) -> int:
-        """Number of codes whose moving count is below 0.01, or below ``revive`` if that is more."""
-        return int((self.ema_counts < max(DEAD_COUNT, self.revive)).sum())
-
-    def last_loss(self) -> float | None:
-        """Mean commitment loss of the last forward (of all ranks, if it committed), None before any."""
-        return (
-            None if self._memory.loss is None else batch_mean(self._memory.loss, self._memory.samples).item()
-        )
+    # --- the rest of a module -------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
         """The settings that matter most, and how the dictionary is doing."""
@@ -636,206 +381,13 @@ class FeatureQuantizer(nn.Module):
             parts.append("not started")
         return ", ".join([*parts, f"backend={ops.select_backend(self.codebook)}"])
 
-    # --- state ----------------------------------------------------------------------------------------------
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureQuantizer:
-        """Follow the model to another device, but stay float32: moving averages do not survive half precision."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = self._buffers[name]
-            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
-
-    def _keep_float32(self) -> None:
-        """Undo a cast that went around `_apply`, as the buffer casts of FSDP do."""
-        if self.codebook.dtype == torch.float32:
-            return
-        for name, buffer in self._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
-                self._buffers[name] = buffer.float()
-
-    def _check_state(self, state: Mapping[str, Any], prefix: str) -> list[str]:
-        expected = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        return check_state(state, prefix, expected)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load a saved state, all of it or nothing.
-
-        Args:
-            state_dict: what ``state_dict()`` returned.
-            strict: refuse unexpected entries; missing ones are always refused.
-            assign: as in `torch.nn.Module.load_state_dict`.
-
-        Raises:
-            RuntimeError: another K or dim, or an incomplete state. Nothing has changed then.
-        """
-        problems = self._check_state(state_dict, "")
-        unexpected = [name for name in state_dict if name not in self.state_dict()]
-        if strict and unexpected:
-            problems.append(f"unexpected entries: {', '.join(unexpected)}")
-        if problems:
-            raise RuntimeError("cannot load this state into FeatureQuantizer: " + "; ".join(problems))
-        return super().load_state_dict(state_dict, strict, assign)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        problems = self._check_state(state_dict, prefix)
-        if problems:
-            error_msgs.extend(problems)
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self._after_load()
-
-    @torch.no_grad()
-    def _after_load(self) -> None:
-        """Bring what is not saved in line with what was loaded."""
-        if self.codebook.device.type == "meta":
-            return
-        self._keep_float32()
-        self.center.copy_(initialization.live_center(self.codebook, self.ema_counts, self.ema_sums))
-        self.nonfinite_rows.zero_()
-        if "staged_counts" in self._buffers:
-            self.clear_staged()
-        self._memory.started = bool(self.initialized)
-        self._memory.commits = int(self.num_updates)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["frozen_depth"] = 0  # a copy made inside frozen() has no end of the block to wait for
-        return state
-
     def _replicate_for_data_parallel(self) -> Any:
         warnings.warn(
-            "FeatureQuantizer under DataParallel: the replicas' dictionary updates and commitment losses are lost; use "
-            "DistributedDataParallel",
+            "FeatureQuantizer under DataParallel: the dictionary updates and commitment losses of its replicas "
+            "are lost; use DistributedDataParallel",
             stacklevel=2,
         )
         return super()._replicate_for_data_parallel()
-
-    # --- other implementations ------------------------------------------------------------------------------
-
-    @classmethod
-    def from_reference(
-        cls, state_dict: Mapping[str, Tensor], prefix: str = "", **options: Any
-    ) -> FeatureQuantizer:
-        """A layer with the dictionary of a quantizer from the PyTorch release of FQ-GAN.
-
-        Args:
-            state_dict: a state that contains ``embed`` (C, K), ``cluster_size`` (K,) and ``embed_avg`` (C,
-                K).
-            prefix: what stands before these names, such as ``"blocks.0.1."``.
-            **options: settings of `FeatureQuantizer`; by default those of ``preset="fqgan"``.
-
-        Raises:
-            ValueError: no such quantizer under that prefix; prefixes that have one are listed.
-        """
-        codebook, counts, sums = released_state(state_dict, prefix)
-        layer = cls(codebook.shape[1], codebook.shape[0], **{"preset": "fqgan", **options})
-        layer._adopt(codebook, counts, sums)
-        return layer
-
-    def to_reference(self, prefix: str = "") -> dict[str, Tensor]:
-        """The dictionary as a state of the released layer; the opposite of `from_reference`.
-
-        Args:
-            prefix: put before every name.
-        """
-        values = {"embed": self.codebook.t(), "cluster_size": self.ema_counts, "embed_avg": self.ema_sums.t()}
-        return {prefix + name: value.detach().clone().contiguous() for name, value in values.items()}
-
-    @classmethod
-    def from_lucidrains(
-        cls, state_dict: Mapping[str, Tensor], prefix: str = "", **options: Any
-    ) -> FeatureQuantizer:
-        """A layer with the dictionary and the projections of a ``vector_quantize_pytorch.VectorQuantize``.
-
-        Args:
-            state_dict: its state.
-            prefix: what stands before ``_codebook.embed``.
-            **options: settings of `FeatureQuantizer`, where the state cannot tell them (``heads``,
-                ``metric``, ``revive``, ``decay``); by default those of ``preset="lucidrains"``.
-
-        Raises:
-            ValueError: no such quantizer under that prefix, or one with several codebooks, affine parameters
-                or a normalized projection.
-        """
-        found = lucidrains_state(state_dict, prefix, options.pop("heads", 1))
-        settings = {
-            "preset": "lucidrains",
-            "heads": found.heads,
-            "codebook_dim": found.codebook.shape[1],
-            **options,
-        }
-        layer = cls(found.dim, found.codebook.shape[0], **settings)
-        layer._adopt(found.codebook, found.counts, found.sums)
-        for name, values in found.projections.items():
-            projection = getattr(layer, name)
-            if projection is not None:
-                projection.load_state_dict(values)
-        return layer
-
-    def to_lucidrains(self, prefix: str = "") -> dict[str, Tensor]:
-        """The dictionary as a state of ``VectorQuantize``; the opposite of `from_lucidrains`.
-
-        Args:
-            prefix: put before every name.
-        """
-        values = {
-            "_codebook.initted": self.initialized,
-            "_codebook.cluster_size": self.ema_counts[None],
-            "_codebook.embed_avg": self.ema_sums[None],
-            "_codebook.embed": self.codebook[None],
-        }
-        for name in ("project_in", "project_out"):
-            projection = getattr(self, name)
-            if projection is not None:
-                values |= {f"{name}.{key}": value for key, value in projection.state_dict().items()}
-        return {prefix + name: value.detach().clone() for name, value in values.items()}
-
-    @torch.no_grad()
-    def _adopt(self, codebook: Tensor, counts: Tensor, sums: Tensor) -> None:
-        """Take over a dictionary together with its moving statistics."""
-        self.codebook.copy_(codebook)
-        self.ema_counts.copy_(counts)
-        self.ema_sums.copy_(sums)
-        self.initialized.fill_(True)
-        self._after_load()
-
-
-class _Memory:
-    """What a layer knows on the host, so that no step has to ask the device."""
-
-    def __init__(self) -> None:
-        self.started = False
-        self.commits = 0
-        self.staged_forwards = 0
-        self.counts: Tensor | None = None
-        self.loss: Tensor | None = None
-        self.samples: Tensor | int = 0
-        self.warned: set[str] = set()
-
-    def observe(self, batch: BatchStatistics) -> None:
-        """Keep what reports show of the last batch; not the sums, which may be large."""
-        self.counts, self.loss, self.samples = batch.counts, batch.loss, batch.samples
-
-    def warn_once(self, message: str) -> None:
-        if message not in self.warned:
-            self.warned.add(message)
-            warnings.warn(message, stacklevel=5)
 
 
 def _refuse_nonfinite(canonical: Tensor, mask: Tensor | None) -> None:
@@ -864,27 +416,3 @@ def _split_heads(features: Tensor, heads: int) -> Tensor:
 
 def _join_heads(features: Tensor, heads: int) -> Tensor:
     return features if heads == 1 else rearrange(features, "(b h) c p q -> b (h c) p q", h=heads)
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
-
-
-def _between(name: str, value: Any, low: float, high: float, open_above: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    inside = low <= value < high if open_above or math.isinf(high) else low <= value <= high
-    if not inside:  # also for NaN
-        closing = ")" if open_above or math.isinf(high) else "]"
-        raise ValueError(f"{name} must be in [{low:g}, {high:g}{closing}, got {value}")
-    return float(value)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value

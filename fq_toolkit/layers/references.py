@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from fq_toolkit.layers.dictionary import MovingDictionary
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def _find(state: Mapping[str, Tensor], prefix: str, names: tuple[str, ...], what: str) -> list[Tensor]:
@@ -85,3 +90,84 @@ def lucidrains_state(state: Mapping[str, Tensor], prefix: str, heads: int) -> Lu
         inner, dim = projections["project_in"]["weight"].shape
         heads = inner // codebook_dim
     return LucidrainsState(dim, heads, embed[0], counts[0], sums[0], projections)
+
+
+class ReferenceStates(MovingDictionary):
+    """The part of a quantizer that speaks to other implementations."""
+
+    project_in: nn.Linear | None
+    project_out: nn.Linear | None
+
+    @classmethod
+    def from_reference(cls, state_dict: Mapping[str, Tensor], prefix: str = "", **options: Any) -> Self:
+        """A layer with the dictionary of a quantizer from the PyTorch release of FQ-GAN.
+
+        Args:
+            state_dict: a state that contains ``embed`` (C, K), ``cluster_size`` (K,) and ``embed_avg`` (C,
+                K).
+            prefix: what stands before these names, such as ``"blocks.0.1."``.
+            **options: settings of `FeatureQuantizer`; by default those of ``preset="fqgan"``.
+
+        Raises:
+            ValueError: no such quantizer under that prefix; prefixes that have one are listed.
+        """
+        codebook, counts, sums = released_state(state_dict, prefix)
+        layer = cls(codebook.shape[1], codebook.shape[0], **{"preset": "fqgan", **options})
+        layer.adopt(codebook, counts, sums)
+        return layer
+
+    def to_reference(self, prefix: str = "") -> dict[str, Tensor]:
+        """The dictionary as a state of the released layer; the opposite of `from_reference`.
+
+        Args:
+            prefix: put before every name.
+        """
+        values = {"embed": self.codebook.t(), "cluster_size": self.ema_counts, "embed_avg": self.ema_sums.t()}
+        return {prefix + name: value.detach().clone().contiguous() for name, value in values.items()}
+
+    @classmethod
+    def from_lucidrains(cls, state_dict: Mapping[str, Tensor], prefix: str = "", **options: Any) -> Self:
+        """A layer with the dictionary and the projections of a ``vector_quantize_pytorch.VectorQuantize``.
+
+        Args:
+            state_dict: its state.
+            prefix: what stands before ``_codebook.embed``.
+            **options: settings of `FeatureQuantizer`, where the state cannot tell them (``heads``,
+                ``metric``, ``revive``, ``decay``); by default those of ``preset="lucidrains"``.
+
+        Raises:
+            ValueError: no such quantizer under that prefix, or one with several codebooks, affine parameters
+                or a normalized projection.
+        """
+        found = lucidrains_state(state_dict, prefix, options.pop("heads", 1))
+        settings = {
+            "preset": "lucidrains",
+            "heads": found.heads,
+            "codebook_dim": found.codebook.shape[1],
+            **options,
+        }
+        layer = cls(found.dim, found.codebook.shape[0], **settings)
+        layer.adopt(found.codebook, found.counts, found.sums)
+        for name, values in found.projections.items():
+            projection = getattr(layer, name)
+            if projection is not None:
+                projection.load_state_dict(values)
+        return layer
+
+    def to_lucidrains(self, prefix: str = "") -> dict[str, Tensor]:
+        """The dictionary as a state of ``VectorQuantize``; the opposite of `from_lucidrains`.
+
+        Args:
+            prefix: put before every name.
+        """
+        values = {
+            "_codebook.initted": self.initialized,
+            "_codebook.cluster_size": self.ema_counts[None],
+            "_codebook.embed_avg": self.ema_sums[None],
+            "_codebook.embed": self.codebook[None],
+        }
+        for name in ("project_in", "project_out"):
+            projection = getattr(self, name)
+            if projection is not None:
+                values |= {f"{name}.{key}": value for key, value in projection.state_dict().items()}
+        return {prefix + name: value.detach().clone() for name, value in values.items()}

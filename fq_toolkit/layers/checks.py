@@ -1,0 +1,33 @@
+"""Checks of settings, with messages that name the setting."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def at_least_one(name: str, value: Any) -> int:
+    """The integer ``value`` if it is positive, else TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def between(name: str, value: Any, low: float, high: float, open_above: bool = False) -> float:
+    """The number ``value`` if it is in ``[low, high]`` (``[low, high)``), else TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    open_above = open_above or math.isinf(high)
+    inside = low <= value < high if open_above else low <= value <= high
+    if not inside:  # also for NaN
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}{')' if open_above else ']'}, got {value}")
+    return float(value)
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """``value`` if it is allowed, else ValueError."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value

@@ -1,0 +1,271 @@
+"""The dictionary of a quantizer: how it starts, learns from batches and reports on itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fq_toolkit.kernels import ops
+from fq_toolkit.layers import checkpointing, distributed, initialization, updates
+from fq_toolkit.layers.checkpointing import Dictionary
+from fq_toolkit.layers.checks import at_least_one, between, one_of
+from fq_toolkit.layers.commitment import batch_mean
+from fq_toolkit.layers.memory import HostMemory
+from fq_toolkit.layers.presets import Preset
+from fq_toolkit.layers.revival import restart_rows
+from fq_toolkit.layers.staging import StagedStatistics
+from fq_toolkit.layers.statistics import BatchStatistics, perplexity
+
+#: A code whose moving count is below this (or below ``revive``) counts as dead in reports.
+DEAD_COUNT = 0.01
+
+
+class MovingDictionary(StagedStatistics):
+    """K centroids that follow the features by moving averages; `FeatureQuantizer` documents its settings."""
+
+    ema_counts: Tensor
+    ema_sums: Tensor
+    initialized: Tensor
+    center: Tensor
+    nonfinite_rows: Tensor
+
+    def __init__(
+        self,
+        num_codes: int,
+        codebook_dim: int,
+        settings: Preset,
+        *,
+        strength: float | Callable[[int], float],
+        metric: str,
+        update: str,
+        update_every: int,
+        process_group: Any,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        self.num_codes = at_least_one("num_codes", num_codes)
+        self.codebook_dim = at_least_one("codebook_dim", codebook_dim)
+        self.decay = between("decay", settings.decay, 0, 1, open_above=True)
+        self.commitment = between("commitment", settings.commitment, 0, float("inf"))
+        self.eps = between("eps", settings.eps, 0, float("inf"))
+        self.ema = one_of("ema", settings.ema, ("smoothed", "debiased"))
+        self.init = one_of("init", settings.init, initialization.INITS)
+        self.revive = between("revive", settings.revive, 0, float("inf"))
+        self.strength = strength if callable(strength) else between("strength", strength, 0, 1)
+        self.metric = one_of("metric", metric, ("euclidean", "cosine"))
+        self.update = one_of("update", update, ("training", "manual"))
+        self.update_every = at_least_one("update_every", update_every)
+        if update == "manual" and update_every != 1:
+            raise ValueError(
+                'update_every counts training forwards; with update="manual" call commit_updates instead'
+            )
+        self.process_group = distributed.ProcessGroupReference(process_group)
+        self.memory = HostMemory()
+
+        codebook, counts, sums = initialization.start_values(
+            self.init, num_codes, codebook_dim, self.ema == "debiased", device
+        )
+        if metric == "cosine":
+            codebook = F.normalize(codebook, dim=1)
+        self.memory.started = self.init not in initialization.FROM_DATA
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("ema_counts", counts)
+        self.register_buffer("ema_sums", sums)
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("initialized", torch.tensor(self.memory.started, device=device))
+        self.register_buffer("center", codebook.mean(dim=0), persistent=False)
+        skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.register_buffer("nonfinite_rows", skipped, persistent=False)
+        if self.staging:
+            self.make_room_to_stage()
+
+    # --- what a forward asks for ----------------------------------------------------------------------------
+
+    def may_learn(self, task: int | None) -> bool:
+        """Whether a forward moves the dictionary; ``task`` is the backward pass in which it is a repetition."""
+        return self.training and self.frozen_depth == 0 and task is None and not torch.compiler.is_exporting()
+
+    def start(self, features: Tensor, rows: Tensor | None, learning: bool) -> None:
+        """Start from the first batch, if that is how this dictionary starts.
+
+        Waits for the device, but never again once the dictionary has started.
+
+        Args:
+            features: ``(B, C, P, Q)``.
+            rows: ``(N,)`` bool mask or None.
+            learning: whether this forward may change the dictionary.
+        """
+        compiling = torch.compiler.is_compiling()
+        if self.memory.started:
+            return
+        if not compiling and self.codebook.device.type != "meta":
+            self.memory.started = bool(self.initialized)  # another rank's state may have been broadcast
+            if self.memory.started:
+                return
+        if not learning:
+            if not compiling:
+                self.memory.warn_once(
+                    f'this FeatureQuantizer starts from data (init="{self.init}") but has seen no training '
+                    "batch yet; it quantizes with a random dictionary until then"
+                )
+            return
+        initialization.start_from_data_(
+            self.codebook,
+            self.ema_counts,
+            self.ema_sums,
+            self.center,
+            self.initialized,
+            features.detach(),
+            rows,
+            self.init == "kmeans",
+            self.metric == "cosine",
+            distributed.group_name(self.process_group),
+        )
+        self.memory.started = True if compiling else bool(self.initialized)
+
+    def consult(self, needs_grad: bool, task: int | None, in_band: bool) -> Dictionary:
+        """The dictionary that a forward must see.
+
+        Args:
+            needs_grad: whether there will be a backward pass.
+            task: identity of the backward pass in which this forward is a repetition, or None.
+            in_band: whether the loss is returned rather than recorded.
+        """
+        if task is not None:
+            repeated = checkpointing.recall(self, task)
+            if repeated is not None:
+                return repeated
+        if self.codebook.dtype != torch.float32:
+            self.keep_float32()
+        codebook, center = self.codebook, self.center
+        strength = float(self.strength(self.memory.commits)) if callable(self.strength) else self.strength
+        eager = not torch.compiler.is_compiling()
+        checkpointed = eager and self.training and task is None and checkpointing.may_be_checkpointed()
+        if self.training and needs_grad:
+            codebook = codebook.clone()  # the backward pass needs the dictionary as it was
+        if checkpointed:
+            lost = checkpointing.remember(self, codebook, center, strength)
+            if lost and not in_band and self.commitment > 0:
+                self.memory.warn_once(
+                    "a FeatureQuantizer runs inside a checkpoint with use_reentrant=True, which cannot carry "
+                    "its commitment loss; use use_reentrant=False, or return layer.quantize(x).loss from the "
+                    "region"
+                )
+        return Dictionary(codebook, center, strength)
+
+    def learn(
+        self,
+        features: Tensor,
+        rows: Tensor | None,
+        loss: Tensor,
+        counts: Tensor,
+        sums: Tensor,
+        learning: bool,
+    ) -> None:
+        """Count what a lookup skipped and, in training, move towards its batch now or later.
+
+        Args:
+            features: ``(B, C, P, Q)``, detached.
+            rows: ``(N,)`` bool mask or None.
+            loss: ``(samples,)`` float32, detached.
+            counts: ``(K,)`` int64.
+            sums: ``(K, C)`` float32, detached; empty unless learning.
+            learning: whether this forward may change the dictionary.
+        """
+        batch, _, height, width = features.shape
+        real = batch * height * width if rows is None else rows.sum()
+        gathered = BatchStatistics(counts, sums, real - counts.sum(), loss, loss.shape[0])
+        if not learning:
+            self.memory.observe(gathered)
+            self.nonfinite_rows.add_(gathered.skipped)
+            return
+        candidates = self._candidates(features, rows)
+        if not self.staging:
+            updates.commit([self], [gathered], [candidates])
+            return
+        self.memory.observe(gathered)
+        self.stage(gathered, candidates)
+        if self.update == "training" and not self.waits_for_model() and self.is_due():
+            updates.commit_staged([self])
+
+    def _candidates(self, features: Tensor, rows: Tensor | None) -> Tensor | None:
+        if self.revive <= 0:
+            return None
+        group = distributed.group_name(self.process_group)
+        # Manual commits let ranks run different numbers of forwards: a forward must not wait for other ranks.
+        by_rank = self.update == "manual"
+        return restart_rows(features, rows, self.num_updates, self.num_codes, group, by_rank=by_rank)
+
+    @torch.no_grad()
+    def apply_statistics(self, batch: BatchStatistics, candidates: Tensor | None) -> None:
+        """Move by the statistics of a (global) batch; dead codes may restart from the candidates."""
+        self.nonfinite_rows.add_(batch.skipped)
+        self.memory.observe(batch)
+        ops.ema_commit_(
+            self.codebook,
+            self.ema_counts,
+            self.ema_sums,
+            self.center,
+            self.num_updates,
+            batch.counts,
+            batch.sums,
+            candidates,
+            self.decay,
+            self.eps,
+            self.ema == "debiased",
+            self.revive,
+        )
+        if self.metric == "cosine":
+            self.codebook.copy_(F.normalize(self.codebook, dim=1))
+        if callable(self.strength):
+            self.memory.commits += 1
+
+    # --- state from elsewhere -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def adopt(self, codebook: Tensor, counts: Tensor, sums: Tensor) -> None:
+        """Take over a dictionary together with its moving statistics."""
+        self.codebook.copy_(codebook)
+        self.ema_counts.copy_(counts)
+        self.ema_sums.copy_(sums)
+        self.initialized.fill_(True)
+        self.after_load()
+
+    @torch.no_grad()
+    def after_load(self) -> None:
+        """Bring what is not saved in line with what was loaded."""
+        if self.codebook.device.type == "meta":
+            return
+        self.keep_float32()
+        self.center.copy_(initialization.live_center(self.codebook, self.ema_counts, self.ema_sums))
+        self.nonfinite_rows.zero_()
+        self.clear_staged()
+        self.memory.started = bool(self.initialized)
+        self.memory.commits = int(self.num_updates)
+
+    # --- reports; these wait for the device -----------------------------------------------------------------
+
+    def usage(self, *, moving: bool = True) -> float:
+        """Share of the codes in use, in [0, 1]: by the moving counts, or hit by the last batch."""
+        if moving:
+            return 1 - self.dead_codes() / self.num_codes
+        return 0.0 if self.memory.counts is None else (self.memory.counts > 0).float().mean().item()
+
+    def perplexity(self, *, moving: bool = True) -> float:
+        """``exp(-sum p log(p + 1e-10))`` of the moving counts, or of the last batch; 0 without any count."""
+        counts = self.ema_counts if moving else self.memory.counts
+        return 0.0 if counts is None or not bool(counts.sum() > 0) else perplexity(counts).item()
+
+    def dead_codes(self) -> int:
+        """Number of codes whose moving count is below 0.01, or below ``revive`` if that is more."""
+        return int((self.ema_counts < max(DEAD_COUNT, self.revive)).sum())
+
+    def last_loss(self) -> float | None:
+        """Mean commitment loss of the last forward (over all ranks, if it committed); None before any."""
+        if self.memory.loss is None:
+            return None
+        return batch_mean(self.memory.loss, self.memory.samples).item()

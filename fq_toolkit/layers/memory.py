@@ -1,0 +1,43 @@
+"""What a layer knows on the host, so that no step has to ask the device."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor
+
+from fq_toolkit.layers.statistics import BatchStatistics
+
+
+class HostMemory:
+    """Facts about one layer.
+
+    Attributes:
+        started: the dictionary has started; False means that the device must be asked.
+        commits: updates so far, kept only for a schedule of the strength.
+        staged: statistics have been staged since the last commit.
+        staged_forwards: by how many forwards, kept only for ``update_every``.
+        counts: ``(K,)`` counts of the last batch, None before any.
+        loss: per-sample losses of the last batch.
+        samples: how many samples ``loss`` covers.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.commits = 0
+        self.staged = False
+        self.staged_forwards = 0
+        self.counts: Tensor | None = None
+        self.loss: Tensor | None = None
+        self.samples: Tensor | int = 0
+        self._warned: set[str] = set()
+
+    def observe(self, batch: BatchStatistics) -> None:
+        """Keep what reports show of the last batch; not the sums, which may be large."""
+        self.counts, self.loss, self.samples = batch.counts, batch.loss, batch.samples
+
+    def warn_once(self, message: str) -> None:
+        """Warn, unless this layer has said so before."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=5)

@@ -1,0 +1,106 @@
+"""Statistics that wait: several training forwards added up for one update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fq_toolkit.layers import distributed
+from fq_toolkit.layers.distributed import ProcessGroupReference
+from fq_toolkit.layers.memory import HostMemory
+from fq_toolkit.layers.revival import no_restart_rows
+from fq_toolkit.layers.state import StrictState
+from fq_toolkit.layers.statistics import BatchStatistics
+
+
+class StagedStatistics(StrictState):
+    """The part of a quantizer that stages statistics: sums in place, so that a captured CUDA graph can do it."""
+
+    codebook: Tensor
+    num_updates: Tensor
+    staged_counts: Tensor
+    staged_sums: Tensor
+    staged_skipped: Tensor
+    staged_samples: Tensor
+    staged_loss: Tensor
+    staged_rows: Tensor
+    memory: HostMemory
+    process_group: ProcessGroupReference
+    revive: float
+    update: str
+    update_every: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coalesced = False
+
+    @property
+    def staging(self) -> bool:
+        """Whether training forwards stage their statistics instead of committing them."""
+        return self.update == "manual" or self.update_every > 1 or self.waits_for_model()
+
+    def waits_for_model(self) -> bool:
+        """Whether `coalesce_updates` commits for this layer: only between ranks is there anything to join."""
+        return self.coalesced and distributed.group_name(self.process_group) is not None
+
+    def is_due(self) -> bool:
+        """Whether ``update_every`` forwards have been staged."""
+        if self.update_every == 1:
+            return self.memory.staged
+        return self.memory.staged_forwards >= self.update_every
+
+    def make_room_to_stage(self) -> None:
+        """Create the buffers that statistics are added up in; they are not saved."""
+        if "staged_counts" in self._buffers:
+            return
+        device, count = self.codebook.device, torch.int64
+        buffers = {
+            "counts": torch.zeros(self.codebook.shape[0], dtype=count, device=device),
+            "sums": torch.zeros_like(self.codebook),
+            "skipped": torch.zeros((), dtype=count, device=device),
+            "samples": torch.zeros((), dtype=count, device=device),
+            "loss": torch.zeros((), device=device),
+        }
+        if self.revive > 0:
+            buffers["rows"] = torch.zeros_like(self.codebook)
+        for name, buffer in buffers.items():
+            self.register_buffer(f"staged_{name}", buffer, persistent=False)
+
+    def stage(self, batch: BatchStatistics, candidates: Tensor | None) -> None:
+        """Add the statistics of one forward."""
+        self.staged_counts.add_(batch.counts)
+        self.staged_sums.add_(batch.sums)
+        self.staged_skipped.add_(batch.skipped)
+        self.staged_samples.add_(batch.samples)
+        self.staged_loss.add_(batch.loss.sum())
+        if candidates is not None:
+            self.staged_rows.copy_(candidates)
+        self.memory.staged = True
+        if self.update_every > 1:
+            self.memory.staged_forwards += 1
+
+    def staged_statistics(self) -> BatchStatistics:
+        """What has been staged since the last commit."""
+        return BatchStatistics(
+            self.staged_counts.clone(),
+            self.staged_sums,
+            self.staged_skipped.clone(),
+            self.staged_loss.clone(),
+            self.staged_samples.clone(),
+        )
+
+    def staged_candidates(self) -> Tensor | None:
+        """Rows of the last staged forward for dead codes to restart from, or None if they never do."""
+        if self.revive <= 0:
+            return None
+        if not self.memory.staged:
+            group = distributed.group_name(self.process_group)
+            return no_restart_rows(self.codebook, self.num_updates, group)
+        return self.staged_rows
+
+    def clear_staged(self) -> None:
+        """Forget what has been staged."""
+        for name, buffer in self._buffers.items():
+            if name.startswith("staged_") and buffer is not None:
+                buffer.zero_()
+        self.memory.staged, self.memory.staged_forwards = False, 0
