@@ -34,7 +34,10 @@ def main() -> None:
     check(fq_toolkit.__version__ == metadata.version("fq-toolkit"), f"version {fq_toolkit.__version__}")
     check(resources.files("fq_toolkit").joinpath("py.typed").is_file(), "py.typed is packaged")
     kernels = resources.files("fq_toolkit.kernels")
-    check(any(f.name.endswith(".cpp") for f in kernels.iterdir()), "the C++ source is packaged")
+    check(
+        {f.name for f in (kernels / "cpu").iterdir()} >= {"kernels.cpp", "lookup.h", "panels.h", "rows.h"},
+        "the C++ source is packaged",
+    )
     check(
         not any(importlib.util.find_spec(m) for m in ("torchvision", "tyro", "pytest")),
         "only core dependencies",

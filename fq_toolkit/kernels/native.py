@@ -1,4 +1,4 @@
-"""Compiled C++ kernels for CPU tensors: `cpu_kernels.cpp`, built at first use and called through ctypes.
+"""Compiled C++ kernels for CPU tensors: the folder `cpu`, built at first use and called through ctypes.
 
 The library is compiled for the processor it will run on, with the machine's own C++ compiler, in a few
 seconds; it is kept in ``$FQ_TOOLKIT_CACHE`` (default ``~/.cache/fq_toolkit``) under a name that changes with
@@ -25,7 +25,7 @@ from fq_toolkit.kernels import reference
 
 logger = logging.getLogger("fq_toolkit")
 
-_SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
+_SOURCES = Path(__file__).with_name("cpu")
 _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 #: Below this many multiply-adds a second thread costs more than it saves.
 _WORK_PER_THREAD = 200_000
@@ -126,7 +126,7 @@ def _compile(compiler: str, target: Path) -> None:
                     "-fPIC",
                     *compile_flags,
                     "-c",
-                    str(_SOURCE),
+                    str(_SOURCES / "kernels.cpp"),
                     "-o",
                     str(objects),
                 ],
@@ -153,7 +153,14 @@ def _library() -> ctypes.CDLL:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-    identity = "\0".join([_SOURCE.read_text(), version.stdout, _processor(), torch.__version__])
+    identity = "\0".join(
+        [
+            *(path.read_text() for path in sorted(_SOURCES.iterdir())),
+            version.stdout,
+            _processor(),
+            torch.__version__,
+        ]
+    )
     name = f"cpu_kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     target = _cache_folder() / name
     if not _is_intact(target):
