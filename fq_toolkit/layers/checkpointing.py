@@ -40,7 +40,7 @@ class _Region:
         self.replayed: dict[tuple[int, int], int] = {}
 
     def next_replay(self, layer: nn.Module, task: int) -> Dictionary:
-        """The dictionary of the next call of ``layer`` in the repetition that belongs to backward pass ``task``."""
+        """The dictionary of the next call of ``layer`` in the repetition of backward pass ``task``."""
         seen, key = self.seen[id(layer)], (id(layer), task)
         call = self.replayed.get(key, 0)
         self.replayed[key] = call + 1
@@ -74,7 +74,7 @@ def enclosing_regions() -> list[object]:
 
 
 def may_be_checkpointed() -> bool:
-    """Whether the forward that is running could be one that will be repeated; cheap, and False in a plain step."""
+    """Whether the running forward could be one that will be repeated; cheap, and False in a plain step."""
     if not torch.is_grad_enabled():
         return True
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None

@@ -33,9 +33,9 @@ class CommitmentLedger:
         if not torch.compiler.is_compiling() and self.unread[-1] is not None and not self.warned:
             self.warned = True
             warnings.warn(
-                f"{MAX_UNREAD} commitment losses of a FeatureQuantizer are unread, so the oldest are now dropped; add "
-                "commitment_loss(model) to the loss, or run forwards that need none under torch.no_grad() or "
-                "frozen(model)",
+                f"{MAX_UNREAD} commitment losses of a FeatureQuantizer are unread, so the oldest are now "
+                "dropped; add commitment_loss(model) to the loss, or run forwards that need none under "
+                "torch.no_grad() or frozen(model)",
                 stacklevel=3,
             )
         self.unread = (loss, *self.unread[:-1])
@@ -127,7 +127,7 @@ class CollectedCommitment:
         }
 
     def total(self) -> Tensor:
-        """The sum over layers and calls of the batch means, as `commitment_loss` computes it; clears nothing."""
+        """The sum over layers and calls of the batch means, as in `commitment_loss`; clears nothing."""
         means = [batch_mean(loss) for losses in self.per_sample.values() for loss in losses]
         return torch.stack(means).sum() if means else torch.zeros(())
 
@@ -162,7 +162,7 @@ def collect_commitment(model: nn.Module) -> Iterator[CollectedCommitment]:
 
 @contextlib.contextmanager
 def separate_books(model: nn.Module) -> Iterator[None]:
-    """Start with empty ledgers, and put the former contents back at the end, dropping what is unread by then."""
+    """Start with empty ledgers; at the end drop what is unread and put the former contents back."""
     ledgers = [layer.ledger for _, layer in quantizers(model)]
     outside = [ledger.unread for ledger in ledgers]
     for ledger in ledgers:

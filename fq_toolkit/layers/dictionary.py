@@ -86,7 +86,7 @@ class MovingDictionary(StagedStatistics):
     # --- what a forward asks for ----------------------------------------------------------------------------
 
     def may_learn(self, task: int | None) -> bool:
-        """Whether a forward moves the dictionary; ``task`` is the backward pass in which it is a repetition."""
+        """Whether a forward moves the dictionary; ``task`` is the backward pass that repeats it, if any."""
         return self.training and self.frozen_depth == 0 and task is None and not torch.compiler.is_exporting()
 
     def start(self, features: Tensor, rows: Tensor | None, learning: bool) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class ProcessGroupReference:
-    """Holds a process group through deepcopy (shared) and pickle (dropped: a group means nothing elsewhere)."""
+    """Carries a process group through deepcopy (shared) and pickle (dropped: it means nothing elsewhere)."""
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
@@ -31,13 +31,13 @@ def group_name(reference: ProcessGroupReference) -> str | None:
     if not dist.is_available() or not dist.is_initialized():
         return None
     group = reference.group if reference.group is not None else dist.group.WORLD
-    return str(group.group_name) if dist.get_world_size(group) > 1 else None
+    return str(group.group_name) if dist.get_world_size(group) > 1 else None  # type: ignore[union-attr]
 
 
 def _resolve(name: str) -> Any:
     from torch.distributed.distributed_c10d import _resolve_process_group
 
-    return _resolve_process_group(name)
+    return _resolve_process_group(name)  # type: ignore[arg-type]
 
 
 # Custom ops, so that a compiled graph calls the collectives as they are.

@@ -43,7 +43,7 @@ class QuantizerOutput(NamedTuple):
     perplexity: Tensor
 
 
-class _Lookup(NamedTuple):
+class Lookup(NamedTuple):
     """One forward before it is shaped for the user."""
 
     quantized: Tensor
@@ -62,12 +62,14 @@ class FeatureQuantizer(ReferenceStates):
 
         i(n) &= \arg\min_k |x_n - e_k|^2 \quad \text{(lowest index on ties)}, \qquad q_n = e_{i(n)} \\
         loss_b &= \beta \, \mathrm{mean}_{c, p} (\mathrm{sg}(q) - x)^2 \\
-        n_k &\leftarrow \lambda n_k + (1 - \lambda) count_k, \qquad m_k \leftarrow \lambda m_k + (1 - \lambda) sum_k \\
+        n_k &\leftarrow \lambda n_k + (1 - \lambda) count_k, \qquad
+        m_k \leftarrow \lambda m_k + (1 - \lambda) sum_k \\
         e_k &= m_k \Big/ \Big( \frac{n_k + \epsilon}{\sum n + K \epsilon} \sum n \Big)
 
-    The gradient passes straight through: :math:`dx = g_{out} + g_{loss} \, 2 \beta (x - q) / (C \cdot positions)`.
-    The loss is kept until `commitment_loss` reads it.  Outputs and gradients use the dictionary from before
-    the update of the same call.
+    The gradient passes straight through:
+    :math:`dx = g_{out} + g_{loss} \, 2 \beta (x - q) / (C \cdot positions)`.  The loss is kept until
+    `commitment_loss` reads it.  Outputs and gradients use the dictionary from before the update of the same
+    call.
 
     Rows with a NaN or an infinity pass unchanged, carry no loss, do not touch the dictionary and are counted
     in ``nonfinite_rows``.  The state is float32 whatever the dtype of the model, and results repeat bit for
@@ -161,8 +163,8 @@ class FeatureQuantizer(ReferenceStates):
         heads = at_least_one("heads", heads)
         if codebook_dim is None and at_least_one("dim", dim) % heads:
             raise ValueError(f"dim={dim} cannot be split into heads={heads} equal parts; pass codebook_dim")
-        given = {"mode": mode, "decay": decay, "commitment": commitment, "eps": eps, "ema": ema, "init": init}
-        given["revive"] = revive
+        given: dict[str, Any] = {"mode": mode, "decay": decay, "commitment": commitment, "eps": eps}
+        given |= {"ema": ema, "init": init, "revive": revive}
         settings = replace(find_preset(preset), **{k: v for k, v in given.items() if v is not None})
         super().__init__(
             num_codes,
@@ -209,7 +211,7 @@ class FeatureQuantizer(ReferenceStates):
                 with a NaN or an infinity.
         """
         layout = check_features(x, self.dim, self.channel_dim)
-        found = self._look_up(x, layout, row_mask(mask, lengths, x.shape[0], layout, x.device), in_band=False)
+        found = self.look_up(x, layout, row_mask(mask, lengths, x.shape[0], layout, x.device), in_band=False)
         if found.loss.requires_grad and not found.recomputed and not torch.compiler.is_exporting():
             self.ledger.record(found.loss)
         return found.quantized
@@ -232,7 +234,7 @@ class FeatureQuantizer(ReferenceStates):
             ValueError: as `forward`.
         """
         layout = check_features(x, self.dim, self.channel_dim)
-        found = self._look_up(x, layout, row_mask(mask, lengths, x.shape[0], layout, x.device), in_band=True)
+        found = self.look_up(x, layout, row_mask(mask, lengths, x.shape[0], layout, x.device), in_band=True)
         indices = found.indices.clamp(min=-1).to(torch.int64)
         if self.heads > 1:
             indices = (
@@ -285,7 +287,7 @@ class FeatureQuantizer(ReferenceStates):
         axis = self.channel_dim % ndim if self.channel_dim is not None else (2 if ndim == 3 else 1)
         return codes.movedim(-1, axis)
 
-    def _look_up(self, x: Tensor, layout: FeatureLayout, mask: Tensor | None, in_band: bool) -> _Lookup:
+    def look_up(self, x: Tensor, layout: FeatureLayout, mask: Tensor | None, in_band: bool) -> Lookup:
         """One lookup with everything that belongs to it: start, update, bookkeeping."""
         canonical = to_canonical(x, layout)
         if self.nonfinite == "raise":
@@ -312,12 +314,12 @@ class FeatureQuantizer(ReferenceStates):
         if task is None and not torch.compiler.is_exporting():
             self.learn(features.detach(), rows, loss.detach(), counts, sums.detach(), learning)
         if not with_output:
-            return _Lookup(x, loss, indices, counts, task is not None)
+            return Lookup(x, loss, indices, counts, task is not None)
         if self.mode == "rotation":
             batch, _, height, width = features.shape
             out = rotate_gradient(features, out, None if rows is None else rows.view(batch, 1, height, width))
         out = self._decode_features(out, canonical, usable)
-        return _Lookup(from_canonical(out, layout), loss, indices, counts, task is not None)
+        return Lookup(from_canonical(out, layout), loss, indices, counts, task is not None)
 
     # --- between the user's features and those of the dictionary --------------------------------------------
 
@@ -326,8 +328,7 @@ class FeatureQuantizer(ReferenceStates):
         return self.project_in is not None or self.metric == "cosine"
 
     def _encode(self, canonical: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Features ``(B h, codebook_dim, P, Q)`` to look up, and which rows may be transformed (None: not
-        needed).
+        """Features ``(B h, codebook_dim, P, Q)`` to look up, and the rows that may be transformed.
 
         Rows that are masked or not finite are not multiplied by a weight, or its gradient would be NaN as
         well; they enter the lookup as NaN, which leaves them alone there.
@@ -383,7 +384,7 @@ class FeatureQuantizer(ReferenceStates):
 
     def _replicate_for_data_parallel(self) -> Any:
         warnings.warn(
-            "FeatureQuantizer under DataParallel: the dictionary updates and commitment losses of its replicas "
+            "FeatureQuantizer under DataParallel: dictionary updates and commitment losses of the replicas "
             "are lost; use DistributedDataParallel",
             stacklevel=2,
         )
@@ -399,8 +400,8 @@ def _refuse_nonfinite(canonical: Tensor, mask: Tensor | None) -> None:
     elif bool(bad.any()):
         rows = bad.nonzero().squeeze(1)
         raise ValueError(
-            f"{rows.numel()} of {bad.numel()} feature vectors hold NaN or Inf, the first at row {int(rows[0])}; "
-            'nonfinite="skip" passes them through instead'
+            f"{rows.numel()} of {bad.numel()} feature vectors hold NaN or Inf, the first at row "
+            f'{int(rows[0])}; nonfinite="skip" passes them through instead'
         )
 
 

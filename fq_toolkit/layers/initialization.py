@@ -1,15 +1,14 @@
 """How a dictionary starts.
 
-=============
-=======================================================================================================
-``"data"``     distinct rows of the first training batch, counts 1, sums equal to the rows (the default)
-``"kmeans"``   the same rows improved by a few Lloyd iterations, counts and sums from the last one
-``"normal"``   the releases of FQ-GAN: standard normal codes, counts 0, sums equal to the codes (0 with
-               debiased averages). Unused codes jump far away in step 1, sweep back through the data and die
-               at the origin.
-``"uniform"``  vector-quantize-pytorch: uniform codes, counts 1, sums equal to the codes
-=============
-=======================================================================================================
+``"data"`` (the default)
+    Distinct rows of the first training batch; counts 1, sums equal to the rows.
+``"kmeans"``
+    The same rows improved by a few Lloyd iterations; counts and sums of the last one.
+``"normal"``
+    As the releases of FQ-GAN: standard normal codes, counts 0, sums equal to the codes (0 with debiased
+    averages). Unused codes jump far away in step 1, sweep back through the data and die at the origin.
+``"uniform"``
+    As vector-quantize-pytorch: uniform codes, counts 1, sums equal to the codes.
 
 Rows are chosen by a fixed rule, not at random: runs repeat, ranks agree without sending a seed, and two ranks
 choose what one process chooses from the concatenated batch.
@@ -37,8 +36,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 def start_values(
     init: str, num_codes: int, dim: int, debias: bool, device: torch.device | str | None
 ) -> tuple[Tensor, ...]:
-    """Codebook ``(K, C)``, moving counts ``(K,)`` and moving sums ``(K, C)`` of a layer that has seen
-    nothing.
+    """Codebook ``(K, C)``, moving counts ``(K,)`` and moving sums ``(K, C)`` before any data.
 
     For the starts that wait for data these are placeholders, looked up only if the layer runs before it
     trains.
@@ -46,7 +44,7 @@ def start_values(
     codebook = torch.randn(num_codes, dim, device=device)
     counts, sums = torch.zeros(num_codes, device=device), torch.zeros(num_codes, dim, device=device)
     if init == "uniform":
-        bound = math.sqrt(6 / dim)
+        bound = math.sqrt(6 / (num_codes * dim))  # Kaiming's rule on an array (1, K, C)
         codebook = torch.empty(num_codes, dim, device=device).uniform_(-bound, bound)
         counts, sums = torch.ones(num_codes, device=device), codebook.clone()
     elif init == "normal" and not debias:
@@ -120,7 +118,7 @@ def _first_distinct(rows: Tensor) -> Tensor:
 
 
 def distinct_rows(rows: _GlobalRows, num_codes: int) -> Tensor:
-    """``(K, C)`` distinct rows, spread over the batch; with fewer distinct rows than K they repeat in turn."""
+    """``(K, C)`` distinct rows, spread over the batch; fewer distinct rows than K repeat in turn."""
     step, stretch = spread_order(rows.total), max(4 * num_codes, 1024)
     chosen = torch.zeros(0, rows.features.shape[1], device=rows.features.device)
     for start in range(0, rows.total, stretch):
@@ -138,7 +136,7 @@ def distinct_rows(rows: _GlobalRows, num_codes: int) -> Tensor:
 def _lloyd(
     features: Tensor, mask: Tensor | None, codes: Tensor, center: Tensor, unit: bool, group: str | None
 ) -> tuple[Tensor, ...]:
-    """Lloyd iterations from ``codes``: the new codes, their counts and sums. An empty code stays where it is."""
+    """Lloyd iterations from ``codes``: new codes, their counts and sums. An empty code stays put."""
     for _ in range(LLOYD_ITERATIONS):
         _, _, _, counts, sums = ops.quantize_forward(features, codes, center, mask, 1.0, False, True, True)
         if group is not None:
@@ -169,8 +167,7 @@ def start_from_data_(
     unit: bool,
     group: str | None,
 ) -> None:
-    """Start the dictionary from the first training batch, in place; nothing happens if it has started
-    already.
+    """Start the dictionary from the first training batch, in place, unless it has started.
 
     Args:
         codebook: ``(K, C)`` float32, changed.
@@ -217,7 +214,7 @@ def _(
 
 
 def live_center(codebook: Tensor, ema_counts: Tensor, ema_sums: Tensor) -> Tensor:
-    """A center for a dictionary that comes without one: the usage-weighted mean of its codes. Any value is valid."""
+    """A center for a dictionary without one: the usage-weighted mean of its codes; any value is valid."""
     weighted = ema_sums.double().sum(dim=0) / ema_counts.double().sum()
     plain = codebook.double().mean(dim=0)
     center = torch.where(torch.isfinite(weighted).all(), weighted, plain).float()

@@ -27,8 +27,7 @@ class FeatureLayout(NamedTuple):
 
 
 def resolve_channel_dim(ndim: int, channel_dim: int | None) -> int:
-    """The channel axis of a tensor of ``ndim`` axes: as given, else 1 for ``(B, C)`` and maps, last for ``(B,
-    L, C)``.
+    """The channel axis: as given, else 1 for ``(B, C)`` and maps, the last for ``(B, L, C)``.
 
     Raises:
         ValueError: fewer than two axes, an axis that does not exist, or the batch axis.
@@ -69,8 +68,8 @@ def check_features(x: Tensor, dim: int, channel_dim: int | None) -> FeatureLayou
     axis = resolve_channel_dim(x.ndim, channel_dim)
     if x.shape[axis] != dim:
         raise ValueError(
-            f"the features have {x.shape[axis]} channels on axis {axis} of shape {tuple(x.shape)}, but this layer was "
-            f"built for dim={dim}; pass channel_dim= if the channels are on another axis"
+            f"the features have {x.shape[axis]} channels on axis {axis} of shape {tuple(x.shape)}, but this "
+            f"layer was built for dim={dim}; pass channel_dim= if the channels are on another axis"
         )
     return FeatureLayout(axis, tuple(size for i, size in enumerate(x.shape) if i not in (0, axis)))
 
@@ -127,20 +126,21 @@ def row_mask(
         if lengths is not None:
             raise ValueError("pass mask or lengths, not both")
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            given = getattr(mask, "dtype", type(mask).__name__)
             raise TypeError(f"mask must be a bool tensor (True = real position), got {given}")
         if tuple(mask.shape) != expected:
             raise ValueError(
-                f"mask has shape {tuple(mask.shape)}, expected {expected}: the features without their channel axis"
+                f"mask has shape {tuple(mask.shape)}, expected {expected}: the shape of the features "
+                "without their channel axis"
             )
         return mask.to(device).reshape(-1)
     if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.is_complex():
-        given = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        given = getattr(lengths, "dtype", type(lengths).__name__)
         raise TypeError(f"lengths must be an integer tensor, got {given}")
     if len(layout.positions) != 1:
         raise ValueError(
-            f"lengths needs features with one position axis such as (B, L, C), but these have {len(layout.positions)}; "
-            "pass mask instead"
+            f"lengths needs features with one position axis such as (B, L, C), but these have "
+            f"{len(layout.positions)}; pass mask instead"
         )
     if tuple(lengths.shape) != (batch,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected ({batch},): one per sequence")

@@ -33,8 +33,7 @@ def _find(state: Mapping[str, Tensor], prefix: str, names: tuple[str, ...], what
 
 
 def released_state(state: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Codebook ``(K, C)``, moving counts ``(K,)`` and moving sums ``(K, C)`` of a quantizer of the PyTorch
-    release.
+    """Codebook ``(K, C)``, moving counts ``(K,)`` and moving sums ``(K, C)`` of a released quantizer.
 
     Raises:
         ValueError: no such quantizer, or entries whose shapes do not belong together.
@@ -75,7 +74,8 @@ def lucidrains_state(state: Mapping[str, Tensor], prefix: str, heads: int) -> Lu
     embed, counts, sums = _find(state, prefix, names, "VectorQuantize")
     if embed.ndim != 3 or embed.shape[0] != 1:
         raise ValueError(
-            f"{prefix}_codebook.embed has shape {tuple(embed.shape)}; only one codebook, (1, K, dim), can be loaded"
+            f"{prefix}_codebook.embed has shape {tuple(embed.shape)}; only one codebook, "
+            "(1, K, dim), can be loaded"
         )
     refused = ("_codebook.codebook_mean", "project_in.1.weight")
     for name in refused:

@@ -66,7 +66,7 @@ def restart_rows(
 
 
 def no_restart_rows(codebook: Tensor, num_updates: Tensor, group: str | None) -> Tensor:
-    """What a rank without any row contributes under ``by_rank``: NaN for the codes dealt to it, zeros for the others."""
+    """What a rank without rows contributes under ``by_rank``: NaN for the codes dealt to it, else 0."""
     nothing = torch.full_like(codebook, float("nan"))
     if group is None:
         return nothing

@@ -14,7 +14,7 @@ from fq_toolkit.layers.statistics import BatchStatistics
 
 
 class StagedStatistics(StrictState):
-    """The part of a quantizer that stages statistics: sums in place, so that a captured CUDA graph can do it."""
+    """The part of a quantizer that stages statistics; it adds in place, as a captured CUDA graph must."""
 
     codebook: Tensor
     num_updates: Tensor

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from fq_toolkit.layers import distributed
 from fq_toolkit.layers.checkpointing import in_backward
@@ -24,16 +23,15 @@ from fq_toolkit.layers.commitment import quantizers
 from fq_toolkit.layers.statistics import BatchStatistics
 
 if TYPE_CHECKING:
-    from fq_toolkit.layers.feature_quantizer import FeatureQuantizer
+    from fq_toolkit.layers.dictionary import MovingDictionary
 
 
 def commit(
-    layers: Sequence[FeatureQuantizer],
+    layers: Sequence[MovingDictionary],
     statistics: Sequence[BatchStatistics],
     candidates: Sequence[Tensor | None],
 ) -> None:
-    """Apply one batch of statistics to each layer, after summing all of them over the ranks in one
-    all_reduce.
+    """Apply one batch of statistics to each layer, summed over the ranks in one all_reduce.
 
     Args:
         layers: the layers to update; layers of different process groups are summed group by group.
@@ -61,8 +59,7 @@ def commit(
 
 
 def commit_updates(model: nn.Module) -> None:
-    """Move the dictionaries by the statistics staged since the last commit: one update, one all_reduce for
-    all layers.
+    """Move the dictionaries by the statistics staged since the last commit, in one all_reduce.
 
     For layers with ``update="manual"``: call it once per optimizer step, on every rank.  Four forwards of 8
     samples and one commit are then one forward of 32.  Ranks that staged nothing take part all the same.
@@ -87,12 +84,13 @@ def commit_updates(model: nn.Module) -> None:
     layers = [layer for _, layer in quantizers(model) if layer.staging]
     if not layers:
         raise ValueError(
-            f'no FeatureQuantizer in {type(model).__name__} stages its statistics; build it with update="manual"'
+            f"no FeatureQuantizer in {type(model).__name__} stages its statistics; build it with "
+            'update="manual"'
         )
     commit_staged(layers)
 
 
-def commit_staged(layers: Sequence[FeatureQuantizer]) -> None:
+def commit_staged(layers: Sequence[MovingDictionary]) -> None:
     """Commit what the given layers have staged, and start them afresh."""
     commit(
         layers,
@@ -104,7 +102,7 @@ def commit_staged(layers: Sequence[FeatureQuantizer]) -> None:
 
 
 def commit_after_forward(model: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook of `coalesce_updates`; a module-level function, so that copies of the model commit their own."""
+    """Forward hook of `coalesce_updates`; at module level, so that copies of a model commit their own."""
     if not torch.compiler.is_compiling() and in_backward() is not None:
         return  # a checkpointed forward is being repeated
     due = [
@@ -116,9 +114,8 @@ def commit_after_forward(model: nn.Module, args: Any, output: Any) -> None:
         commit_staged(due)
 
 
-def coalesce_updates(model: nn.Module) -> RemovableHandle:
-    """Commit the layers of a model together at the end of its forward, in one all_reduce instead of one per
-    layer.
+def coalesce_updates(model: nn.Module) -> CoalescedUpdates:
+    """Commit the layers of a model together at the end of its forward, in one all_reduce.
 
     No layer reads another's dictionary within a forward, so the results are the same.  In a single process
     there is nothing to join, and the layers go on committing by themselves.
@@ -127,9 +124,23 @@ def coalesce_updates(model: nn.Module) -> RemovableHandle:
         model: the module whose forward runs the layers; a DistributedDataParallel wrapper or what it wraps.
 
     Returns:
-        A handle whose ``remove()`` takes the hook off the model.
+        A handle whose ``remove()`` lets the layers commit by themselves again.
     """
-    for _, layer in quantizers(model):
-        layer.coalesced = True
-        layer.make_room_to_stage()
-    return model.register_forward_hook(commit_after_forward)
+    return CoalescedUpdates(model)
+
+
+class CoalescedUpdates:
+    """What `coalesce_updates` returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [layer for _, layer in quantizers(model) if not layer.coalesced]
+        self._hook = model.register_forward_hook(commit_after_forward)
+        for layer in self._layers:
+            layer.make_room_to_stage()
+            layer.coalesced = True
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        self._hook.remove()
+        for layer in self._layers:
+            layer.coalesced = False

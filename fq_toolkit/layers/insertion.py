@@ -1,0 +1,325 @@
+"""Adding quantizers to somebody else's network, and taking them out again."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fq_toolkit.layers.feature_quantizer import FeatureQuantizer
+from fq_toolkit.layers.layout import resolve_channel_dim
+from fq_toolkit.layers.report import format_table
+from fq_toolkit.layers.updates import CoalescedUpdates, coalesce_updates
+
+logger = logging.getLogger("fq_toolkit")
+
+#: Name of the child module that is added to a quantized module.
+CHILD = "feature_quantizer"
+
+
+class QuantizedLayer(NamedTuple):
+    """A module that got a quantizer.
+
+    Attributes:
+        name: its name in the model.
+        shape: shape of its output in the probe.
+        dim: channels.
+        num_codes: K.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int
+    num_codes: int
+
+
+class QuantizationHandle:
+    """What `quantize_discriminator` returns: the table of its layers, and the way back.
+
+    Attributes:
+        layers: what was quantized.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: list[QuantizedLayer], hooks: list[RemovableHandle | CoalescedUpdates]
+    ) -> None:
+        self.layers = tuple(layers)
+        self._model: nn.Module | None = model
+        self._hooks = hooks
+
+    def __str__(self) -> str:
+        rows = [
+            (layer.name, " x ".join(map(str, layer.shape)), str(layer.dim), str(layer.num_codes))
+            for layer in self.layers
+        ]
+        return format_table(("layer", "shape", "dim", "K"), rows)
+
+    __repr__ = __str__
+
+    def remove(self) -> None:
+        """Restore the original model, bit for bit. A second call does nothing."""
+        if self._model is None:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        for layer in self.layers:
+            del modules[layer.name]._modules[CHILD]
+        self._model = None
+
+
+def quantize_output(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook of a quantized module.
+
+    It finds the quantizer through the module that runs, not through a closure, so a deep copy of the network
+    quantizes with the copy's own dictionary.
+    """
+    return _replace_features(output, module._modules[CHILD])
+
+
+def quantize_discriminator(
+    model: nn.Module,
+    *,
+    layers: Iterable[str] | str,
+    num_codes: int | Mapping[str, int],
+    example_inputs: Any,
+    **options: Any,
+) -> QuantizationHandle:
+    """Quantize the outputs of named modules of an existing network, in place.
+
+    Each module gets a `FeatureQuantizer` as a child named ``feature_quantizer``, and a hook that sends the
+    module's output through it.  (Not so an `nn.Sequential`, which runs its last child anyway.)  Between ranks
+    all layers of the network are updated by one all_reduce at the end of its forward.
+
+    Args:
+        model: the network, a discriminator for example.
+        layers: names as in ``model.named_modules()``, or "auto": the last module at each resolution of the
+            feature maps that is smaller than the input.
+        num_codes: K for all, or by name.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for one probe
+            forward. It runs in eval mode without grad and leaves buffers and random numbers as they were.
+        **options: settings of every `FeatureQuantizer`.
+
+    Returns:
+        A handle: ``print(handle)`` shows name, shape and K, ``handle.remove()`` restores the network.
+
+    Raises:
+        ValueError: an unknown name (near ones are listed), a module that is quantized already, that did not
+            run in the probe or has no features as output; nothing is changed then.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fq_toolkit import quantize_discriminator
+        >>> D = nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 1))
+        >>> handle = quantize_discriminator(
+        ...     D, layers=["1"], num_codes=16, example_inputs=torch.zeros(2, 3, 16, 16))
+        >>> print(handle)
+        layer          shape  dim   K
+        -----  -------------  ---  --
+        1      2 x 8 x 8 x 8    8  16
+        >>> handle.remove()
+    """
+    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    probed = _probe(model, modules, example_inputs)
+    if isinstance(layers, str):
+        if layers != "auto":
+            raise ValueError(f'layers must be a list of names or "auto", got {layers!r}')
+        names = _choose(probed, modules, example_inputs)
+    else:
+        names = list(layers)
+    _check_names(names, modules)
+    planned = []
+    for name in names:
+        shape = _output_shape(name, modules[name], probed)
+        axis = resolve_channel_dim(len(shape), options.get("channel_dim"))
+        planned.append(QuantizedLayer(name, shape, shape[axis], _codes_of(name, num_codes)))
+    if not planned:
+        raise ValueError("layers is empty: name at least one module")
+    quantizers = [
+        FeatureQuantizer(layer.dim, layer.num_codes, device=probed[layer.name].device, **options)
+        for layer in planned
+    ]
+
+    hooks: list[RemovableHandle | CoalescedUpdates] = []
+    for layer, quantizer in zip(planned, quantizers, strict=True):
+        module = modules[layer.name]
+        quantizer.train(module.training)
+        module.add_module(CHILD, quantizer)
+        if not _runs_its_children(module):
+            hooks.append(module.register_forward_hook(quantize_output))
+    hooks.append(coalesce_updates(model))
+    handle = QuantizationHandle(model, planned, hooks)
+    logger.info("quantized %d layer(s):\n%s", len(planned), handle)
+    return handle
+
+
+class _Probed(NamedTuple):
+    """What a module returned in the probe, in order of completion."""
+
+    shape: tuple[int, ...] | None
+    device: torch.device | None
+    in_tuple: bool
+    calls: int
+
+
+def _features(output: Any) -> Tensor | None:
+    """The features in a module's output: itself, or the first one in a container."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() and output.ndim >= 2 else None
+    items: Iterable[Any] = ()
+    if isinstance(output, Mapping):
+        items = output.values()
+    elif isinstance(output, tuple | list):
+        items = output
+    found = (_features(item) for item in items if isinstance(item, Tensor))
+    return next((features for features in found if features is not None), None)
+
+
+def _replace_features(output: Any, quantizer: Any) -> Any:
+    """The same output with its features quantized."""
+    features = _features(output)
+    if features is None:
+        return output
+    if isinstance(output, Tensor):
+        return quantizer(output)
+    quantized = quantizer(features)
+    if isinstance(output, Mapping):
+        entries = {key: quantized if value is features else value for key, value in output.items()}
+        return type(output)(**entries) if isinstance(output, dict) else entries
+    items = [quantized if item is features else item for item in output]
+    if hasattr(output, "_fields"):  # a named tuple
+        return type(output)(*items)
+    return type(output)(items)
+
+
+def _runs_its_children(module: nn.Module) -> bool:
+    """Whether a child appended to this module is run by the module itself."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+@contextlib.contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Run a block in eval mode without grad, and put modes, buffers and random numbers back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _probe(model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, _Probed]:
+    """Shapes of all modules' outputs in one forward, by name, in order of completion."""
+    seen: dict[str, _Probed] = {}
+    names: dict[nn.Module, str] = {}
+    for name, module in modules.items():
+        names.setdefault(module, name)
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        features, name = _features(output), names[module]
+        calls = seen.pop(name).calls if name in seen else 0
+        shape = None if features is None else tuple(features.shape)
+        device = None if features is None else features.device
+        seen[name] = _Probed(shape, device, not isinstance(output, Tensor), calls + 1)
+
+    hooks = [module.register_forward_hook(note) for module in names]
+    args, kwargs = _arguments(example_inputs)
+    try:
+        with _untouched(model):
+            model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, module in modules.items():  # a module under two names ran under both
+        if names[module] in seen:
+            seen.setdefault(name, seen[names[module]])
+    return seen
+
+
+def _check_names(names: list[str], modules: Mapping[str, nn.Module]) -> None:
+    seen: dict[nn.Module, str] = {}
+    for name in names:
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4) or list(modules)[:8]
+            raise ValueError(f"the model has no module {name!r}; near names are {', '.join(map(repr, near))}")
+        module = modules[name]
+        if CHILD in module._modules or isinstance(module, FeatureQuantizer):
+            raise ValueError(f"{name!r} is quantized already; call remove() on its handle first")
+        if module in seen:
+            raise ValueError(
+                f"{name!r} and {seen[module]!r} are the same module, which cannot be quantized twice"
+            )
+        seen[module] = name
+        if isinstance(module, nn.ModuleList | nn.ModuleDict) or (
+            isinstance(module, nn.Sequential) and not _runs_its_children(module)
+        ):
+            inside = [child for child in modules if child.startswith(name + ".")][:5]
+            raise ValueError(
+                f"{name!r} is a {type(module).__name__}, whose children the model runs itself; name one of "
+                f"them, such as {', '.join(map(repr, inside))}"
+            )
+
+
+def _output_shape(name: str, module: nn.Module, probed: Mapping[str, _Probed]) -> tuple[int, ...]:
+    if name not in probed:
+        raise ValueError(f"{name!r} did not run in the probe forward, so its output cannot be quantized")
+    found = probed[name]
+    if found.shape is None:
+        raise ValueError(f"the output of {name!r} holds no features: no floating tensor with a channel axis")
+    if found.in_tuple and _runs_its_children(module):
+        raise ValueError(f"{name!r} is a Sequential that returns several values; name its last child instead")
+    return found.shape
+
+
+def _codes_of(name: str, num_codes: int | Mapping[str, int]) -> int:
+    if isinstance(num_codes, int):
+        return num_codes
+    if name not in num_codes:
+        raise ValueError(f"num_codes has no entry for {name!r}; it has {', '.join(map(repr, num_codes))}")
+    return num_codes[name]
+
+
+def _choose(
+    probed: Mapping[str, _Probed], modules: Mapping[str, nn.Module], example_inputs: Any
+) -> list[str]:
+    """The module that finishes last at each resolution of feature maps below the input's and above 1 x 1."""
+    args, kwargs = _arguments(example_inputs)
+    maps = [x.shape[2:] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim >= 4]
+    largest = max((max(shape) for shape in maps), default=0)
+    chosen: dict[tuple[int, ...], str] = {}
+    for name, found in probed.items():
+        if found.shape is None or len(found.shape) < 4 or found.calls > 1:
+            continue
+        if isinstance(modules[name], nn.Sequential | FeatureQuantizer):
+            continue  # the last child of a Sequential finishes with the same features
+        resolution = found.shape[2:]
+        if max(resolution) > 1 and (largest == 0 or max(resolution) < largest):
+            chosen[resolution] = name
+    if not chosen:
+        some = ", ".join(f"{name!r} {found.shape}" for name, found in list(probed.items())[:8])
+        raise ValueError(
+            f'layers="auto" finds no feature maps smaller than the input; name layers, for example {some}'
+        )
+    return list(chosen.values())
