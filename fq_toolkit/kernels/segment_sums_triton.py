@@ -2,9 +2,10 @@
 
 A program owns a stretch of rows, a tile of codes and a tile of channels.  It reads the indices of its stretch, writes
 the positions of the rows that belong to its codes, in ascending order, to a small list of its own, and then gathers
-those rows, `BLOCK_N` at a time, into its sums by a product with a one-hot matrix.  The product is exact: a one-hot
-operand and the pieces of 11 bits that a float32 value is cut into are tensor-core numbers, and only the running sums
-round, with compensation.  Every order is fixed by the shape of the input.
+those rows, `BLOCK_N` at a time, into its sums by a product with a one-hot matrix.  The operands are exact: a one-hot
+matrix and the pieces of 11 bits that a float32 value is cut into are TF32 numbers.  What rounds is the addition of the
+rows of one product; from product to product the sums are compensated, so that the error does not grow with the number
+of rows.  Every order is fixed by the shape of the input.
 
 Why this and not something else, for a device with 132 multiprocessors, 67 TFLOP/s of float32, 495 of TF32, 3.3 TB/s
 of memory and 5.5 TB/s of L2 cache, N = 32768 rows, C = 256 channels and K = 1024 codes; estimates, not measured:

@@ -1,0 +1,117 @@
+"""The Triton commit equals the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fq_toolkit.kernels import reference
+from fq_toolkit.kernels.launch import LaunchConfig
+
+
+@pytest.fixture
+def commit(kernel_device):
+    from fq_toolkit.kernels.commit_triton import ema_commit_
+
+    def run(state, *args, **kwargs):
+        moved = [tensor.to(kernel_device, copy=True) for tensor in state]
+        args = [value.to(kernel_device) if isinstance(value, torch.Tensor) else value for value in args]
+        ema_commit_(*moved, *args, **kwargs)
+        return [tensor.cpu() for tensor in moved]
+
+    return run
+
+
+def fresh_state(num_codes, dim):
+    return [
+        torch.randn(num_codes, dim),
+        torch.rand(num_codes) * 2,
+        torch.randn(num_codes, dim),
+        torch.randn(dim),
+        torch.tensor(3),
+    ]
+
+
+def assert_same(found, wanted):
+    for one, other in zip(found[:-1], wanted[:-1], strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-7)
+    assert torch.equal(found[-1], wanted[-1])
+
+
+@pytest.mark.parametrize(("num_codes", "dim"), [(1, 1), (7, 130), (65, 48)])
+@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize("revive", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_equals_the_reference(commit, num_codes, dim, debias, revive, decay):
+    state = fresh_state(num_codes, dim)
+    wanted = [tensor.clone() for tensor in state]
+    candidates = torch.randn(num_codes, dim)
+    candidates[0, 0], candidates[num_codes // 2, -1] = float("nan"), float("inf")
+    for dtype in (torch.int64, torch.float32):
+        counts = torch.randint(0, 4, (num_codes,)).to(dtype)
+        counts[0] += 1
+        args = (counts, torch.randn(num_codes, dim), candidates, decay, 1e-5, debias, revive)
+        state = commit(state, *args)
+        reference.ema_commit_(*wanted, *args)
+        assert_same(state, wanted)
+    assert state[-1] == 5
+
+
+def test_more_codes_than_one_scan(commit):
+    state = fresh_state(1100, 3)
+    wanted = [tensor.clone() for tensor in state]
+    args = (torch.randint(0, 4, (1100,)), torch.randn(1100, 3), torch.randn(1100, 3), 0.9, 1e-5, True, 0.5)
+    reference.ema_commit_(*wanted, *args)
+    assert_same(commit(state, *args, config=LaunchConfig(1, 256, 16, 4, 1)), wanted)
+
+
+def test_revived_codes_are_the_candidates(commit):
+    state = fresh_state(40, 6)
+    candidates = torch.randn(40, 6)
+    args = (torch.ones(40), torch.randn(40, 6), candidates, 0.9, 1e-5, False, 100.0)
+    codebook, counts, sums, *_ = commit(state, *args)
+    assert torch.equal(codebook, candidates)
+    assert torch.equal(sums, candidates)
+    assert counts.eq(1).all()
+    kept = commit(state, *args[:2], None, *args[3:])
+    assert not torch.equal(kept[0], candidates)
+
+
+@pytest.mark.parametrize("debias", [False, True])
+def test_an_empty_batch_changes_nothing(commit, debias):
+    state = fresh_state(33, 5)
+    state[0][3] = float("nan")
+    after = commit(state, torch.zeros(33), torch.zeros(33, 5), torch.randn(33, 5), 0.9, 1e-5, debias, 1.0)
+    for one, other in zip(state, after, strict=True):
+        assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+
+
+def test_tiles_do_not_matter(commit):
+    state = fresh_state(50, 20)
+    args = (torch.randint(0, 4, (50,)), torch.randn(50, 20), None, 0.9, 1e-5, True, 0.0)
+    results = [commit(state, *args, config=LaunchConfig(1, *block, 4, 1)) for block in ((4, 8), (64, 32))]
+    assert_same(*results)
+
+
+def test_changed_tensors_must_be_contiguous(kernel_device):
+    from fq_toolkit.kernels.commit_triton import ema_commit_
+
+    state = fresh_state(4, 6)
+    state[2] = torch.randn(6, 4).t()
+    with pytest.raises(ValueError, match="ema_sums is changed in place and must be contiguous"):
+        ema_commit_(*state, torch.ones(4), torch.randn(4, 6), None, 0.9, 1e-5, False, 0.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("num_codes", "dim"), [(1024, 256), (16384, 64), (7, 1000)])
+@pytest.mark.parametrize("debias", [False, True])
+def test_on_the_device_matches_and_repeats(commit, num_codes, dim, debias):
+    state = fresh_state(num_codes, dim)
+    args = (torch.randint(0, 9, (num_codes,)), torch.randn(num_codes, dim), torch.randn(num_codes, dim))
+    args += (0.9, 1e-5, debias, 0.5)
+    wanted = [tensor.clone() for tensor in state]
+    reference.ema_commit_(*wanted, *args)
+    first = commit(state, *args)
+    assert_same(first, wanted)
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(first, commit(state, *args), strict=True))
