@@ -35,7 +35,8 @@ def main() -> None:
     check(resources.files("fq_toolkit").joinpath("py.typed").is_file(), "py.typed is packaged")
     kernels = resources.files("fq_toolkit.kernels")
     check(
-        {f.name for f in (kernels / "cpu").iterdir()} >= {"kernels.cpp", "lookup.h", "panels.h", "rows.h"},
+        {f.name for f in (kernels / "cpu").iterdir()}
+        >= {"commit.h", "kernels.cpp", "lookup.h", "panels.h", "rows.h"},
         "the C++ source is packaged",
     )
     check(

@@ -21,8 +21,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels import reference
-
 logger = logging.getLogger("fq_toolkit")
 
 _SOURCES = Path(__file__).with_name("cpu")
@@ -52,6 +50,17 @@ class _Backward(ctypes.Structure):
         ("x", _Pointer), ("shape", _Sizes), ("strides", _Sizes), ("grad_strides", _Sizes), ("out_strides",
         _Sizes), ("codebook", _Pointer), ("indices", _Pointer), ("grad_error", _Pointer), ("grad", _Pointer),
         ("out", _Pointer), ("threads", ctypes.c_int32),
+    )  # fmt: skip
+
+
+class _Commit(ctypes.Structure):
+    """Mirrors ``CommitArguments`` of the C++ source."""
+
+    _fields_ = (
+        ("codebook", _Pointer), ("ema_counts", _Pointer), ("ema_sums", _Pointer), ("center", _Pointer),
+        ("num_updates", _Pointer), ("counts", _Pointer), ("sums", _Pointer), ("candidates", _Pointer),
+        ("num_codes", ctypes.c_int64), ("channels", ctypes.c_int64), ("decay", ctypes.c_double),
+        ("eps", ctypes.c_double), ("revive", ctypes.c_double), ("debias", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -170,6 +179,7 @@ def _library() -> ctypes.CDLL:
     for function in (library.fq_quantize_forward, library.fq_quantize_backward):
         function.argtypes = [ctypes.c_int, ctypes.c_void_p]
         function.restype = ctypes.c_int
+    library.fq_ema_commit.argtypes = [ctypes.c_void_p]
     return library
 
 
@@ -195,7 +205,7 @@ def _threads(work: int) -> int:
 
 def _check(status: int, x: Tensor) -> None:
     if status == 1:
-        raise MemoryError(f"out of memory while quantizing features of shape {tuple(x.shape)}")
+        raise MemoryError(f"out of memory in the CPU kernels, on a tensor of shape {tuple(x.shape)}")
     if status != 0:
         raise RuntimeError(f"the CPU kernels returned status {status}")
 
@@ -269,5 +279,40 @@ def quantize_backward(
     return gradient
 
 
-#: K x C elements once per step: plain torch is quick enough.
-ema_commit_ = reference.ema_commit_
+def ema_commit_(
+    codebook: Tensor,
+    ema_counts: Tensor,
+    ema_sums: Tensor,
+    center: Tensor,
+    num_updates: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    candidates: Tensor | None,
+    decay: float,
+    eps: float,
+    debias: bool,
+    revive: float,
+) -> None:
+    """See `fq_toolkit.kernels.reference.ema_commit_`."""
+    state = (codebook, ema_counts, ema_sums, center, num_updates)
+    if not all(tensor.is_contiguous() for tensor in state):
+        raise ValueError("the state of a dictionary must be contiguous; call .contiguous() on it")
+    counts, sums = counts.to(torch.float32).contiguous(), sums.contiguous()
+    candidates = candidates.contiguous() if candidates is not None else None
+    arguments = _Commit(
+        codebook=codebook.data_ptr(),
+        ema_counts=ema_counts.data_ptr(),
+        ema_sums=ema_sums.data_ptr(),
+        center=center.data_ptr(),
+        num_updates=num_updates.data_ptr(),
+        counts=counts.data_ptr(),
+        sums=sums.data_ptr(),
+        candidates=candidates.data_ptr() if candidates is not None else None,
+        num_codes=codebook.shape[0],
+        channels=codebook.shape[1],
+        decay=decay,
+        eps=eps,
+        revive=revive,
+        debias=debias,
+    )
+    _check(_library().fq_ema_commit(ctypes.byref(arguments)), codebook)

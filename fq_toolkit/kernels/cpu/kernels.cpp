@@ -3,6 +3,7 @@
 
 #include <new>
 
+#include "commit.h"
 #include "lookup.h"
 #include "rows.h"
 
@@ -102,6 +103,15 @@ extern "C" int fq_quantize_backward(int dtype, const BackwardArguments* argument
       case FLOAT64: backward<double>(*arguments); return 0;
       default: return 2;
     }
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+extern "C" int fq_ema_commit(const CommitArguments* arguments) {
+  try {
+    commit(*arguments);
+    return 0;
   } catch (const std::bad_alloc&) {
     return 1;
   }

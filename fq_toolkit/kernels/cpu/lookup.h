@@ -43,6 +43,8 @@ constexpr float LARGE = 1e36f;  // squared norms above it could overflow a score
 constexpr int64_t CHUNK_TILES = (1024 + CODES - 1) / CODES;  // scores kept of each row
 constexpr int64_t WORKING_BYTES = 448 << 10;  // panels and scores of one thread leave room in the second-level cache
 
+constexpr int64_t PAIRED_WORK = 1 << 15;
+
 // Bits of a bfloat16, to nearest or, for positive bounds, never down.
 inline uint32_t half_bits(float value) {
   BFloat16 rounded;
@@ -516,8 +518,9 @@ template <class T>
 void look_up(const T* x, const Shape& shape, const Strides& strides, const float* codebook, int64_t num_codes,
              const float* center, const uint8_t* mask, bool exact, int32_t* indices, int threads) {
   int64_t done = 0;
-  // Paired products pay from a few channels on, and unless the first rows show that the codes are too crowded.
-  if (PAIRED_AVAILABLE && shape.channels >= 16 && shape.rows() > 0) {
+  // Paired products save num_codes * channels / 32 cycles a row.  They pay when that exceeds the second look at the
+  // rows that they leave open, and unless the first rows show that the codes are too crowded.
+  if (PAIRED_AVAILABLE && num_codes * shape.channels >= PAIRED_WORK && shape.rows() > 0) {
     const Codes codes(codebook, num_codes, shape.channels, center, true, threads);
     const Lookup<T, true> lookup{x, shape, strides, codebook, center, mask, codes, exact, indices};
     const int64_t probed = std::min(lookup.panels_at_once() * ROWS, shape.rows());

@@ -1,0 +1,61 @@
+// One moving-average step of the dictionary.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+struct CommitArguments {
+  float *codebook, *ema_counts, *ema_sums, *center;
+  int64_t* num_updates;
+  const float *counts, *sums, *candidates;  // candidates: null for none
+  int64_t num_codes, channels;
+  double decay, eps, revive;
+  int32_t debias;
+};
+
+bool is_finite_row(const float* row, int64_t channels) {
+  for (int64_t c = 0; c < channels; c++)
+    if (!std::isfinite(row[c])) return false;
+  return true;
+}
+
+void commit(const CommitArguments& a) {
+  double batch_rows = 0;
+  for (int64_t k = 0; k < a.num_codes; k++) batch_rows += a.counts[k];
+  if (!(batch_rows > 0)) return;
+  ++*a.num_updates;
+  const float keep = static_cast<float>(a.decay), take = static_cast<float>(1 - a.decay);
+  const float eps = static_cast<float>(a.eps), revive = static_cast<float>(a.revive);
+  const float scale = a.debias ? static_cast<float>(1 / (1 - std::pow(a.decay, *a.num_updates))) : 1.0f;
+  double sum = 0;
+  for (int64_t k = 0; k < a.num_codes; k++) {
+    a.ema_counts[k] = keep * a.ema_counts[k] + take * a.counts[k];
+    sum += a.ema_counts[k] * scale;
+  }
+  const float total = static_cast<float>(sum), smoothing = static_cast<float>(a.num_codes * a.eps);
+  std::vector<double> mean(a.channels);
+  for (int64_t k = 0; k < a.num_codes; k++) {
+    float *code = a.codebook + k * a.channels, *moving = a.ema_sums + k * a.channels;
+    const float* added = a.sums + k * a.channels;
+    const float seen = a.ema_counts[k] * scale;
+    const float smoothed = (seen + eps) / (total + smoothing) * total;
+    for (int64_t c = 0; c < a.channels; c++) {
+      mean[c] += added[c];
+      moving[c] = keep * moving[c] + take * added[c];
+      code[c] = moving[c] * scale / smoothed;
+    }
+    const float* candidate = a.candidates ? a.candidates + k * a.channels : nullptr;
+    if (candidate && revive > 0 && seen < revive && is_finite_row(candidate, a.channels)) {
+      a.ema_counts[k] = 1;
+      std::copy(candidate, candidate + a.channels, moving);
+      std::copy(candidate, candidate + a.channels, code);
+    }
+  }
+  for (int64_t c = 0; c < a.channels; c++)
+    a.center[c] = keep * a.center[c] + take * static_cast<float>(mean[c] / batch_rows);
+}
+
+}  // namespace
