@@ -1,0 +1,111 @@
+"""The public names and signatures. A change here is a change for users: note it in CHANGELOG.md."""
+
+import inspect
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fq_toolkit
+from fq_toolkit.layers import FeatureQuantizer, QuantizerOutput
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SIGNATURES = {
+    "FeatureQuantizer": "(dim, num_codes, *, mode=None, strength=1.0, decay=None, commitment=None, eps=None, "
+    "ema=None, init=None, revive=None, update='training', update_every=1, precision='exact', channel_dim=None, "
+    "nonfinite='skip', heads=1, codebook_dim=None, metric='euclidean', preset=None, process_group=None, device=None)",
+    "QuantizerOutput": "(quantized, indices, loss, perplexity)",
+    "ResidualQuantizer": "(dim, num_codes, *, num_levels, dropout=False, mode=None, strength=1.0, **options)",
+    "codebook_report": "(model)",
+    "collect_commitment": "(model)",
+    "commitment_loss": "(model)",
+    "frozen": "(model)",
+    "quantize": "(x, codebook, *, mask=None, lengths=None, precision='exact', commitment=1.0, channel_dim=None)",
+    "quantize_discriminator": "(model, *, layers, num_codes, example_inputs, **options)",
+}
+METHODS = {
+    "forward": "(self, x, mask=None, lengths=None)",
+    "quantize": "(self, x, mask=None, lengths=None)",
+    "decode": "(self, indices)",
+    "from_reference": "(state_dict, prefix='', **options)",
+    "to_reference": "(self, prefix='')",
+    "from_lucidrains": "(state_dict, prefix='', **options)",
+    "to_lucidrains": "(self, prefix='')",
+    "load_state_dict": "(self, state_dict, strict=True, assign=False)",
+    "usage": "(self, *, moving=True)",
+    "perplexity": "(self, *, moving=True)",
+    "dead_codes": "(self)",
+    "last_loss": "(self)",
+}
+STATE = ["codebook", "ema_counts", "ema_sums", "num_updates", "initialized"]
+COMMANDS = ["train", "sample", "evaluate", "plot", "bench", "env"]
+
+
+def signature(value: Any) -> str:
+    """Return names, kinds and defaults; annotations are mypy's business."""
+    found = inspect.signature(value)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    return str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
+def test_names_are_those() -> None:
+    assert sorted(fq_toolkit.__all__) == sorted([*SIGNATURES, "__version__"])
+    assert set(fq_toolkit.__all__) <= set(dir(fq_toolkit))
+
+
+@pytest.mark.parametrize("name", sorted(SIGNATURES))
+def test_signature(name: str) -> None:
+    assert signature(getattr(fq_toolkit, name)) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_method_signature(name: str) -> None:
+    assert signature(getattr(FeatureQuantizer, name)) == METHODS[name]
+
+
+def test_output_and_state_have_these_fields() -> None:
+    assert QuantizerOutput._fields == ("quantized", "indices", "loss", "perplexity")
+    assert list(FeatureQuantizer(4, 8).state_dict()) == STATE
+
+
+def test_every_name_is_loaded_from_where_it_is_defined() -> None:
+    for name in SIGNATURES:
+        value = getattr(fq_toolkit, name)
+        assert value.__module__.startswith("fq_toolkit.layers."), name
+        assert name in vars(fq_toolkit), f"{name} is looked up again at each use"
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'FeatureQuantiser'; it offers .*FeatureQuantizer"
+    ):
+        fq_toolkit.FeatureQuantiser  # noqa: B018
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert fq_toolkit.__version__ == metadata.version("fq-toolkit")
+
+
+def test_only_dim_and_num_codes_are_positional() -> None:
+    with pytest.raises(TypeError):
+        FeatureQuantizer(4, 8, "regularize")  # type: ignore[misc]
+    torch.manual_seed(0)
+    assert FeatureQuantizer(4, 8).mode == "straight_through"
+
+
+def test_the_command_line_offers_these_commands() -> None:
+    from fq_toolkit import cli
+
+    assert list(cli.COMMANDS) == COMMANDS
+    child = subprocess.run(
+        [sys.executable, "-m", "fq_toolkit", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert child.returncode == 0
+    assert len(child.stdout.splitlines()) <= 30, "the help must fit one screen"
+    for name in COMMANDS:
+        assert f"\n  {name}" in child.stdout
