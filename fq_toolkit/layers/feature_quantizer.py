@@ -312,6 +312,7 @@ class FeatureQuantizer(ReferenceStates):
         )
         loss = self._per_sample_loss(sq_error, mask, x.shape[0], canonical.shape[2] * canonical.shape[3])
         if task is None and not torch.compiler.is_exporting():
+            self.memory.shape = tuple(x.shape)
             self.learn(features.detach(), rows, loss.detach(), counts, sums.detach(), learning)
         if not with_output:
             return Lookup(x, loss, indices, counts, task is not None)

@@ -17,6 +17,7 @@ class HostMemory:
         commits: updates so far, kept only for a schedule of the strength.
         staged: statistics have been staged since the last commit.
         staged_forwards: by how many forwards, kept only for ``update_every``.
+        shape: shape of the last features, None before any.
         counts: ``(K,)`` counts of the last batch, None before any.
         loss: per-sample losses of the last batch.
         samples: how many samples ``loss`` covers.
@@ -27,6 +28,7 @@ class HostMemory:
         self.commits = 0
         self.staged = False
         self.staged_forwards = 0
+        self.shape: tuple[int, ...] | None = None
         self.counts: Tensor | None = None
         self.loss: Tensor | None = None
         self.samples: Tensor | int = 0

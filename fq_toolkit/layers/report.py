@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fq_toolkit.layers.commitment import quantizers
 
-_HEADER = ("layer", "dim", "K", "used", "perplexity", "dead", "nonfinite", "loss")
+_HEADER = ("layer", "shape", "K", "used", "perplexity", "dead", "nonfinite", "loss")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class CodebookRow:
 
     Attributes:
         layer: its name in the model.
-        dim: channels of a centroid.
+        shape: shape of its last features, None before any.
         num_codes: K.
         used: share of the codes in use by the moving counts, in [0, 1].
         perplexity: of the moving counts.
@@ -31,7 +31,7 @@ class CodebookRow:
     """
 
     layer: str
-    dim: int
+    shape: tuple[int, ...] | None
     num_codes: int
     used: float
     perplexity: float
@@ -42,12 +42,11 @@ class CodebookRow:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
+        shape = "-" if self.shape is None else " x ".join(map(str, self.shape))
         loss = "-" if math.isnan(self.loss) else f"{self.loss:.4g}"
-        used, perplexity = f"{100 * self.used:.0f} %", f"{self.perplexity:.1f}"
-        return (
-            self.layer, str(self.dim), str(self.num_codes), used, perplexity, str(self.dead),
-            str(self.nonfinite), loss,
-        )  # fmt: skip
+        used, dead = f"{100 * self.used:.0f} %", str(self.dead)
+        perplexity = f"{self.perplexity:.1f}"
+        return (self.layer, shape, str(self.num_codes), used, perplexity, dead, str(self.nonfinite), loss)
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def codebook_report(model: nn.Module) -> CodebookReport:
         rows.append(
             CodebookRow(
                 layer=name or type(layer).__name__,
-                dim=layer.codebook_dim,
+                shape=layer.memory.shape,
                 num_codes=layer.num_codes,
                 used=layer.usage(),
                 perplexity=layer.perplexity(),

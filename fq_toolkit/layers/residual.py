@@ -51,7 +51,7 @@ class ResidualQuantizer(nn.Module):
     Example:
         >>> import torch
         >>> from fq_toolkit import ResidualQuantizer
-        >>> layer = ResidualQuantizer(16, 32, num_levels=4)
+        >>> layer = ResidualQuantizer(16, 32, num_levels=4, init="normal").eval()
         >>> out = layer.quantize(torch.randn(2, 50, 16))
         >>> out.indices.shape
         torch.Size([2, 50, 4])
@@ -116,8 +116,8 @@ class ResidualQuantizer(nn.Module):
             lengths: as in `FeatureQuantizer.forward`.
 
         Returns:
-            `QuantizerOutput`: indices with a last axis of levels, the loss ``(B,)`` summed over the levels, and
-            the perplexity of each level, ``(levels,)``.
+            `QuantizerOutput`: indices with a last axis of levels, the loss ``(B,)`` summed over the levels,
+            and the perplexity of each level, ``(levels,)``.
         """
         return self._run(x, mask, lengths).output
 
