@@ -12,6 +12,7 @@ from fq_toolkit.fqgan.blocks import DiscriminatorBlock, GeneratorBlock, normaliz
 from fq_toolkit.fqgan.config import FQGANConfig
 from fq_toolkit.fqgan.datasets import ImageDataset
 from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.seeding import isolated_rng
 
 
 class ResidualGenerator(nn.Module):
@@ -126,7 +127,8 @@ def build_networks(
         widths=widths[::-1],
         image_channels=channels,
     )
-    quantizers = {i: make_quantizer(widths[i]) for i in config.fq_layers} if make_quantizer else {}
+    with isolated_rng(config.seed):  # the other weights are the same with and without quantization
+        quantizers = {i: make_quantizer(widths[i]) for i in config.fq_layers} if make_quantizer else {}
     discriminator = ResidualDiscriminator(
         num_classes=data.num_classes,
         widths=widths,

@@ -9,7 +9,7 @@ from fq_toolkit.fqgan.evaluation import Evaluation, Evaluator
 from fq_toolkit.fqgan.extractors import load_extractor
 from fq_toolkit.fqgan.models import build_networks
 from fq_toolkit.fqgan.sampling import Sampler, class_columns, save_grid, to_bytes
-from fq_toolkit.fqgan.trainer import EVALUATION_SEED, calibrated_sampler, make_accelerator, write_evaluation
+from fq_toolkit.fqgan.trainer import calibrated_sampler, make_accelerator, write_evaluation
 from fq_toolkit.training.atomic import explain
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import CheckpointError, ConfigError, RunError
@@ -117,7 +117,6 @@ def evaluate_run(run: TrainedRun, *, samples: int | None = None) -> Evaluation:
     """
     extractor = load_extractor(run.data.extractor, run.data)
     evaluator = Evaluator(run.data, extractor, make_accelerator(run.config))
-    with isolated_rng(EVALUATION_SEED):
-        result = evaluator(run.sampler, samples=samples or run.config.eval_samples)
+    result = evaluator(run.sampler, samples=samples or run.config.eval_samples)
     write_evaluation(run.folder, run.config, result, step=run.step, seconds=run.seconds)
     return result

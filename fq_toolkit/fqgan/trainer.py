@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fq_toolkit import __version__
 from fq_toolkit.fqgan.config import FREE_ON_RESUME, TRAINER, FQGANConfig
 from fq_toolkit.fqgan.datasets import ImageDataset, load_dataset
-from fq_toolkit.fqgan.evaluation import Evaluation, Evaluator
+from fq_toolkit.fqgan.evaluation import EVALUATION_SEED, Evaluation, Evaluator
 from fq_toolkit.fqgan.extractors import load_extractor
 from fq_toolkit.fqgan.losses import hinge_discriminator_loss, hinge_generator_loss
 from fq_toolkit.fqgan.models import build_networks
@@ -51,8 +51,7 @@ from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
 
 log = logging.getLogger("fq_toolkit")
 
-# Seeds of what must not depend on the run: everybody evaluates with the same noise.
-EVALUATION_SEED, PREVIEW_ROWS = 90210, 8
+PREVIEW_ROWS = 8
 
 
 class FQGAN:
@@ -213,8 +212,7 @@ class FQGAN:
         if self.evaluator is None:
             self.prepare_evaluation()
         sampler = self.sampler()
-        with isolated_rng(rank_seed(EVALUATION_SEED, self.accelerator.process_index)):
-            return self.evaluator(sampler, samples=self.config.eval_samples)  # type: ignore[misc]
+        return self.evaluator(sampler, samples=self.config.eval_samples)  # type: ignore[misc]
 
     def evaluate(self) -> dict[str, float]:
         """Return :meth:`measure` as columns."""
