@@ -21,7 +21,6 @@ from benchmarks.runner import Floor, Options, measure
 from benchmarks.shapes import Shape
 
 REFUSED = 3
-_BUSY = 0.1
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,7 +53,7 @@ def _show(console: Console, case: Case, shape: Shape, rows: Sequence[results.Row
         )
     console.print(table)
     others = max((row.other_cores or 0.0 for row in rows), default=0.0)
-    if others > _BUSY:
+    if others > machine.BUSY_CORES:
         console.print(
             f"other processes kept {others:.1f} cores busy: measure again on an idle machine", style="red"
         )

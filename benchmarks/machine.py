@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+#: Cores kept busy by others above which a measurement counts as disturbed.
+BUSY_CORES = 0.1
 ROOT = Path(__file__).resolve().parent.parent
 
 

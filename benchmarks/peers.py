@@ -71,8 +71,7 @@ def _compiled_chunked(problem: Problem) -> Task:
     torch._dynamo.reset()
     task = _chunked(problem, torch.compile(_nearest_in_chunk, fullgraph=True, dynamic=False))
     try:
-        with torch.no_grad():
-            task.run(None)
+        task.run(None)
     except Exception as error:
         raise Unavailable(f"torch.compile does not work here ({type(error).__name__})") from None
     return task

@@ -19,9 +19,9 @@ FAILED = "failed"
 class Row:
     """One measurement; numbers that do not exist are None.
 
-    Times are milliseconds per call; ``floor_share`` is floor / median; ``wrong_share`` is the share of indices
-    that differ from the float64 definition; ``other_cores`` is how many cores other processes kept busy
-    meanwhile; ``note`` is the reason of a skip, or which variant was the fastest.
+    Times are milliseconds per call; ``floor_share`` is floor / median; ``wrong_share`` is the share of
+    indices that differ from the float64 definition; ``other_cores`` is how many cores other processes kept
+    busy meanwhile; ``note`` is the reason of a skip, or which variant was the fastest.
     """
 
     case: str

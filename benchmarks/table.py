@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import targets
 from benchmarks.discriminator import BARE
 from benchmarks.floor import GEMM
-from benchmarks.machine import ROOT
+from benchmarks.machine import BUSY_CORES, ROOT
 from benchmarks.ours import OURS
 from benchmarks.results import DIRECTORY, Row, median, peak, read_all
 from benchmarks.shapes import SHAPES, Shape
@@ -102,6 +102,14 @@ def _verdicts(found: Sequence[targets.Verdict]) -> list[str]:
     )
 
 
+def _disturbance(rows: Sequence[Row]) -> list[str]:
+    """A warning when other processes were busy during the measurements."""
+    worst = max((row.other_cores or 0.0 for row in rows), default=0.0)
+    if worst <= BUSY_CORES:
+        return []
+    return [f"Other processes kept up to {worst:.1f} cores busy meanwhile: read these times with care.", ""]
+
+
 def _machine_section(rows: Sequence[Row]) -> list[str]:
     first = rows[0]
     commits = sorted({row.commit + (" (modified)" if row.dirty else "") for row in rows})
@@ -110,6 +118,7 @@ def _machine_section(rows: Sequence[Row]) -> list[str]:
         f"**{first.machine}**, {first.threads} threads, {first.dtype}, torch {first.torch}, "
         f"commit {', '.join(commits)}, {max(row.date for row in rows)}; every number is from {source}.",
         "",
+        *_disturbance(rows),
         "Training step (forward, dictionary update, backward), median ms; "
         "extra memory is beyond inputs and results:",
         "",

@@ -64,6 +64,11 @@ def test_what_was_not_measured_is_said():
     assert "not measured" in render([])
 
 
+def test_disturbed_measurements_are_confessed():
+    assert "with care" not in render(ROWS)
+    assert "up to 1.5 cores busy" in render([replace(row, other_cores=1.5) for row in ROWS])
+
+
 def test_targets_are_judged():
     found = {verdict.text: verdict for verdict in targets.cpu_targets(ROWS)}
     released = found["training step, faster than the released layer"]
