@@ -17,15 +17,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SIGNATURES = {
     "FeatureQuantizer": "(dim, num_codes, *, mode=None, strength=1.0, decay=None, commitment=None, eps=None, "
-    "ema=None, init=None, revive=None, update='training', update_every=1, precision='exact', channel_dim=None, "
-    "nonfinite='skip', heads=1, codebook_dim=None, metric='euclidean', preset=None, process_group=None, device=None)",
+    "ema=None, init=None, revive=None, update='training', update_every=1, precision='exact', "
+    "channel_dim=None, nonfinite='skip', heads=1, codebook_dim=None, metric='euclidean', preset=None, "
+    "process_group=None, device=None)",
     "QuantizerOutput": "(quantized, indices, loss, perplexity)",
     "ResidualQuantizer": "(dim, num_codes, *, num_levels, dropout=False, mode=None, strength=1.0, **options)",
     "codebook_report": "(model)",
     "collect_commitment": "(model)",
     "commitment_loss": "(model)",
     "frozen": "(model)",
-    "quantize": "(x, codebook, *, mask=None, lengths=None, precision='exact', commitment=1.0, channel_dim=None)",
+    "quantize": "(x, codebook, *, mask=None, lengths=None, precision='exact', commitment=1.0, "
+    "channel_dim=None)",
     "quantize_discriminator": "(model, *, layers, num_codes, example_inputs, **options)",
 }
 METHODS = {
