@@ -41,7 +41,7 @@ def _backward_kernel(
     WIDE: tl.constexpr,
     HAS_GRAD: tl.constexpr,
 ):
-    """dx = g + 2 h[b] (x - q) for valid rows and dx = g for the others; q is gathered again rather than saved.
+    """``dx = g + 2 h[b] (x - q)`` for valid rows and g for the others; q is gathered again, not saved.
 
     Compiled without floating-point contraction, which makes it equal to the reference bit for bit.
     """

@@ -41,11 +41,11 @@ def _commit_kernel(
     DEBIAS: tl.constexpr,
     REVIVE: tl.constexpr,
 ):
-    """n <- l n + (1 - l) counts, m <- l m + (1 - l) sums, E = m / ((n + eps) / (sum n + K eps) sum n).
+    """Moving counts n and sums m of decay l; ``E = m / ((n + eps) / (sum n + K eps) sum n)``.
 
-    The first `code_programs` programs own `BLOCK_K` codes each, the others `BLOCK_D` channels of the centre.  Every
-    program needs the sum of all n, and recomputes it in the same order from a copy of the old counts, as other
-    programs already overwrite the counts; everything else that a program changes, it alone reads.
+    The first `code_programs` programs own `BLOCK_K` codes each, the others `BLOCK_D` channels of the centre.
+    Every program needs the sum of all n, and recomputes it in the same order from a copy of the old counts,
+    as other programs already overwrite the counts; everything else that a program changes, it alone reads.
     """
     pid = tl.program_id(0)
     o_scan = tl.arange(0, SCAN)
@@ -129,7 +129,8 @@ def ema_commit_(
 ) -> None:
     """Move the dictionary towards the batch; the Triton form of `fq_toolkit.kernels.reference.ema_commit_`.
 
-    Nothing is read back to the host.  One launch, after copies of the ``(K,)`` counts and of the number of updates.
+    Nothing is read back to the host.  One launch, after copies of the ``(K,)`` counts and of the number of
+    updates.
 
     Args:
         codebook: ``(K, C)`` float32, changed.
@@ -153,13 +154,11 @@ def ema_commit_(
     for name, tensor in changed.items():
         if not tensor.is_contiguous():
             raise ValueError(
-                f"{name} is changed in place and must be contiguous, got shape {tuple(tensor.shape)} with strides "
-                f"{tensor.stride()}; pass {name}.contiguous() and copy the result back"
+                f"{name} is changed in place and must be contiguous, got shape {tuple(tensor.shape)} with "
+                f"strides {tensor.stride()}; pass {name}.contiguous() and copy the result back"
             )
     num_codes, dim = codebook.shape
-    config = config or launch_config(
-        "commit", 0, num_codes, dim, codebook.dtype, device_capability(codebook)
-    )
+    config = config or launch_config("commit", 0, num_codes, dim, codebook.dtype, device_capability(codebook))
     code_programs = triton.cdiv(num_codes, config.block_k)
     revives = candidates is not None and revive > 0
     with torch.cuda.device_of(codebook):

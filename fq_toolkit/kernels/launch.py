@@ -1,18 +1,16 @@
 """Launch configurations of the Triton kernels: one plain table, readable and testable without a GPU.
 
-There is no autotuning.  A configuration depends on the op, the generation of the device, the number of channels and
-whether there are few or many rows; it never depends on the exact number of rows, so that a new batch size compiles
-nothing.  The block sizes follow from register and shared-memory budgets that the ahead-of-time compiler reports; they
-have not been tuned on a device.
+There is no autotuning.  A configuration depends on the op, the generation of the device, the number of
+channels and whether there are few or many rows; it never depends on the exact number of rows, so that a new
+batch size compiles nothing.  The block sizes follow from register and shared-memory budgets that the
+ahead-of-time compiler reports; they have not been tuned on a device.
 
-==============  ==================================================================================================
-``lookup``      coarse certified search: tiles of ``block_n`` rows x ``block_k`` codes x ``block_d`` channels
-``rescore``     float64 search of the uncertified rows: ``block_n`` rows per program, ``block_k`` x ``block_d`` codes
-``sums``        per-code sums: ``block_n`` gathered rows at a time, ``block_k`` codes x ``block_d`` channels per program
-``reduce``      adds the partial sums: ``block_k`` elements per program
-``commit``      moving averages: ``block_k`` codes per program, ``block_d`` channels at a time
-``backward``    ``block_n`` rows x ``block_d`` channels per program
-==============  ==================================================================================================
+* ``lookup``: coarse certified search, tiles of ``block_n`` rows x ``block_k`` codes x ``block_d`` channels
+* ``rescore``: float64 search, ``block_n`` rows per program, ``block_k`` x ``block_d`` of the codes at a time
+* ``sums``: per-code sums, ``block_k`` codes x ``block_d`` channels per program, ``block_n`` rows at a time
+* ``reduce``: adds the partial sums, ``block_k`` elements per program
+* ``commit``: moving averages, ``block_k`` codes per program, ``block_d`` channels at a time
+* ``backward``: ``block_n`` rows x ``block_d`` channels per program
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ class LaunchConfig(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A line of the table: the configuration for up to `max_rows` rows of up to `max_dim` channels (0: no limit)."""
+    """A line of the table, for up to `max_rows` rows of up to `max_dim` channels; 0 sets no limit."""
 
     max_rows: int
     max_dim: int
@@ -59,8 +57,8 @@ class Entry(NamedTuple):
 _C = LaunchConfig
 
 # op -> device family -> lines; the first line that fits is taken.  Family 80 serves every device from compute
-# capability 8.0 on that has no family of its own and therefore stays within the 99 KiB of shared memory of the small
-# ones.  Family 0 is the interpreter: small tiles, so that small inputs still cross tile borders.
+# capability 8.0 on that has no family of its own and therefore stays within the 99 KiB of shared memory of
+# the small ones.  Family 0 is the interpreter: small tiles, so that small inputs still cross tile borders.
 _TABLE: dict[str, dict[int, tuple[Entry, ...]]] = {
     "lookup": {
         0: (Entry(0, 16, _C(32, 16, 16, 4, 1, "ieee")), Entry(0, 0, _C(32, 32, 32, 4, 1, "ieee"))),
@@ -120,13 +118,13 @@ OPS = tuple(_TABLE)
 FAMILIES = ((8, 0), (9, 0), (10, 0))
 
 _KIB = 1024
-# Shared memory that one block may use, CUDA C++ programming guide, table "Technical specifications per compute
-# capability": the memory per multiprocessor less 1 KiB that the system keeps.
+# Shared memory that one block may use, CUDA C++ programming guide, table "Technical specifications per
+# compute capability": the memory per multiprocessor less 1 KiB that the system keeps.
 _SHARED_LIMIT = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
 
 
 def shared_memory_limit(capability: tuple[int, int]) -> int:
-    """Bytes of shared memory that one block may use on a device; the 99 KiB of the small devices where unknown."""
+    """Bytes of shared memory that one block may use; the 99 KiB of the small devices where unknown."""
     return _SHARED_LIMIT.get(capability, 99) * _KIB
 
 
@@ -135,8 +133,8 @@ def _family(capability: tuple[int, int]) -> int:
         return 0
     if capability < (8, 0):
         raise ValueError(
-            f"the Triton kernels need a GPU of compute capability 8.0 or later, got {capability[0]}.{capability[1]}; "
-            "set FQ_TOOLKIT_BACKEND=reference to run in plain torch"
+            "the Triton kernels need a GPU of compute capability 8.0 or later, "
+            f"got {capability[0]}.{capability[1]}; set FQ_TOOLKIT_BACKEND=reference to run in plain torch"
         )
     return {9: 90, 10: 100}.get(capability[0], 80)
 
@@ -182,7 +180,7 @@ def launch_config(
 
 
 def all_configs() -> list[tuple[str, tuple[int, int], torch.dtype, LaunchConfig]]:
-    """Every configuration that a device can be given, as ``(op, capability, dtype, config)``, without repetitions."""
+    """Every configuration that a device can be given: ``(op, capability, dtype, config)``, each once."""
     found = []
     for capability in FAMILIES:
         for op, families in _TABLE.items():

@@ -1,9 +1,10 @@
 """Nearest centroid of every row, exact at the price of a coarse search: two launches, no N x K array.
 
-`_coarse_kernel` scores every code with a fast matrix product, keeps the best and the second-best lower bound of a row,
-and writes everything that the layer needs of the winner.  Rows whose bounds do not separate the winner from the rest
-(`fq_toolkit.kernels.certificate` derives the bounds) leave a note in the indices, and `_rescore_kernel` settles those
-by float64 direct differences in channel order, the definition in `fq_toolkit.kernels.reference`.
+`_coarse_kernel` scores every code with a fast matrix product, keeps the best and the second-best lower bound
+of a row, and writes everything that the layer needs of the winner.  Rows whose bounds do not separate the
+winner from the rest (`fq_toolkit.kernels.certificate` derives the bounds) leave a note in the indices, and
+`_rescore_kernel` settles those by float64 direct differences in channel order, the definition in
+`fq_toolkit.kernels.reference`.
 """
 
 from __future__ import annotations
@@ -60,16 +61,17 @@ def _coarse_kernel(
     HAS_MASK: tl.constexpr,
     FULL_STRENGTH: tl.constexpr,
 ):
-    """Best code of each row by the lower bound ``|c'|^2/2 - <x', c'> - r`` of its score, with x' = x - mu, c' = c - mu.
+    """Best code of each row by the lower bound ``|c'|^2/2 - <x', c'> - r`` of its score.
 
-    A program owns `BLOCK_N` rows and walks over the codes in ascending tiles.  Each lane of the score tile keeps its
-    own best and second-best bound, so that the tiles cost no reduction across lanes; the lanes meet once at the end,
-    and compare (bound, code) lexicographically.  Subtracting each partial product from the accumulator, rather than
-    adding it, keeps the compiler from chaining the partial products into one long tensor-core accumulation, whose
-    error would grow with the number of channels.
+    Here x' = x - mu and c' = c - mu, and r is the radius of `fq_toolkit.kernels.certificate`.
+    A program owns `BLOCK_N` rows and walks over the codes in ascending tiles, keeping the best bound with its
+    code and the second-best bound of every row: equal bounds go to the lowest code, within a tile and between
+    tiles.  Subtracting each partial product from the accumulator, rather than adding it, keeps the compiler
+    from chaining the partial products into one long tensor-core accumulation, whose error would grow with the
+    number of channels.
 
-    Of the winner: out = x + strength (q - x), row_error = |x - q|^2.  Index -1 marks a row with a NaN or an infinity,
-    -2 a masked row, and -3 - k a row whose candidate k is not certified.
+    Of the winner: out = x + strength (q - x), row_error = |x - q|^2.  Index -1 marks a row with a NaN or an
+    infinity, -2 a masked row, and -3 - k a row whose candidate k is not certified.
     """
     work = tl.float64 if WIDE else tl.float32
     inf = float("inf")
@@ -246,12 +248,14 @@ def _rescore_kernel(
 ):
     """argmin_k sum_c (x[n, c] - e[k, c])^2 in float64 and channel order, for the rows marked -3 - k.
 
-    A program owns `BLOCK_N` rows, is done at once when none of them is marked, and otherwise takes the marked ones in
-    turn.  Direct differences in float32 have a small *relative* error, whatever the offset of the data, so one sweep
-    over the codes leaves only those to float64 that lie within that error of the best seen so far; the sweep starts
-    from the candidate of the coarse search, hence usually only the true contenders are left.
+    A program owns `BLOCK_N` rows, is done at once when none of them is marked, and otherwise takes the marked
+    ones in turn.  Direct differences in float32 have a small *relative* error, whatever the offset of the
+    data, so one sweep over the codes leaves only those to float64 that lie within that error of the best seen
+    so far; the sweep starts from the candidate of the coarse search, hence usually only the true contenders
+    are left.
 
-    Must be compiled without floating-point contraction: a fused multiply-add would change the last bit of a distance.
+    Must be compiled without floating-point contraction: a fused multiply-add would change the last bit of a
+    distance.
     """
     work = tl.float64 if WIDE else tl.float32
     inf = float("inf")
@@ -343,8 +347,8 @@ def lookup(
         config: another coarse launch than the one in the table, for tests and measurements.
 
     Returns:
-        ``(out, indices, row_error)``: strides of ``torch.empty_like(x)``; ``(N,)`` int32, -1 for rows with a NaN or
-        an infinity, -2 for masked rows; ``(N,)`` float32 squared errors, 0 for those rows.
+        ``(out, indices, row_error)``: strides of ``torch.empty_like(x)``; ``(N,)`` int32, -1 for rows with a
+        NaN or an infinity, -2 for masked rows; ``(N,)`` float32 squared errors, 0 for those rows.
     """
     batch, dim, height, width = x.shape
     num_rows, num_codes = batch * height * width, codebook.shape[0]

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the address of a row in a strided view, and a store that rounds to nearest."""
+"""What the Triton kernels share: the address of a row in a strided view, and a rounding store."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def row_geometry(*views: Tensor) -> tuple[int, int, list[tuple[int, int, int, int]]]:
-    """Merge the position axes of views ``(B, C, P, Q)`` of one shape wherever the strides of all of them allow it.
+    """Merge the position axes of views ``(B, C, P, Q)`` wherever the strides of all of them allow it.
 
     Args:
         views: tensors of one shape.
 
     Returns:
         The sizes of the two innermost position axes after merging and, for each view, its strides
-        ``(outermost, channel, middle, innermost)`` as `row_offset` takes them.  A long innermost axis lets the
-        compiler see contiguous addresses.
+        ``(outermost, channel, middle, innermost)`` as `row_offset` takes them.  A long innermost axis lets
+        the compiler see contiguous addresses.
     """
     shape = views[0].shape
     axes = [(shape[axis], [view.stride(axis) for view in views]) for axis in (0, 2, 3) if shape[axis] != 1]
@@ -45,8 +45,8 @@ def row_offset(n, size_p, size_q, stride_b, stride_p, stride_q):
 def store_rounded(pointer, value, m_store):
     """Store a float32 or float64 tile in the dtype of the pointer, rounded to nearest even.
 
-    The rounding to bfloat16 is spelled out on the bits, since the interpreter truncates; where the hardware rounds by
-    itself it finds nothing left to round.
+    The rounding to bfloat16 is spelled out on the bits, since the interpreter truncates; where the hardware
+    rounds by itself it finds nothing left to round.
     """
     if pointer.dtype.element_ty == tl.bfloat16:
         bits = value.to(tl.float32).to(tl.int32, bitcast=True)

@@ -1,30 +1,33 @@
 """Per-code counts and sums and per-sample errors, bitwise repeatable: no float atomics, no sort.
 
-A program owns a stretch of rows, a tile of codes and a tile of channels.  It reads the indices of its stretch, writes
-the positions of the rows that belong to its codes, in ascending order, to a small list of its own, and then gathers
-those rows, `BLOCK_N` at a time, into its sums by a product with a one-hot matrix.  The operands are exact: a one-hot
-matrix and the pieces of 11 bits that a float32 value is cut into are TF32 numbers.  What rounds is the addition of the
-rows of one product; from product to product the sums are compensated, so that the error does not grow with the number
-of rows.  Every order is fixed by the shape of the input.
+A program owns a stretch of rows, a tile of codes and a tile of channels.  It reads the indices of its
+stretch, writes the positions of the rows that belong to its codes, in ascending order, to a small list of its
+own, and then gathers those rows, `BLOCK_N` at a time, into its sums by a product with a one-hot matrix.  The
+operands are exact: a one-hot matrix and the pieces of 11 bits that a float32 value is cut into are TF32
+numbers.  What rounds is the addition of the rows of one product; from product to product the sums are
+compensated, so that the error does not grow with the number of rows.  Every order is fixed by the shape of
+the input.
 
-Why this and not something else, for a device with 132 multiprocessors, 67 TFLOP/s of float32, 495 of TF32, 3.3 TB/s
-of memory and 5.5 TB/s of L2 cache, N = 32768 rows, C = 256 channels and K = 1024 codes; estimates, not measured:
+Why this and not something else, for a device with 132 multiprocessors, 67 TFLOP/s of float32, 495 of TF32,
+3.3 TB/s of memory and 5.5 TB/s of L2 cache, N = 32768 rows, C = 256 channels and K = 1024 codes; estimates,
+not measured:
 
 * Reading the rows once is 34 MB or 10 us, the floor.
-* A plain one-hot product costs 2 N K C per piece, as much as the lookup (150 us in three pieces).  With the list the
-  factor K becomes the 64 codes of a tile: 9 us, beside the gather of 34 MB.
-* The indices are read once per tile of codes and channels, N (K/64) (C/64) 4 bytes = 8 MB from the L2 cache, and
-  compared with N K C / 64^2 operations: together below 5 us up to K = 16384.
-* A sort (counting or radix) reads and writes less for very large K but takes four or more launches, each 3-5 us,
-  where this takes one, or two when the rows are split (more than 4096 rows and a small dictionary).
+* A plain one-hot product costs 2 N K C per piece, as much as the lookup (150 us in three pieces).  With the
+  list the factor K becomes the 64 codes of a tile: 9 us, beside the gather of 34 MB.
+* The indices are read once per tile of codes and channels, N (K/64) (C/64) 4 bytes = 8 MB from the L2 cache,
+  and compared with N K C / 64^2 operations: together below 5 us up to K = 16384.
+* A sort (counting or radix) reads and writes less for very large K but takes four or more launches, each 3-5
+  us, where this takes one, or two when the rows are split (more than 4096 rows and a small dictionary).
 * Integer atomics on fixed-point values would be repeatable, but need the range of the data beforehand.
 
-CUDA C++ could keep the list in shared memory, rank rows with warp votes and skip the trip through the L2 cache; that
-should gain some 20-30 % of this kernel, itself a fraction of the lookup.  It would add a compiler to the installation
-and code for each generation of devices, for a gain that nobody has measured: it is not shipped.
+CUDA C++ could keep the list in shared memory, rank rows with warp votes and skip the trip through the L2
+cache; that should gain some 20-30 % of this kernel, itself a fraction of the lookup.  It would add a compiler
+to the installation and code for each generation of devices, for a gain that nobody has measured: it is not
+shipped.
 
-When all rows fall on a few codes, the programs of those codes do most of the work: up to the number of code tiles
-times slower than balanced codes.
+When all rows fall on a few codes, the programs of those codes do most of the work: up to the number of code
+tiles times slower than balanced codes.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ def _add_compensated(total, lost, value):
 
 @triton.jit
 def _subtract_pieces(total, lost, b_minus, b_x, EXACT_IN_TF32: tl.constexpr, DOT: tl.constexpr):
-    """``total`` minus the product of ``b_minus`` (entries 0 and -1) with ``b_x``, exact up to the compensated sums."""
+    """Subtract the product of ``b_minus`` (entries 0 and -1) and ``b_x``, piece by exact piece."""
     if EXACT_IN_TF32:
         return _add_compensated(total, lost, tl.dot(b_minus, b_x, input_precision=DOT))
     else:
@@ -100,10 +103,10 @@ def _segment_kernel(
     DOT: tl.constexpr,
     WITH_SUMS: tl.constexpr,
 ):
-    """counts[k] = #{n : i(n) = k}, sums[k] = sum of x_n over i(n) = k, sq_error[b] = sum of row_error over sample b.
+    """``counts[k] = #{n : i(n) = k}``, ``sums[k]`` the sum of those rows, ``sq_error[b]`` that of the errors.
 
-    The first `main_programs` programs do counts and sums, into the part of their split of the rows; the others add up
-    the errors of `SAMPLES` samples, `SPAN` positions at a time, in float64.
+    The first `main_programs` programs do counts and sums, into the part of their split of the rows; the
+    others add up the errors of `SAMPLES` samples, `SPAN` positions at a time, in float64.
     """
     pid = tl.program_id(0)
     if pid >= main_programs:
@@ -148,7 +151,8 @@ def _segment_kernel(
                 if WITH_SUMS:
                     p_x = x + row_offset(row, size_p, size_q, x_b, x_p, x_q)
                     m_x = m_n[:, None] & (d < DIM)[None, :]
-                    b_x = tl.load(p_x[:, None] + d.to(tl.int64)[None, :] * x_c, mask=m_x, other=0.0).to(tl.float32)
+                    b_x = tl.load(p_x[:, None] + d.to(tl.int64)[None, :] * x_c, mask=m_x, other=0.0)
+                    b_x = b_x.to(tl.float32)
                     b_minus = tl.where(m_hit, -1.0, 0.0)
                     total, lost = _subtract_pieces(total, lost, b_minus, b_x, EXACT_IN_TF32, DOT)
         m_k = k < num_codes
@@ -172,7 +176,7 @@ def _reduce_kernel(
     sum_programs,
     BLOCK_K: tl.constexpr,
 ):
-    """sums = sum over splits of the partial sums, in order and in float64; the last programs add the counts."""
+    """Add the partial sums of the splits in order and in float64; the last programs add the counts."""
     pid = tl.program_id(0)
     if pid < sum_programs:
         offset = pid.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -194,7 +198,8 @@ def _reduce_kernel(
 def split_rows(num_rows: int, num_codes: int, dim: int, tiles: int) -> tuple[int, int]:
     """Into how many stretches to cut the rows, and how many rows each has: ``(splits, rows_per_split)``.
 
-    One stretch saves the second launch; more keep every multiprocessor busy.  The partial sums stay below 8 MiB.
+    One stretch saves the second launch; more keep every multiprocessor busy.  The partial sums take at
+    most 8 MiB.
     """
     splits = min(num_rows // _ROWS_PER_SPLIT, _PROGRAMS // tiles, _PARTIAL_ELEMENTS // (num_codes * dim))
     splits = max(1, splits)

@@ -1,7 +1,7 @@
 """Compile Triton kernels for devices that are not there, in a process of its own that must not interpret.
 
-Reads a JSON list of jobs from standard input and writes a JSON list of results to standard output; see `Job` in
-`test_ahead_of_time.py` for their meaning.
+Reads a JSON list of jobs from standard input and writes a JSON list of results to standard output; see `Job`
+in `test_ahead_of_time.py` for their meaning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ KERNELS = {
     "commit": commit_triton._commit_kernel,
     "backward": backward_triton._backward_kernel,
 }
-FEATURES = {"lookup": ("x", "out"), "rescore": ("x", "out"), "sums": ("x",), "backward": ("x", "grad_out", "gradient")}
+FEATURES = {
+    "lookup": ("x", "out"),
+    "rescore": ("x", "out"),
+    "sums": ("x",),
+    "backward": ("x", "grad_out", "gradient"),
+}
 POINTERS = {
     "i1": {"mask"},
     "i32": {"indices", "positions"},
@@ -47,9 +52,11 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     """Compile one kernel as its launcher would for aligned tensors."""
     kernel = KERNELS[job["op"]]
     constants = dict(job["constants"])
-    # An argument that is 1 becomes a constant: the stride of the axis that is contiguous.
-    contiguous = {name for name in kernel.arg_names if re.fullmatch(rf"\w+_{job['contiguous']}", name)}
-    constants |= dict.fromkeys(contiguous & set(kernel.arg_names), 1)
+    # An integer that is 1 becomes a constant: the stride of the contiguous axis, or all sizes and strides.
+    pattern = r"(x|out|g|d)_[bcpq]|size_[pq]|num_codes|dim|\w+_tiles|\w+_programs|rows_per_sample|num_sums"
+    if job["contiguous"] != "ones":
+        pattern = rf"(x|out|g|d)_{job['contiguous']}"
+    constants |= {name: 1 for name in kernel.arg_names if re.fullmatch(pattern, name)}
     signature, constexprs, attributes = {}, {}, {}
     for position, name in enumerate(kernel.arg_names):
         if name in constants:

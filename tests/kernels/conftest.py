@@ -1,7 +1,8 @@
 """Load the Triton kernels for Triton's interpreter where there is no GPU, without changing the environment.
 
-Triton decides between compiling and interpreting when a function is decorated, its own library included. So the
-variable is set only while Triton and the kernels are imported: the rest of the session keeps its usual backend.
+Triton decides between compiling and interpreting when a function is decorated, its own library included. So
+the variable is set only while Triton and the kernels are imported: the rest of the session keeps its usual
+backend.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def kernel_device(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what `torch.empty` returns with NaN or large negative numbers, so that an unwritten element shows."""
+    """Fill what `torch.empty` returns with NaN or -99, so that an unwritten element shows."""
 
     def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def wrapper(*args: object, **kwargs: object) -> Tensor:
@@ -86,5 +87,5 @@ def _strided(rows: Tensor, shape: tuple[int, int, int], layout: str) -> Tensor:
 
 @pytest.fixture(scope="session")
 def strided() -> Callable[[Tensor, tuple[int, int, int], str], Tensor]:
-    """Return a function that lays ``(N, C)`` rows out as ``(B, C, P, Q)``: "nchw", "channels_last" or "sliced"."""
+    """Return a function that lays ``(N, C)`` rows out as ``(B, C, P, Q)`` with the strides of a layout."""
     return _strided

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from fq_toolkit.kernels.launch import FAMILIES, LaunchConfig, all_configs, shared_memory_limit
+from fq_toolkit.kernels.launch import FAMILIES, LaunchConfig, all_configs, launch_config, shared_memory_limit
 
 pytest.importorskip("triton")
 
@@ -32,6 +32,7 @@ class Job(NamedTuple):
     config: LaunchConfig
     dim: int
     contiguous: str = "q"
+    overrides: tuple[tuple[str, Any], ...] = ()
 
     def request(self) -> dict[str, Any]:
         config = self.config
@@ -58,9 +59,23 @@ class Job(NamedTuple):
             "capability": self.capability[0] * 10 + self.capability[1],
             "dtype": NAMES[self.dtype],
             "contiguous": self.contiguous,
-            "constants": constants,
+            "constants": constants | dict(self.overrides),
             "options": options,
         }
+
+
+# What the launchers may ask for besides the constants of `Job.request`.
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "lookup": (
+        {"EXACT": False, "HAS_MASK": False, "FULL_STRENGTH": True},
+        {"WITH_OUTPUT": False, "HAS_MASK": False},
+    ),
+    "rescore": ({"FULL_STRENGTH": True}, {"WITH_OUTPUT": False}),
+    "sums": ({"WITH_SUMS": False}, {"SAMPLES": 1, "SPAN": 1024}),
+    "reduce": (),
+    "commit": ({"DEBIAS": False, "REVIVE": False},),
+    "backward": ({"HAS_GRAD": False},),
+}
 
 
 def dims(config: LaunchConfig) -> tuple[int, int]:
@@ -69,17 +84,32 @@ def dims(config: LaunchConfig) -> tuple[int, int]:
 
 
 def table_jobs() -> list[Job]:
-    """Every configuration once, with the dtypes in turn."""
-    jobs, seen = [], set()
-    for number, (op, capability, dtype, config) in enumerate(all_configs()):
+    """Every configuration, with dtypes, dimensions and memory formats in turn."""
+    jobs: list[Job] = []
+    seen = set()
+    for op, capability, dtype, config in all_configs():
         if (op, capability, config) in seen:
             continue
         seen.add((op, capability, config))
+        turn = len(seen)
         if op not in HAS_FEATURES:
             dtype = torch.float32
         elif dtype != torch.float64:
-            dtype = (torch.float32, torch.float16, torch.bfloat16)[number % 3]
-        jobs.append(Job(op, capability, dtype, config, dims(config)[number % 2], "qc"[number // 2 % 2]))
+            dtype = (torch.float32, torch.float16, torch.bfloat16)[turn % 3]
+        both = op == "lookup" and dtype != torch.float64
+        for dim in dims(config) if both else dims(config)[turn % 2 :][:1]:
+            jobs.append(Job(op, capability, dtype, config, dim, "qc"[turn % 2]))
+    return jobs
+
+
+def variant_jobs() -> list[Job]:
+    """What the table leaves open, for one device: other constants, and sizes of 1, which become constants too."""
+    jobs: list[Job] = []
+    for op, variants in VARIANTS.items():
+        config = launch_config(op, 1 << 20, 1024, 256, torch.float32, (9, 0))
+        for variant in variants:
+            jobs.append(Job(op, (9, 0), torch.float32, config, 256, "q", tuple(variant.items())))
+        jobs.append(Job(op, (9, 0), torch.bfloat16, config, 1, "ones"))
     return jobs
 
 
@@ -111,7 +141,7 @@ def compile_all(jobs: list[Job], cache: Path) -> list[dict[str, Any]]:
         assert worker.returncode == 0, worker.stderr[-4000:]
         return json.loads(worker.stdout)
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:  # two processes: compilation does not share one
         even, odd = pool.map(run, (jobs[::2], jobs[1::2]))
     results: list[dict[str, Any]] = [{}] * len(jobs)
     results[::2], results[1::2] = even, odd
@@ -128,7 +158,9 @@ def check(job: Job, result: dict[str, Any]) -> None:
     if job.op in ("lookup", "sums"):
         assert result["tensor_core"] > 0, f"{job} does not reach the tensor cores"
     if job.op == "lookup":
-        assert result["accumulators"] == [], f"{job} chains its partial products, which the certificate does not allow"
+        assert result["accumulators"] == [], (
+            f"{job} chains its partial products, which the certificate does not allow"
+        )
 
 
 def test_the_whole_table_compiles(tmp_path: Path) -> None:
@@ -136,6 +168,13 @@ def test_the_whole_table_compiles(tmp_path: Path) -> None:
     assert {job.capability for job in jobs} == set(FAMILIES)
     for job, result in zip(jobs, compile_all(jobs, tmp_path), strict=True):
         check(job, result)
+
+
+def test_variants_compile(tmp_path: Path) -> None:
+    jobs = variant_jobs()
+    for job, result in zip(jobs, compile_all(jobs, tmp_path), strict=True):
+        if dict(job.overrides).get("WITH_SUMS", True):
+            check(job, result)
 
 
 @pytest.mark.slow

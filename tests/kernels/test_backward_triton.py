@@ -55,7 +55,9 @@ def test_rows_without_a_code_pass_the_gradient_on(backward):
 
 def test_no_rows(backward):
     x = torch.zeros(2, 3, 0, 4)
-    assert backward(x, torch.ones(2), x, torch.randn(2, 3), torch.zeros(0, dtype=torch.int32)).shape == x.shape
+    assert (
+        backward(x, torch.ones(2), x, torch.randn(2, 3), torch.zeros(0, dtype=torch.int32)).shape == x.shape
+    )
 
 
 @pytest.mark.gpu

@@ -10,7 +10,8 @@ from fq_toolkit.kernels.launch import LaunchConfig
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 LAYOUTS = ["nchw", "channels_last", "sliced"]
-# (batch, height, width), channels, codes: one row, one code, one channel, remainders in every tile, several tiles
+# (batch, height, width), channels, codes: one row, one code, one channel, remainders in every tile, several
+# tiles
 SHAPES = [
     ((1, 1, 1), 1, 1),
     ((33, 1, 1), 3, 2),
@@ -98,7 +99,9 @@ def test_strength_blends_in_working_precision(lookup, strided, dtype, strength):
     rows, codebook = torch.randn(35, 33).to(dtype), torch.randn(19, 33)
     x = strided(rows, (1, 5, 7), "sliced")
     assert_same(
-        lookup(x, codebook, torch.zeros(33), strength=strength), expected(x, codebook, strength=strength), strength
+        lookup(x, codebook, torch.zeros(33), strength=strength),
+        expected(x, codebook, strength=strength),
+        strength,
     )
     if strength == 0.0:
         assert torch.equal(lookup(x, codebook, torch.zeros(33), strength=0.0)[0], x)
@@ -158,7 +161,11 @@ def test_float64_rows_beyond_float32(lookup):
     values = [1e200, -1e200, 1e-200, 0.5 + 1e-12, 0.5 - 1e-12]
     x = torch.tensor(values, dtype=torch.float64).view(5, 1, 1, 1)
     codebook = torch.tensor([[0.0], [1.0], [-1.0]])
-    assert lookup(x, codebook, torch.zeros(1))[1].tolist() == expected(x, codebook)[1].tolist() == [0, 0, 0, 1, 0]
+    assert (
+        lookup(x, codebook, torch.zeros(1))[1].tolist()
+        == expected(x, codebook)[1].tolist()
+        == [0, 0, 0, 1, 0]
+    )
 
 
 def test_codes_that_are_not_finite_never_win(lookup):
