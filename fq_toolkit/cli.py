@@ -104,7 +104,10 @@ def run_bench(words: list[str]) -> int:
     """``bench ...`` is ``python -m benchmarks ...``, which lives in the source tree and not in the wheel."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    if importlib.util.find_spec("benchmarks.__main__") is None:
+    if (
+        importlib.util.find_spec("benchmarks") is None
+        or importlib.util.find_spec("benchmarks.__main__") is None
+    ):
         raise RunError(
             "the benchmarks are part of the source tree, not of the installed package: "
             "run this command in a checkout of fq-toolkit with the extra 'bench' (pip install -e '.[bench]')"
