@@ -124,7 +124,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.quick:
         console.print("quick run: tiny shapes, no results file was touched")
         return 0
-    _show_targets(console, arguments.device, results.read(path))
+    alike = [
+        row
+        for row in results.read(path)
+        if (row.dtype, row.threads, row.clock_kind) == (arguments.dtype, torch.get_num_threads(), "")
+    ]
+    _show_targets(console, arguments.device, alike)
     console.print(f"results: {path}", soft_wrap=True)
     return 0
 

@@ -69,7 +69,7 @@ def _over_shapes(values: dict[str, float], text: str, limit: float, *, at_least:
 def _memory(rows: Sequence[Row], peer: str) -> Verdict:
     mine = peak(rows, "train_step", REFERENCE_SHAPE.name, OURS)
     theirs = peak(rows, "train_step", REFERENCE_SHAPE.name, peer)
-    text = f"extra memory of a training step, of that of the {peer}, {REFERENCE_SHAPE.name}"
+    text = f"extra memory of a training step relative to {peer}, {REFERENCE_SHAPE.name}"
     if mine is None or not theirs:
         return Verdict(text, "<= 2 %", None, None, percent=True)
     detail = f"{mine / 2**20:.1f} MiB against {theirs / 2**20:.0f} MiB"

@@ -15,6 +15,7 @@ ROW = Row(
     | {
         "case": "train_step",
         "device": "cpu",
+        "dtype": "float32",
         "machine": "2-core-test",
         "status": "measured",
         "clock": "perf_counter",
