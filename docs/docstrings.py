@@ -5,7 +5,6 @@ import textwrap
 
 import griffe
 
-
 _MATH = re.compile(r"^( *)\.\. math::((?:.*\n)(?:\1 +.*\n|[ \t]*\n)*)", re.MULTILINE)
 
 
