@@ -32,6 +32,7 @@ class MovingDictionary(StagedStatistics):
     initialized: Tensor
     center: Tensor
     nonfinite_rows: Tensor
+    lookups_per_row: int = 1
 
     def __init__(
         self,
@@ -178,7 +179,9 @@ class MovingDictionary(StagedStatistics):
         """
         batch, _, height, width = features.shape
         real = batch * height * width if rows is None else rows.sum()
-        gathered = BatchStatistics(counts, sums, real - counts.sum(), loss, loss.shape[0])
+        skipped = real - counts.sum()
+        skipped = skipped if self.lookups_per_row == 1 else skipped // self.lookups_per_row
+        gathered = BatchStatistics(counts, sums, skipped, loss, loss.shape[0])
         if not learning:
             self.memory.observe(gathered)
             self.nonfinite_rows.add_(gathered.skipped)

@@ -178,7 +178,7 @@ class FeatureQuantizer(ReferenceStates):
             device=device,
         )
         self.dim = at_least_one("dim", dim)
-        self.heads = heads
+        self.heads = self.lookups_per_row = heads
         self.mode = one_of("mode", settings.mode, MODES)
         self.precision = one_of("precision", precision, ("exact", "fast"))
         self.nonfinite = one_of("nonfinite", nonfinite, ("skip", "raise"))
@@ -326,7 +326,8 @@ class FeatureQuantizer(ReferenceStates):
 
     @property
     def _transforms(self) -> bool:
-        return self.project_in is not None or self.metric == "cosine"
+        """Whether a row is more than a lookup: then a bad row must be taken out as a whole."""
+        return self.project_in is not None or self.metric == "cosine" or self.heads > 1
 
     def _encode(self, canonical: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Features ``(B h, codebook_dim, P, Q)`` to look up, and the rows that may be transformed.
