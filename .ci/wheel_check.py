@@ -6,6 +6,7 @@
 """
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -46,10 +47,15 @@ def main() -> None:
     extras = set(metadata.metadata("fq-toolkit").get_all("Provides-Extra") or [])
     check(extras == {"train", "bench", "docs", "test", "onnx", "all"}, f"extras {sorted(extras)}")
 
+    from fq_toolkit.kernels import ops
+
     fq = fq_toolkit.FeatureQuantizer(8, 16)
     x = torch.randn(4, 8, 5, 5)
-    out = fq.quantize(x)
+    fq(x)
+    out = fq.eval().quantize(x)
     check(torch.equal(fq.decode(out.indices), out.quantized), "the layer works")
+    backend = ops.select_backend(x)
+    check(backend == "native" or not shutil.which("c++"), f"CPU tensors run on the {backend} kernels")
 
     run = subprocess.run(
         [sys.executable, "-m", "fq_toolkit", "train", "fqgan"], capture_output=True, text=True
