@@ -368,7 +368,7 @@ class FeatureQuantizer(ReferenceStates):
         channels = self.heads * self.codebook_dim
         if mask is None:
             return sq_error * (self.commitment / max(channels * positions, 1))
-        real = mask.view(batch, -1).sum(dim=1).clamp(min=1)
+        real = mask.view(batch, positions).sum(dim=1).clamp(min=1)
         return sq_error * (self.commitment / channels) / real
 
     # --- the rest of a module -------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ def _refuse_nonfinite(canonical: Tensor, mask: Tensor | None) -> None:
 def _repeat_for_heads(mask: Tensor | None, batch: int, heads: int) -> Tensor | None:
     if mask is None or heads == 1:
         return mask
-    return mask.view(batch, -1).repeat_interleave(heads, dim=0).reshape(-1)
+    return mask.view(batch, mask.numel() // max(batch, 1)).repeat_interleave(heads, dim=0).reshape(-1)
 
 
 def _split_heads(features: Tensor, heads: int) -> Tensor:

@@ -72,6 +72,10 @@ def quantize(
     if rows is None:
         loss = sq_error * (commitment / max(codes.shape[1] * positions, 1))
     else:
-        loss = sq_error * (commitment / codes.shape[1]) / rows.view(x.shape[0], -1).sum(dim=1).clamp(min=1)
+        loss = (
+            sq_error
+            * (commitment / codes.shape[1])
+            / rows.view(x.shape[0], positions).sum(dim=1).clamp(min=1)
+        )
     indices = indices.clamp(min=-1).to(torch.int64).view(x.shape[0], *layout.positions)
     return QuantizerOutput(from_canonical(out, layout), indices, loss, perplexity(counts))

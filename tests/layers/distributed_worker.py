@@ -1,0 +1,155 @@
+"""What each rank runs in the distributed tests; its own module, so that spawned processes can import it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fq_toolkit.layers import FeatureQuantizer, coalesce_updates, commit_updates, commitment_loss
+
+STEPS = 4
+
+
+def batches(step: int) -> torch.Tensor:
+    """The global batch of a step: 12 samples of 3 positions."""
+    generator = torch.Generator().manual_seed(100 + step)
+    return torch.randn(12, 3, 5, generator=generator) + 0.1 * step
+
+
+def masks(case: str, step: int) -> torch.Tensor:
+    """Real positions of the global batch; in some cases a rank has none in one step."""
+    mask = torch.rand(12, 3, generator=torch.Generator().manual_seed(step)) < 0.8
+    if case == "masked rank" and step in (0, 2):
+        mask[5:] = False
+    return mask
+
+
+def build(case: str) -> FeatureQuantizer:
+    options: dict[str, Any] = {
+        "kmeans": {"init": "kmeans"},
+        "revive": {"revive": 3.0, "decay": 0.5},
+        "normal": {"init": "normal"},
+        "manual": {"update": "manual"},
+        "update_every": {"update_every": 2},
+        "cosine": {"metric": "cosine"},
+        "debiased": {"ema": "debiased"},
+    }.get(case, {})
+    torch.manual_seed(0)
+    return FeatureQuantizer(5, 7, **options)
+
+
+def train(layer: FeatureQuantizer, case: str, rank: int | None) -> dict[str, torch.Tensor]:
+    """Train on this rank's part of every batch (None: on all of it) and return what must agree."""
+    for step in range(STEPS):
+        x, mask = batches(step), masks(case, step)
+        cut = 0 if case == "empty rank" and step == 1 else 5
+        part = slice(None) if rank is None else (slice(0, cut) if rank == 0 else slice(cut, None))
+        x[3, 1] = float("nan")
+        layer(x[part].clone().requires_grad_(), mask=mask[part])
+        commitment_loss(layer)
+        if case == "manual" and step % 2 == 1:
+            commit_updates(layer)
+    state = dict(layer.state_dict())
+    state["nonfinite_rows"] = layer.nonfinite_rows
+    state["loss"] = torch.tensor(layer.last_loss())
+    return state
+
+
+def run_cases(rank: int, folder: str, cases: list[str]) -> None:
+    """Run every case on two ranks; the layers are built before the group exists."""
+    torch.set_num_threads(1)
+    layers = {case: build(case) for case in cases}
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    for case, layer in layers.items():
+        torch.save(train(layer, case, rank), Path(folder) / f"{case}-{rank}.pt")
+    for name, check in CHECKS.items():
+        torch.save(check(rank), Path(folder) / f"{name}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), FeatureQuantizer(6, 7), nn.Linear(6, 4), FeatureQuantizer(4, 7))
+
+
+class Counter:
+    """Counts the all_reduces that run inside a block."""
+
+    def __enter__(self) -> Counter:
+        self.calls, self._original = 0, dist.all_reduce
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return self._original(*args, **kwargs)
+
+        dist.all_reduce = counted
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        dist.all_reduce = self._original
+
+
+def count_all_reduces(rank: int) -> dict[str, Any]:
+    """Number of all_reduces of a step: one per layer, one per model when coalesced or committed by hand."""
+    result: dict[str, Any] = {}
+    x = torch.randn(16, 5, generator=torch.Generator().manual_seed(rank))
+    plain, joined, manual = network(), network(), network()
+    coalesce_updates(joined)
+    for layer in (manual[1], manual[3]):
+        layer.update = "manual"
+        layer.make_room_to_stage()
+    for net in (plain, joined, manual):
+        net(x)
+    commit_updates(manual)
+    for name, net in (("plain", plain), ("coalesced", joined), ("manual", manual)):
+        with Counter() as counter:
+            net(x)
+            if net is manual:
+                commit_updates(net)
+        result[name] = counter.calls
+        result[f"{name} codebook"] = net[3].codebook
+    with Counter() as counter:
+        joined.eval()(x)
+    result["eval"] = counter.calls
+    return result
+
+
+def wrap_in_ddp(rank: int) -> dict[str, Any]:
+    """DistributedDataParallel with and without broadcast_buffers and no_sync; state after each."""
+    result: dict[str, Any] = {}
+    for broadcast in (True, False):
+        net = network()
+        ddp = nn.parallel.DistributedDataParallel(net, broadcast_buffers=broadcast)
+        generator = torch.Generator().manual_seed(rank)
+        for step in range(3):
+            real, fake = torch.randn(8, 5, generator=generator), torch.randn(8, 5, generator=generator)
+            if step == 1:
+                with ddp.no_sync():
+                    (ddp(real).mean() + commitment_loss(ddp)).backward()
+            (ddp(real).mean() - ddp(fake).mean() + commitment_loss(ddp)).backward()
+        result[f"broadcast {broadcast}"] = torch.cat(
+            [
+                *(p.grad.flatten() for p in net.parameters()),
+                *(b.float().flatten() for b in net.state_dict().values()),
+            ]
+        )
+    return result
+
+
+def manual_with_an_idle_rank(rank: int) -> dict[str, Any]:
+    """Rank 1 runs no forward at all before a commit, and must neither hang nor miss the update."""
+    torch.manual_seed(0)
+    layer = FeatureQuantizer(5, 7, init="normal", update="manual", revive=0.5)
+    if rank == 0:
+        layer(torch.randn(20, 5, generator=torch.Generator().manual_seed(1)))
+    commit_updates(layer)
+    return dict(layer.state_dict())
+
+
+CHECKS = {"counts": count_all_reduces, "ddp": wrap_in_ddp, "idle": manual_with_an_idle_rank}

@@ -1,0 +1,70 @@
+"""Two gloo ranks equal one process on the concatenated batch, and no rank ever waits for another in vain."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.layers import distributed_worker as worker
+
+CASES = [
+    "data", "kmeans", "normal", "debiased", "cosine", "revive", "update_every", "manual", "masked rank",
+    "empty rank",
+]  # fmt: skip
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run everything once, on two ranks; each test reads its part."""
+    path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker.run_cases, args=(str(path), CASES), nprocs=2)
+    return path
+
+
+def results(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return torch.load(folder / f"{name}-0.pt"), torch.load(folder / f"{name}-1.pt")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one_process(folder: Path, case: str) -> None:
+    first, second = results(folder, case)
+    alone = worker.train(worker.build(case), case, None)
+    for name, expected in alone.items():
+        if name != "loss" or case not in ("update_every", "manual"):  # those report what the last forward saw
+            assert torch.equal(first[name], second[name]), name
+            torch.testing.assert_close(first[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+    assert int(first["num_updates"]) == (2 if case in ("update_every", "manual") else worker.STEPS)
+
+
+def test_number_of_all_reduces(folder: Path) -> None:
+    first, second = results(folder, "counts")
+    assert first["plain"] == 2
+    assert first["coalesced"] == 1
+    assert first["manual"] == 1
+    assert first["eval"] == 0
+    for name in ("plain", "coalesced", "manual"):
+        assert torch.equal(first[f"{name} codebook"], second[f"{name} codebook"])
+    assert torch.equal(first["plain codebook"], first["coalesced codebook"])
+    assert torch.equal(first["plain codebook"], first["manual codebook"])
+
+
+@pytest.mark.parametrize("broadcast", [True, False])
+def test_inside_distributed_data_parallel(folder: Path, broadcast: bool) -> None:
+    first, second = results(folder, "ddp")
+    assert torch.isfinite(first[f"broadcast {broadcast}"]).all()
+    assert torch.equal(first[f"broadcast {broadcast}"], second[f"broadcast {broadcast}"])
+    assert torch.equal(first["broadcast True"], first["broadcast False"])
+
+
+def test_a_rank_without_a_forward_joins_a_manual_commit(folder: Path) -> None:
+    first, second = results(folder, "idle")
+    assert int(first["num_updates"]) == 1
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
