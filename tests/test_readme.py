@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -194,3 +196,22 @@ def test_an_in_place_activation_behind_a_regularizing_layer_fails_as_described()
                 loss.backward()
         else:
             loss.backward()
+
+
+def test_the_picture_is_there_with_a_caption_from_its_record() -> None:
+    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "picture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    picture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(picture)
+    record = json.loads(picture.RECORD.read_text())
+    assert picture.IMAGE.read_bytes().startswith(b"\x89PNG")
+    assert record["command"] == "fq-toolkit train fqgan"
+    assert picture.caption(record) in README.read_text(encoding="utf-8")
+
+
+def test_the_benchmark_table_is_that_of_the_results_files() -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "table", "--check"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
