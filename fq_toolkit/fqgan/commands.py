@@ -34,7 +34,8 @@ def train_command(arguments: list[str]) -> int:
     from fq_toolkit.training.progress import format_duration, make_reporter
 
     if options.dry_run:
-        sys.stdout.write(dry_run(options.config, out=options.out, resume=options.resume) + "\n")
+        report = dry_run(options.config, out=options.out, resume=options.resume)
+        sys.stdout.write(report + "\n" if report else "")
         return 0
     result = train(options.config, out=options.out, resume=options.resume, reporter=make_reporter(sys.stderr))
     if not result.is_main_process:

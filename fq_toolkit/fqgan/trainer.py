@@ -276,7 +276,9 @@ def make_accelerator(config: FQGANConfig) -> Any:
         MissingExtraError: without accelerate.
     """
     accelerate = require("accelerate", purpose="training")
-    return accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
+    # Without a GPU it has to be told so, or several processes on CPUs do not find each other.
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    return accelerate.Accelerator(cpu=cpu, mixed_precision=config.precision)
 
 
 class TrainResult(NamedTuple):
@@ -437,7 +439,7 @@ def dry_run(config: FQGANConfig, *, out: Path | None = None, resume: Path | None
     """Build everything, do one step, write nothing.
 
     Returns:
-        What was built, how long a step takes, and what a real run would write.
+        What was built, how long a step takes, and what a real run would write; nothing beside the main process.
 
     Raises:
         ConfigError: as :func:`train` would.
@@ -455,6 +457,8 @@ def dry_run(config: FQGANConfig, *, out: Path | None = None, resume: Path | None
     started = time.monotonic()
     values = {name: float(value) for name, value in gan.step(first + 1).items()}
     seconds = time.monotonic() - started
+    if not accelerator.is_main_process:
+        return ""
     left = max(0, config.steps - first)
     folder = resume or out or Path("runs") / f"{run_name(config)}-TIME"
     return (
