@@ -127,7 +127,8 @@ def digits_cnn(data: ImageDataset, *, cache: bool = True) -> DigitsCNN:
         try:
             record, payload = json.loads(record_path.read_text()), path.read_bytes()
             if hashlib.sha256(payload).hexdigest() == record["sha256"]:
-                model = DigitsCNN()
+                with isolated_rng(_SEED):  # building draws weights; a warm cache must not change a run
+                    model = DigitsCNN()
                 model.load_state_dict(load(payload))
                 model.holdout_accuracy = float(record["holdout_accuracy"])
                 return model.eval().requires_grad_(False)

@@ -439,7 +439,7 @@ def dry_run(config: FQGANConfig, *, out: Path | None = None, resume: Path | None
     """Build everything, do one step, write nothing.
 
     Returns:
-        What was built, how long a step takes, and what a real run would write; nothing beside the main process.
+        What was built, how long a step takes and what a run would write; empty beside the main process.
 
     Raises:
         ConfigError: as :func:`train` would.

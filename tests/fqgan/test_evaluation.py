@@ -57,7 +57,9 @@ def test_the_cache_is_used_and_checked(
     calls = []
     train = extractors._train
     monkeypatch.setattr(extractors, "_train", lambda d: calls.append(1) or train(d))
+    torch.manual_seed(3)
     second = extractors.digits_cnn(data)
+    assert torch.equal(torch.randn(2), expected)  # nor did loading it
     assert not calls
     assert second.holdout_accuracy == first.holdout_accuracy
     assert torch.equal(first.head[4].weight, second.head[4].weight)
