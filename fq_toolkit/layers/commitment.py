@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 MAX_UNREAD = 8
 
 
+class _Nothing:
+    """Fills the empty places of a ledger. Not None: `torch.compile` would guard on a tuple of constants."""
+
+
+_NOTHING = _Nothing()
+_EMPTY = (_NOTHING,) * MAX_UNREAD
+
+
 class CommitmentLedger:
     """The unread per-sample losses of one layer, newest first, in a tuple of fixed length.
 
@@ -25,12 +33,12 @@ class CommitmentLedger:
     """
 
     def __init__(self) -> None:
-        self.unread: tuple[Tensor | None, ...] = (None,) * MAX_UNREAD
+        self.unread: tuple[Tensor | _Nothing, ...] = _EMPTY
         self.warned = False
 
     def record(self, loss: Tensor) -> None:
         """Add the ``(B,)`` loss of one call; the oldest is dropped when nobody reads."""
-        if not torch.compiler.is_compiling() and self.unread[-1] is not None and not self.warned:
+        if not torch.compiler.is_compiling() and isinstance(self.unread[-1], Tensor) and not self.warned:
             self.warned = True
             warnings.warn(
                 f"{MAX_UNREAD} commitment losses of a FeatureQuantizer are unread, so the oldest are now "
@@ -40,10 +48,13 @@ class CommitmentLedger:
             )
         self.unread = (loss, *self.unread[:-1])
 
+    def losses(self) -> list[Tensor]:
+        """The unread losses, oldest first."""
+        return [loss for loss in reversed(self.unread) if isinstance(loss, Tensor)]
+
     def take(self) -> list[Tensor]:
         """The unread losses, oldest first; none is left behind."""
-        losses = [loss for loss in reversed(self.unread) if loss is not None]
-        self.unread = (None,) * MAX_UNREAD
+        losses, self.unread = self.losses(), _EMPTY
         return losses
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,10 +132,7 @@ class CollectedCommitment:
         """For each layer name the ``(B,)`` losses of its calls, in order."""
         if self._closed is not None:
             return self._closed
-        return {
-            name: [loss for loss in reversed(layer.ledger.unread) if loss is not None]
-            for name, layer in quantizers(self._model)
-        }
+        return {name: layer.ledger.losses() for name, layer in quantizers(self._model)}
 
     def total(self) -> Tensor:
         """The sum over layers and calls of the batch means, as in `commitment_loss`; clears nothing."""
@@ -166,7 +174,7 @@ def separate_books(model: nn.Module) -> Iterator[None]:
     ledgers = [layer.ledger for _, layer in quantizers(model)]
     outside = [ledger.unread for ledger in ledgers]
     for ledger in ledgers:
-        ledger.unread = (None,) * MAX_UNREAD
+        ledger.unread = _EMPTY
     try:
         yield
     finally:
