@@ -19,7 +19,7 @@ class FQGANConfig:
     """Dataset: digits (scikit-learn's, 16x16, comes with the package)."""
     seed: int = 0
     """Of weights, noise and data order."""
-    steps: int = 800
+    steps: int = 700
     """Generator updates."""
 
     fq: Literal["none", "regularize", "straight_through"] = "regularize"
@@ -34,7 +34,7 @@ class FQGANConfig:
     """Moving average of the dictionary: the weight of the past."""
     fq_init: Literal["data", "kmeans", "normal"] = "data"
     """Start of the dictionary: rows of the first batch, k-means on it, or noise as in the release."""
-    fq_warmup: int = 160
+    fq_warmup: int = 140
     """straight_through only: steps over which the strength of quantization rises from 0 to 1."""
     fq_revive: float = 0.0
     """Restart codes whose moving count falls below this; 0 never does."""

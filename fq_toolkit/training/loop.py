@@ -21,6 +21,9 @@ from fq_toolkit.training.progress import Reporter, format_values
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.seeding import rng_state, set_rng_state
 
+# Panels of metrics that the progress display has room for; metrics.csv has all.
+SHOWN = ("loss", "score", "usage", "strength")
+
 
 class Task(Protocol):
     """What a trainer brings to the loop. All processes call every method, in the same order."""
@@ -156,7 +159,7 @@ def run_loop(
                     totals.clear()
                     elapsed = seconds_before + time.monotonic() - started - aside
                     row = {"seconds": elapsed, **means, **task.gauges()}
-                    reporter.values(step, row)
+                    reporter.values(step, {k: v for k, v in row.items() if k.partition("/")[0] in SHOWN})
                 if saving:
                     save()
                 if not stopping and schedule.due(step, schedule.evaluate_every):

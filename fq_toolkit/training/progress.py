@@ -41,17 +41,20 @@ def format_duration(seconds: float) -> str:
 
 
 def format_values(values: Mapping[str, float]) -> str:
-    """Return metrics as one line: shares (``usage...``) in percent, the rest with three digits.
+    """Return ``panel/curve`` metrics as one line, grouped by panel; usage in percent.
 
     Example:
-        >>> format_values({"loss/d": 1.23456, "usage/block0": 0.5})
-        'loss/d 1.23  usage/block0 50 %'
+        >>> format_values({"loss/d": 1.23456, "loss/g": -0.5, "usage/block0": 0.5, "usage/block1": 1})
+        'loss d 1.23 g -0.5  usage 50 100 %'
     """
-    parts = (
-        f"{name} {100 * value:.0f} %" if name.startswith("usage") else f"{name} {value:.3g}"
-        for name, value in values.items()
+    panels: dict[str, list[str]] = {}
+    for name, value in values.items():
+        panel, _, curve = name.partition("/")
+        text = f"{100 * value:.0f}" if panel == "usage" else f"{curve} {value:.3g}".lstrip()
+        panels.setdefault(panel, []).append(text)
+    return "  ".join(
+        f"{panel} {' '.join(texts)}{' %' if panel == 'usage' else ''}" for panel, texts in panels.items()
     )
-    return "  ".join(parts)
 
 
 class SilentReporter:

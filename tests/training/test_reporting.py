@@ -68,7 +68,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     reporter.note("a note")
     reporter.stop()
     lines = stream.getvalue().splitlines()
-    assert lines[0].startswith("step  20/100  loss/d 1.23  usage/block0 50 %  [0:00 < ")
+    assert lines[0].startswith("step  20/100  loss d 1.23  usage 50 %  [0:00 < ")
     assert lines[0].endswith("left]")
     assert lines[1] == "a note"
 
