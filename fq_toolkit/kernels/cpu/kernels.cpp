@@ -32,12 +32,17 @@ void forward(const ForwardArguments& a) {
   const Shape shape = shape_of(a.shape);
   const Strides strides = strides_of(a.strides);
   const T* x = static_cast<const T*>(a.x);
-  look_up(x, shape, strides, a.codebook, a.num_codes, a.center, a.mask, a.exact != 0, a.indices, a.threads);
   std::vector<double> row_error(shape.rows());
-  Finish<T>{x,         shape,     strides,
-            strides_of(a.out_strides), a.codebook, a.indices,
-            static_cast<Wide<T>>(a.strength), static_cast<T*>(a.out), row_error.data()}
-      .run(a.threads);
+  const Finish<T> finish{x,
+                         shape,
+                         strides,
+                         strides_of(a.out_strides),
+                         a.codebook,
+                         a.indices,
+                         static_cast<Wide<T>>(a.strength),
+                         static_cast<T*>(a.out),
+                         row_error.data()};
+  look_up(x, shape, strides, a.codebook, a.num_codes, a.center, a.mask, a.exact != 0, a.indices, finish, a.threads);
   for (int64_t b = 0; b < shape.batch; b++) {
     double total = 0;
     for (int64_t i = 0; i < shape.positions(); i++) total += row_error[b * shape.positions() + i];

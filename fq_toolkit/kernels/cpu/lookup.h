@@ -3,7 +3,8 @@
 // ROWS rows of features are centred and laid side by side in the lanes of vector registers (a panel, channel by
 // channel); the codes are broadcast, CODES at a time (a tile).  When the products of a tile are complete, each lane
 // compares them with its own best and second best, so that no reduction across lanes is ever needed.  The scores of
-// the last few hundred codes stay in the cache, for the rows that need a second look.
+// the last thousand codes stay in the cache, for the rows that need a second look; with few channels storing them costs
+// more than computing them again for the few panels that hold such a row.
 //
 // Scores are compared by certified lower bounds.  With x' = fl(x - mu), c' = fl(c - mu) and u = 2^-24,
 //
@@ -25,6 +26,7 @@
 #include <memory>
 #include <unordered_map>
 
+#include "finish.h"
 #include "panels.h"
 
 #if defined(__AVX512F__)
@@ -43,7 +45,8 @@ constexpr float LARGE = 1e36f;  // squared norms above it could overflow a score
 constexpr int64_t CHUNK_TILES = (1024 + CODES - 1) / CODES;  // scores kept of each row
 constexpr int64_t WORKING_BYTES = 448 << 10;  // panels and scores of one thread leave room in the second-level cache
 
-constexpr int64_t PAIRED_WORK = 1 << 15;
+constexpr int64_t PAIRED_WORK = 1 << 15;  // codes times channels
+constexpr int64_t KEEPING_CHANNELS = 64;
 
 // Bits of a bfloat16, to nearest or, for positive bounds, never down.
 inline uint32_t half_bits(float value) {
@@ -160,8 +163,9 @@ inline void multiply_add(Floats& sum, Floats row, float code) {
 }
 
 // Let the first COUNT codes of one tile compete for each lane of a panel.  Strictly better wins: ties keep the lowest.
-template <bool PAIRED, int COUNT>
-inline void compete(const float* panel, const float* tile, int64_t depth, const float* bias, int32_t first, Best& best,
+// KEEP also writes the values.
+template <bool PAIRED, bool KEEP, int COUNT>
+void compete(const float* panel, const float* tile, int64_t depth, const float* bias, int32_t first, Best& best,
                     Floats* scores) {
   Floats sum[2][COUNT] = {};
   for (int64_t word = 0; word < depth; word++) {
@@ -184,7 +188,7 @@ inline void compete(const float* panel, const float* tile, int64_t depth, const 
       best.second[half] = loser > best.second[half] ? loser : best.second[half];
       best.value[half] = better ? value : best.value[half];
       best.index[half] = better ? Ints{} + (first + j) : best.index[half];
-      scores[2 * j + half] = value;
+      if (KEEP) scores[2 * j + half] = value;
     }
   }
 }
@@ -263,7 +267,7 @@ struct Scratch {
   int64_t compared = 0;
 };
 
-template <class T, bool PAIRED>
+template <class T, bool PAIRED, bool KEEP>
 struct Lookup {
   const T* x;
   Shape shape;
@@ -274,11 +278,12 @@ struct Lookup {
   const Codes& codes;
   bool exact;
   int32_t* indices;
+  const Finish<T>& finish;
 
   int64_t chunk_tiles() const { return std::min(codes.tiles, CHUNK_TILES); }
   int64_t panels() const { return (shape.rows() + ROWS - 1) / ROWS; }
   int64_t panels_at_once() const {
-    const int64_t bytes = (codes.depth + chunk_tiles() * CODES) * ROWS * 4;
+    const int64_t bytes = (codes.depth + (KEEP ? chunk_tiles() * CODES : 0)) * ROWS * 4;
     return std::max<int64_t>(1, std::min<int64_t>(8, WORKING_BYTES / bytes));
   }
   int64_t groups() const { return (panels() + panels_at_once() - 1) / panels_at_once(); }
@@ -387,6 +392,16 @@ struct Lookup {
     return (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
   }
 
+  template <bool WRITE>
+  void score_tile(Panel& panel, int64_t tile, int64_t first_tile, Best& best) const {
+    const int64_t left = codes.count - tile * CODES;  // the last tile may be narrow: do not multiply its padding
+    const auto step = left <= CODES / 3       ? compete<PAIRED, WRITE, CODES / 3>
+                      : left <= 2 * CODES / 3 ? compete<PAIRED, WRITE, 2 * CODES / 3>
+                                              : compete<PAIRED, WRITE, CODES>;
+    step(panel.words, codes.packed + tile * CODES * codes.depth, codes.depth, codes.bias.data() + tile * CODES,
+         static_cast<int32_t>(tile * CODES), best, panel.scores + (tile - first_tile) * CODES * 2);
+  }
+
   // After a chunk of codes: raise the ceilings, and note the codes that reach them.
   void collect(Panel& panel, int64_t first_tile, int64_t last_tile) const {
     const bool only_chunk = codes.tiles <= CHUNK_TILES;
@@ -404,6 +419,10 @@ struct Lookup {
       settled = settled && panel.best.second[r / LANES][r % LANES] < panel.ceiling[r];
     }
     if (only_chunk && settled) return;
+    if (!KEEP) {
+      Best again = panel.best;
+      for (int64_t tile = first_tile; tile < last_tile; tile++) score_tile<true>(panel, tile, first_tile, again);
+    }
     Floats ceiling[2];
     std::memcpy(ceiling, panel.ceiling, sizeof ceiling);
     for (int64_t k = first_tile * CODES; k < std::min(codes.count, last_tile * CODES); k++) {
@@ -467,17 +486,9 @@ struct Lookup {
     for (int64_t i = first; i < last; i++) start(scratch.panels[i - first], scratch, i);
     for (int64_t chunk = 0; chunk < codes.tiles; chunk += CHUNK_TILES) {
       const int64_t end = std::min(codes.tiles, chunk + CHUNK_TILES);
-      for (int64_t tile = chunk; tile < end; tile++) {
-        const int64_t left = codes.count - tile * CODES;  // the last tile may be narrow: do not multiply its padding
-        const auto step = left <= CODES / 3       ? compete<PAIRED, CODES / 3>
-                          : left <= 2 * CODES / 3 ? compete<PAIRED, 2 * CODES / 3>
-                                                  : compete<PAIRED, CODES>;
-        for (int64_t i = 0; i < last - first; i++) {
-          Panel& panel = scratch.panels[i];
-          step(panel.words, codes.packed + tile * CODES * codes.depth, codes.depth, codes.bias.data() + tile * CODES,
-               static_cast<int32_t>(tile * CODES), panel.best, panel.scores + (tile - chunk) * CODES * 2);
-        }
-      }
+      for (int64_t tile = chunk; tile < end; tile++)
+        for (int64_t i = 0; i < last - first; i++)
+          score_tile<KEEP>(scratch.panels[i], tile, chunk, scratch.panels[i].best);
       for (int64_t i = 0; i < last - first; i++) collect(scratch.panels[i], chunk, end);
     }
     for (int64_t i = 0; i < last - first; i++) {
@@ -490,6 +501,7 @@ struct Lookup {
           index = settle(scratch, panel, r);
         indices[panel.first + r] = index;
       }
+      finish.rows(panel.first, panel.count, scratch.centred);  // while the rows are in the cache
     }
   }
 
@@ -516,13 +528,14 @@ struct Lookup {
 
 template <class T>
 void look_up(const T* x, const Shape& shape, const Strides& strides, const float* codebook, int64_t num_codes,
-             const float* center, const uint8_t* mask, bool exact, int32_t* indices, int threads) {
+             const float* center, const uint8_t* mask, bool exact, int32_t* indices, const Finish<T>& finish,
+             int threads) {
   int64_t done = 0;
   // Paired products save num_codes * channels / 32 cycles a row.  They pay when that exceeds the second look at the
   // rows that they leave open, and unless the first rows show that the codes are too crowded.
   if (PAIRED_AVAILABLE && num_codes * shape.channels >= PAIRED_WORK && shape.rows() > 0) {
     const Codes codes(codebook, num_codes, shape.channels, center, true, threads);
-    const Lookup<T, true> lookup{x, shape, strides, codebook, center, mask, codes, exact, indices};
+    const Lookup<T, true, true> lookup{x, shape, strides, codebook, center, mask, codes, exact, indices, finish};
     const int64_t probed = std::min(lookup.panels_at_once() * ROWS, shape.rows());
     const int64_t compared = lookup.run(0, 1, 1);
     if (compared <= probed * (8 + num_codes / 64)) {
@@ -532,8 +545,11 @@ void look_up(const T* x, const Shape& shape, const Strides& strides, const float
     done = probed / ROWS;
   }
   const Codes codes(codebook, num_codes, shape.channels, center, false, threads);
-  const Lookup<T, false> lookup{x, shape, strides, codebook, center, mask, codes, exact, indices};
-  lookup.run(done / lookup.panels_at_once(), lookup.groups(), threads);
+  auto run = [&](const auto& lookup) { lookup.run(done / lookup.panels_at_once(), lookup.groups(), threads); };
+  if (shape.channels >= KEEPING_CHANNELS)
+    run(Lookup<T, false, true>{x, shape, strides, codebook, center, mask, codes, exact, indices, finish});
+  else
+    run(Lookup<T, false, false>{x, shape, strides, codebook, center, mask, codes, exact, indices, finish});
 }
 
 }  // namespace
