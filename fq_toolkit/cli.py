@@ -100,6 +100,13 @@ def on_a_run(command: str) -> Callable[[list[str]], int]:
     return run
 
 
+def run_score(words: list[str]) -> int:
+    """``score PREDICTIONS ANNOTATIONS --connectivity FOLDER``."""
+    from fq_toolkit.prevalent.commands import score_command
+
+    return score_command(words)
+
+
 def run_bench(words: list[str]) -> int:
     """``bench ...`` is ``python -m benchmarks ...``, which lives in the source tree and not in the wheel."""
     if str(Path.cwd()) not in sys.path:
@@ -141,6 +148,9 @@ COMMANDS = {
         "evaluate RUN", "measure a run again: fid[...] with its floor, accuracy", on_a_run("evaluate")
     ),
     "plot": Command("plot RUN", "draw curves.png again, also while the run goes on", on_a_run("plot")),
+    "score": Command(
+        "score PRED ANN", "official scores of navigation predictions: r2r, ndh, hanna", run_score
+    ),
     "bench": Command("bench run", "speed and memory against the peers (source tree)", run_bench),
     "env": Command("env", "versions, device, usable kernels: paste it into an issue", run_env),
 }

@@ -45,7 +45,7 @@ METHODS = {
     "last_loss": "(self)",
 }
 STATE = ["codebook", "ema_counts", "ema_sums", "num_updates", "initialized"]
-COMMANDS = ["train", "sample", "evaluate", "plot", "bench", "env"]
+COMMANDS = ["train", "sample", "evaluate", "plot", "score", "bench", "env"]
 
 
 def signature(value: Any) -> str:

@@ -7,36 +7,120 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fq_toolkit.prevalent.angles import angle_features
     from fq_toolkit.prevalent.annotations import load_hanna, load_ndh, load_r2r
-    from fq_toolkit.prevalent.env import BatchedNavEnv
+    from fq_toolkit.prevalent.env import BatchedNavEnv, Step
     from fq_toolkit.prevalent.features import FeatureStore
-    from fq_toolkit.prevalent.items import NavItem
+    from fq_toolkit.prevalent.files import DataError
+    from fq_toolkit.prevalent.items import NavItem, check_disjoint, check_items, check_lengths
+    from fq_toolkit.prevalent.metrics import PathMetrics, measure_paths
     from fq_toolkit.prevalent.miniworld import MiniWorld
     from fq_toolkit.prevalent.observation import Observation
+    from fq_toolkit.prevalent.paths import sample_paths
+    from fq_toolkit.prevalent.predictions import load_predictions, save_predictions
+    from fq_toolkit.prevalent.scan import Scan
+    from fq_toolkit.prevalent.scoring import (
+        HannaScores,
+        NDHScores,
+        R2RScores,
+        score_hanna,
+        score_ndh,
+        score_r2r,
+    )
+    from fq_toolkit.prevalent.simulator import (
+        CameraState,
+        VisibleViewpoint,
+        move_camera,
+        place_camera,
+        visible_viewpoints,
+    )
+    from fq_toolkit.prevalent.triplets import (
+        Triplet,
+        action_label,
+        collect_triplets,
+        load_triplets,
+        save_triplets,
+    )
     from fq_toolkit.prevalent.world import NavWorld
 
 _HOME = {
     "BatchedNavEnv": "fq_toolkit.prevalent.env",
+    "CameraState": "fq_toolkit.prevalent.simulator",
+    "DataError": "fq_toolkit.prevalent.files",
     "FeatureStore": "fq_toolkit.prevalent.features",
+    "HannaScores": "fq_toolkit.prevalent.scoring",
     "MiniWorld": "fq_toolkit.prevalent.miniworld",
+    "NDHScores": "fq_toolkit.prevalent.scoring",
     "NavItem": "fq_toolkit.prevalent.items",
     "NavWorld": "fq_toolkit.prevalent.world",
     "Observation": "fq_toolkit.prevalent.observation",
+    "PathMetrics": "fq_toolkit.prevalent.metrics",
+    "R2RScores": "fq_toolkit.prevalent.scoring",
+    "Scan": "fq_toolkit.prevalent.scan",
+    "Step": "fq_toolkit.prevalent.env",
+    "Triplet": "fq_toolkit.prevalent.triplets",
+    "VisibleViewpoint": "fq_toolkit.prevalent.simulator",
+    "action_label": "fq_toolkit.prevalent.triplets",
+    "angle_features": "fq_toolkit.prevalent.angles",
+    "check_disjoint": "fq_toolkit.prevalent.items",
+    "check_items": "fq_toolkit.prevalent.items",
+    "check_lengths": "fq_toolkit.prevalent.items",
+    "collect_triplets": "fq_toolkit.prevalent.triplets",
     "load_hanna": "fq_toolkit.prevalent.annotations",
     "load_ndh": "fq_toolkit.prevalent.annotations",
+    "load_predictions": "fq_toolkit.prevalent.predictions",
     "load_r2r": "fq_toolkit.prevalent.annotations",
+    "load_triplets": "fq_toolkit.prevalent.triplets",
+    "measure_paths": "fq_toolkit.prevalent.metrics",
+    "move_camera": "fq_toolkit.prevalent.simulator",
+    "place_camera": "fq_toolkit.prevalent.simulator",
+    "sample_paths": "fq_toolkit.prevalent.paths",
+    "save_predictions": "fq_toolkit.prevalent.predictions",
+    "save_triplets": "fq_toolkit.prevalent.triplets",
+    "score_hanna": "fq_toolkit.prevalent.scoring",
+    "score_ndh": "fq_toolkit.prevalent.scoring",
+    "score_r2r": "fq_toolkit.prevalent.scoring",
+    "visible_viewpoints": "fq_toolkit.prevalent.simulator",
 }
 
 __all__ = [
     "BatchedNavEnv",
+    "CameraState",
+    "DataError",
     "FeatureStore",
+    "HannaScores",
     "MiniWorld",
+    "NDHScores",
     "NavItem",
     "NavWorld",
     "Observation",
+    "PathMetrics",
+    "R2RScores",
+    "Scan",
+    "Step",
+    "Triplet",
+    "VisibleViewpoint",
+    "action_label",
+    "angle_features",
+    "check_disjoint",
+    "check_items",
+    "check_lengths",
+    "collect_triplets",
     "load_hanna",
     "load_ndh",
+    "load_predictions",
     "load_r2r",
+    "load_triplets",
+    "measure_paths",
+    "move_camera",
+    "place_camera",
+    "sample_paths",
+    "save_predictions",
+    "save_triplets",
+    "score_hanna",
+    "score_ndh",
+    "score_r2r",
+    "visible_viewpoints",
 ]
 
 

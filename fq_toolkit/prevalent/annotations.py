@@ -89,7 +89,7 @@ def load_r2r(
 
     Example:
         >>> import json, tempfile
-        >>> record = {"path_id": 7, "scan": "s", "heading": 0.5, "path": ["a", "b"], "instructions": ["go on"]}
+        >>> record = {"path_id": 7, "scan": "s", "heading": 0.5, "path": ["a", "b"], "instructions": ["go"]}
         >>> with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         ...     json.dump([record], file)
         ...     file.flush()

@@ -59,16 +59,14 @@ def read_scan(folder: Path, name: str) -> Scan:
         if len(poses[-1]) != 16:
             raise DataError(f"{where}: pose has {len(poses[-1])} numbers; expected 16 (4 x 4, row by row)")
         if len(rows[-1]) != len(records):
-            raise DataError(
-                f"{where}: unobstructed has {len(rows[-1])} entries; expected {len(records)}, one per viewpoint"
-            )
+            raise DataError(f"{where}: unobstructed has {len(rows[-1])} entries; expected {len(records)}")
     try:
         pose = np.array(poses, dtype=np.float64).reshape(-1, 16)
         unobstructed = np.array(rows, dtype=bool).reshape(len(records), len(records))
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: a pose or a row of unobstructed holds something else ({error})") from error
     np.fill_diagonal(unobstructed, False)
-    kept = np.nonzero(included)[0]
+    kept = np.nonzero(np.array(included))[0]
     return Scan(
         name,
         [names[i] for i in kept],

@@ -159,8 +159,8 @@ class BatchedNavEnv:
         for item in items:
             if not isinstance(item, NavItem):
                 raise TypeError(
-                    f"reset takes NavItems, got {type(item).__name__}: load annotations with load_r2r, load_ndh "
-                    "or load_hanna"
+                    f"reset takes NavItems, got {type(item).__name__}: load annotations with load_r2r, "
+                    "load_ndh or load_hanna"
                 )
         if not items:
             raise ValueError("reset needs at least one item")
@@ -179,7 +179,8 @@ class BatchedNavEnv:
         self._items = items
         self._goal_distance, self._goal_action = self._put(distance.ravel()), self._put(action.ravel())
         self._goal_row = self._put(np.arange(len(items)) * widest - offset)
-        self._has_goal = self._put(np.array([bool(item.goals) for item in items]))
+        known = np.array([bool(item.goals) for item in items])
+        self._has_goal = None if known.all() else self._put(known)
         self._node, self._view = self._put(start + offset), self._put(view)
         self._ended = self._put(np.zeros(len(items), dtype=bool))
         self._distance = self._goal_distance[self._goal_row + self._node]
@@ -227,8 +228,10 @@ class BatchedNavEnv:
         distance = self._goal_distance[self._goal_row + self._node]
         progress = xp.sign(self._distance - distance)
         final = 4.0 * (distance < self.success_radius) - 2.0
-        reward = xp.where(moving & self._has_goal, progress, 0.0)
-        reward = xp.where(stopping & self._has_goal, final, reward)
+        # A stopped agent keeps its distance, so its progress is 0.
+        reward = xp.where(stopping, final, progress)
+        if self._has_goal is not None:
+            reward = xp.where(self._has_goal, reward, 0.0)
         self._distance = distance
         self._ended = ended | stopping
         self._history.append((self._node, self._view, self._ended))
@@ -241,7 +244,9 @@ class BatchedNavEnv:
             integral = actions.dtype.kind in "iu"
         else:
             actions = torch.as_tensor(actions, device=self.device)
-            integral = not (actions.is_floating_point() or actions.is_complex() or actions.dtype == torch.bool)
+            integral = not (
+                actions.is_floating_point() or actions.is_complex() or actions.dtype == torch.bool
+            )
             actions = actions.long() if integral else actions
         if not integral:
             raise TypeError(f"actions are {actions.dtype}; expected integers")
@@ -255,9 +260,9 @@ class BatchedNavEnv:
             row = int(np.nonzero(np.asarray(wrong.cpu() if self.device else wrong))[0][0])
             scan, viewpoint = tables.names[int(self._node[row])]
             raise ValueError(
-                f"action {int(actions[row])} on padding, item {self._items[row].instr_id!r} (number {row} of the "
-                f"batch) at viewpoint {viewpoint!r} of scan {scan!r}: 0 stops, 1 to {int(allowed[row]) - 1} are "
-                "its neighbours"
+                f"action {int(actions[row])} on padding, item {self._items[row].instr_id!r} (number {row} of "
+                f"the batch) at viewpoint {viewpoint!r} of scan {scan!r}: 0 stops, 1 to "
+                f"{int(allowed[row]) - 1} are its neighbours"
             )
         return actions
 

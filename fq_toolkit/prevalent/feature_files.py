@@ -66,7 +66,9 @@ def read_tsv(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.nda
             try:
                 raw = base64.b64decode(parts[5], validate=True)
             except (binascii.Error, ValueError) as error:
-                raise DataError(f"{where}: features are not base64 ({error}): truncated or damaged") from error
+                raise DataError(
+                    f"{where}: features are not base64 ({error}): truncated or damaged"
+                ) from error
             width, rest = divmod(len(raw), 4 * VIEWS)
             if rest or not width:
                 raise DataError(
@@ -100,7 +102,9 @@ def map_npz(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.ndar
             with archive.open("keys.npy") as member:
                 keys = np.lib.format.read_array(member, allow_pickle=False)
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise DataError(f"{path} is compressed and cannot be mapped: write it with FeatureStore.save_npz")
+                raise DataError(
+                    f"{path} is compressed and cannot be mapped: write it with FeatureStore.save_npz"
+                )
         with open(path, "rb") as file:
             file.seek(entry.header_offset + 26)
             name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
@@ -113,14 +117,16 @@ def map_npz(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.ndar
             offset = file.tell()
         if fortran or len(shape) != 3 or shape[:2] != (len(keys), VIEWS) or dtype.kind != "f":
             raise DataError(
-                f"{path}: features are {dtype} of shape {shape}; expected floats ({len(keys)}, {VIEWS}, D), one "
-                "row per key"
+                f"{path}: features are {dtype} of shape {shape}; expected floats ({len(keys)}, {VIEWS}, D), "
+                "one row per key"
             )
         array = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
     except DataError:
         raise
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no readable npz of keys and features ({error}): truncated or damaged") from error
+        raise DataError(
+            f"{path} is no readable npz of keys and features ({error}): truncated or damaged"
+        ) from error
     check_width(shape[2], dim, str(path))
     return [split_key(str(key), str(path)) for key in keys], array
 

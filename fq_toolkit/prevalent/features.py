@@ -112,7 +112,7 @@ class FeatureStore:
 
     @classmethod
     def synthetic(cls, world: NavWorld, *, dim: int = 2048, seed: int = 0) -> "FeatureStore":
-        """Make up features: standard normal numbers that depend on seed, scan and viewpoint, and on nothing else.
+        """Make up features: standard normal numbers that depend on seed, scan and viewpoint only.
 
         Args:
             world: whose viewpoints to cover; all its scans are read.

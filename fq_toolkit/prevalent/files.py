@@ -1,4 +1,4 @@
-"""Reading data files: what is wrong with a file is said with its name, and with the item if it is one item."""
+"""Reading data files: what is wrong is said with the name of the file, and of the item."""
 
 import json
 from pathlib import Path
@@ -25,9 +25,7 @@ def check_readable(path: Path) -> None:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if head == _LFS:
-        raise DataError(
-            f"{path} is a git-LFS pointer, not the data: fetch the content with `git lfs pull` in its repository"
-        )
+        raise DataError(f"{path} is a git-LFS pointer, not the data: run `git lfs pull` in its repository")
     if not head:
         raise DataError(f"{path} is empty")
 
@@ -48,7 +46,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}): truncated or damaged; fetch it again") from error
+        raise DataError(
+            f"{path} is not valid JSON ({error}): truncated or damaged; fetch it again"
+        ) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -77,7 +77,11 @@ def check_unique(items: Iterable[NavItem], *, source: str) -> None:
 
 
 def check_lengths(
-    items: Iterable[NavItem], limit: int, *, tokenize: Callable[[str], Sequence[object]] = str.split, source: str
+    items: Iterable[NavItem],
+    limit: int,
+    *,
+    tokenize: Callable[[str], Sequence[object]] = str.split,
+    source: str,
 ) -> None:
     """Check that no instruction is longer than a limit.
 
@@ -94,8 +98,8 @@ def check_lengths(
         length = len(tokenize(item.instruction))
         if length > limit:
             raise DataError(
-                f"{source}: instruction {item.instr_id!r} has {length} tokens, more than the limit of {limit}: "
-                "raise the limit or cut the instruction before loading"
+                f"{source}: instruction {item.instr_id!r} has {length} tokens, more than the limit of "
+                f"{limit}: raise the limit or cut the instruction before loading"
             )
 
 

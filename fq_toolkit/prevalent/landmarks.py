@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def describe_path(
         generator: chooses among ways of saying it.
     """
     clauses = []
-    for here, there in zip(path[:-1], path[1:], strict=True):
+    for here, there in pairwise(path):
         slot = int(np.nonzero(scan.neighbors[here] == there)[0][0])
         way = turn_words(float(scan.headings[here, slot]) - heading, float(scan.elevations[here, slot]))
         preposition = ("to", "toward", "past" if there != path[-1] else "to")[generator.integers(3)]

@@ -43,9 +43,9 @@ class MiniWorld(NavWorld):
         >>> world = MiniWorld(0)
         >>> item = world.items(1)[0]
         >>> item.instruction
-        'turn around to the ...'
-        >>> len(item.path)
-        6
+        'go straight past the tent and then turn right and go down toward the easel ...'
+        >>> item.path[0], len(item.path)
+        ('mini0x1v018', 5)
     """
 
     def __init__(

@@ -105,7 +105,11 @@ class Observation:
         return self._tables.world.elevations[self.node]
 
     def _arange(self, count: int) -> Any:
-        return np.arange(count) if self._tables.device is None else torch.arange(count, device=self._tables.device)
+        return (
+            np.arange(count)
+            if self._tables.device is None
+            else torch.arange(count, device=self._tables.device)
+        )
 
     def _gather(self, views: Any) -> Any:
         """Return features (B, 36, D), or (B, M, D) of chosen views."""
@@ -131,7 +135,7 @@ class Observation:
         return torch.cat([features, angles], dim=-1)
 
     def view_features(self) -> Any:
-        """Return all 36 views in absolute order with angles relative to the heading, float32 (B, 36, D + angle).
+        """Return all 36 views, angles relative to the heading, float32 (B, 36, D + angle); absolute order.
 
         Raises:
             ValueError: when the environment has no features.

@@ -58,7 +58,7 @@ def sample_paths(
                 break
         else:
             raise DataError(
-                f"no path of at least {min_length:g} m and {min_edges} to {max_edges} edges in a thousand draws: "
-                "the scans are too small; lower min_length or min_edges"
+                f"no path of at least {min_length:g} m and {min_edges} to {max_edges} edges in a thousand "
+                "draws: the scans are too small; lower min_length or min_edges"
             )
     return found

@@ -81,7 +81,9 @@ class Scan:
                 f"({len(oneway)} such edges)"
             )
         i, j = np.nonzero(self.adjacent)
-        same = np.nonzero((self.positions[i].astype(np.float32) == self.positions[j].astype(np.float32)).all(1))
+        same = np.nonzero(
+            (self.positions[i].astype(np.float32) == self.positions[j].astype(np.float32)).all(1)
+        )
         if len(same[0]):
             a, b = self.viewpoints[i[same[0][0]]], self.viewpoints[j[same[0][0]]]
             raise DataError(f"{self.source}: the neighbours {a!r} and {b!r} have the same position")
@@ -131,7 +133,9 @@ class Scan:
         sparse = require("scipy.sparse", purpose="finding shortest paths", extra="vln")
         csgraph = require("scipy.sparse.csgraph", purpose="finding shortest paths", extra="vln")
         i, slot = np.nonzero(self.mask)
-        edges = sparse.csr_array((self.lengths[i, slot], (i, self.neighbors[i, slot])), shape=(len(self),) * 2)
+        edges = sparse.csr_array(
+            (self.lengths[i, slot], (i, self.neighbors[i, slot])), shape=(len(self),) * 2
+        )
         return csgraph.shortest_path(edges, method="D", directed=True)
 
     def next_slots(self, remaining: np.ndarray) -> np.ndarray:
@@ -156,10 +160,13 @@ class Scan:
         remaining = self.distances[:, goal]
         if not np.isfinite(remaining[start]):
             raise DataError(
-                f"scan {self.name!r}: {self.viewpoints[goal]!r} cannot be reached from {self.viewpoints[start]!r}"
+                f"scan {self.name!r}: {self.viewpoints[goal]!r} cannot be reached from "
+                f"{self.viewpoints[start]!r}"
             )
         path = [start]
         while path[-1] != goal:
             here = path[-1]
-            path.append(int(self.neighbors[here, np.argmin(self.lengths[here] + remaining[self.neighbors[here]])]))
+            path.append(
+                int(self.neighbors[here, np.argmin(self.lengths[here] + remaining[self.neighbors[here]])])
+            )
         return path

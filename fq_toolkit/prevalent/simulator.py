@@ -66,8 +66,9 @@ def visible_viewpoints(world: NavWorld, state: CameraState) -> list[VisibleViewp
     single = scan.positions.astype(np.float32)
     offsets = single[targets] - single[here]
     x, y = offsets[:, 0], offsets[:, 1]
-    camera = np.float32(math.cos(math.pi / 2 - state.heading)), np.float32(
-        math.sin(math.pi / 2 - state.heading)
+    camera = (
+        np.float32(math.cos(math.pi / 2 - state.heading)),
+        np.float32(math.sin(math.pi / 2 - state.heading)),
     )
     with np.errstate(divide="ignore", invalid="ignore"):  # a viewpoint straight above: NaN, which is not seen
         scale = np.float32(1) / np.sqrt(x * x + y * y)
