@@ -41,7 +41,12 @@ def start_values(
     For the starts that wait for data these are placeholders, looked up only if the layer runs before it
     trains.
     """
-    codebook = torch.randn(num_codes, dim, device=device)
+    device = torch.get_default_device() if device is None else device
+    # A placeholder must not shift the random numbers of the network around it, so it draws from its own.
+    generator = torch.Generator().manual_seed(0) if init in FROM_DATA else None
+    codebook = torch.randn(num_codes, dim, generator=generator, device="cpu" if generator else device).to(
+        device
+    )
     counts, sums = torch.zeros(num_codes, device=device), torch.zeros(num_codes, dim, device=device)
     if init == "uniform":
         bound = math.sqrt(6 / (num_codes * dim))  # Kaiming's rule on an array (1, K, C)

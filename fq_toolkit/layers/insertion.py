@@ -99,7 +99,7 @@ def quantize_discriminator(
 
     Args:
         model: the network, a discriminator for example.
-        layers: names as in ``model.named_modules()``, or "auto": the last module at each resolution of the
+        layers: names as in ``model.named_modules()``, or "auto": the last block at each resolution of the
             feature maps that is smaller than the input.
         num_codes: K for all, or by name.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for one probe
@@ -304,17 +304,23 @@ def _codes_of(name: str, num_codes: int | Mapping[str, int]) -> int:
 def _choose(
     probed: Mapping[str, _Probed], modules: Mapping[str, nn.Module], example_inputs: Any
 ) -> list[str]:
-    """The module that finishes last at each resolution of feature maps below the input's and above 1 x 1."""
+    """The outermost module that finishes last at each resolution between the input's and 1 x 1."""
     args, kwargs = _arguments(example_inputs)
     maps = [x.shape[2:] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim >= 4]
     largest = max((max(shape) for shape in maps), default=0)
+    # The last child of a Sequential finishes with the same features, so a Sequential itself is never chosen.
+    producers = {
+        name: found.shape
+        for name, found in probed.items()
+        if found.shape is not None and len(found.shape) >= 4 and found.calls == 1
+        if not isinstance(modules[name], nn.Sequential | FeatureQuantizer)
+    }
     chosen: dict[tuple[int, ...], str] = {}
-    for name, found in probed.items():
-        if found.shape is None or len(found.shape) < 4 or found.calls > 1:
-            continue
-        if isinstance(modules[name], nn.Sequential | FeatureQuantizer):
-            continue  # the last child of a Sequential finishes with the same features
-        resolution = found.shape[2:]
+    for name, shape in producers.items():
+        parts = name.split(".")
+        if any(".".join(parts[:i]) in producers for i in range(1, len(parts))):
+            continue  # a part of a block, not a block
+        resolution = shape[2:]
         if max(resolution) > 1 and (largest == 0 or max(resolution) < largest):
             chosen[resolution] = name
     if not chosen:

@@ -1,0 +1,252 @@
+"""Float32 state through every cast, strict loading, and the states of the two references."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fq_toolkit.layers import FeatureQuantizer, commitment_loss
+from tests.layers.oracles import ReleasedOracle
+
+BUFFERS = ["codebook", "ema_counts", "ema_sums", "center"]
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda m: m.half(),
+        lambda m: m.bfloat16(),
+        lambda m: m.double(),
+        lambda m: m.to(torch.float16),
+        lambda m: m.to(device="cpu", dtype=torch.bfloat16),
+        lambda m: m.half().float(),
+    ],
+)
+def test_state_stays_float32_and_keeps_every_bit(cast) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), FeatureQuantizer(4, 8, codebook_dim=2, update_every=2))
+    net(torch.randn(9, 4))
+    before = {name: getattr(net[1], name).clone() for name in BUFFERS}
+    cast(net)
+    for name, value in before.items():
+        assert getattr(net[1], name).dtype == torch.float32
+        assert torch.equal(getattr(net[1], name), value)
+    assert net[1].num_updates.dtype == torch.int64
+    dtype = net[0].weight.dtype
+    y = net(torch.randn(9, 4, dtype=dtype))
+    assert y.dtype == dtype
+
+
+def test_a_cast_that_goes_around_the_module_is_undone() -> None:
+    layer = FeatureQuantizer(4, 8, init="normal")
+    for name, buffer in layer.named_buffers():
+        if buffer.is_floating_point():
+            getattr(layer, name).data = buffer.to(torch.bfloat16)
+    layer(torch.randn(9, 4))
+    assert all(getattr(layer, name).dtype == torch.float32 for name in BUFFERS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), FeatureQuantizer(8, 16), nn.Linear(8, 2))
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=dtype):
+            y = net(torch.randn(30, 4))
+            loss = y.float().square().mean() + commitment_loss(net)
+        loss.backward()
+    assert y.dtype == dtype
+    assert net[1].codebook.dtype == torch.float32
+    assert torch.isfinite(net[1].codebook).all()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+def test_meta_device_and_materialization() -> None:
+    with torch.device("meta"):
+        layer = FeatureQuantizer(4, 8)
+    assert "device=meta" in repr(layer)
+    assert layer.codebook.device.type == "meta"
+    source = FeatureQuantizer(4, 8)
+    source(torch.randn(20, 4))
+    layer.to_empty(device="cpu").load_state_dict(source.state_dict())
+    x = torch.randn(5, 4)
+    assert torch.equal(layer.eval()(x), source.eval()(x))
+    assigned = FeatureQuantizer(4, 8, device="meta")
+    assigned.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(assigned.codebook, source.codebook)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"init": "kmeans"}, {"ema": "debiased"}, {"revive": 2.0}, {"update_every": 2}]
+)
+def test_a_loaded_layer_continues_bit_for_bit(options: dict) -> None:
+    layer, loaded = FeatureQuantizer(4, 8, **options), FeatureQuantizer(4, 8, **options)
+    x = torch.randn(6, 30, 4)
+    for step in range(4):
+        layer(x[step])
+    loaded.load_state_dict(copy.deepcopy(layer.state_dict()))
+    for step in range(4, 6):
+        assert torch.equal(layer(x[step]), loaded(x[step]))
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_a_fresh_state_loads_and_still_starts_from_data() -> None:
+    layer = FeatureQuantizer(4, 8)
+    layer(torch.randn(20, 4))
+    layer.load_state_dict(FeatureQuantizer(4, 8).state_dict())
+    x = torch.randn(8, 4)
+    out = layer.quantize(x)
+    assert torch.equal(out.quantized, x)
+
+
+def test_another_dictionary_is_refused_with_both_sizes_and_changes_nothing() -> None:
+    layer = FeatureQuantizer(4, 8, codebook_dim=2)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    for other in (FeatureQuantizer(4, 9, codebook_dim=2), FeatureQuantizer(4, 8, codebook_dim=3)):
+        k, dim = other.codebook.shape
+        with pytest.raises(RuntimeError, match=f"{k} codes of dim {dim}.* has 8 codes of dim 2"):
+            layer.load_state_dict(other.state_dict())
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match="codebook missing"):
+            layer.load_state_dict({k: v for k, v in before.items() if k != "codebook"}, strict=strict)
+    with pytest.raises(RuntimeError, match="unexpected entries: extra"):
+        layer.load_state_dict({**before, "extra": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match=r"project_in\.weight has shape"):
+        layer.load_state_dict(
+            {**FeatureQuantizer(4, 8, codebook_dim=2).state_dict(), "project_in.weight": torch.ones(1)}
+        )
+    with pytest.raises(RuntimeError, match="ema_counts is a list"):
+        layer.load_state_dict({**before, "ema_counts": [1.0]})
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_inside_a_model_a_checkpoint_without_dictionary_is_refused(strict: bool) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), FeatureQuantizer(4, 8))
+    codebook = net[1].codebook.clone()
+    with pytest.raises(RuntimeError, match=r"1\.codebook.*missing"):
+        net.load_state_dict(nn.Sequential(nn.Linear(4, 4)).state_dict(), strict=strict)
+    other = nn.Sequential(nn.Linear(4, 4), FeatureQuantizer(4, 16))
+    with pytest.raises(RuntimeError, match=r"16 codes of dim 4.* has 8 codes of dim 4"):
+        net.load_state_dict(other.state_dict(), strict=strict)
+    assert torch.equal(net[1].codebook, codebook)
+
+
+def released_state(dim: int, codes: int) -> dict[str, torch.Tensor]:
+    embed = torch.randn(dim, codes)
+    return {"embed": embed, "cluster_size": torch.rand(codes) + 0.5, "embed_avg": embed * 2}
+
+
+def test_released_state_loads_and_saves() -> None:
+    state = released_state(4, 8)
+    whole = {
+        "linear.weight": torch.zeros(1),
+        **{f"blocks.0.1.{name}": value for name, value in state.items()},
+    }
+    layer = FeatureQuantizer.from_reference(whole, prefix="blocks.0.1.", commitment=0.5)
+    assert (layer.mode, layer.decay, layer.commitment) == ("regularize", 0.8, 0.5)
+    assert torch.equal(layer.codebook, state["embed"].t())
+    back = layer.to_reference("blocks.0.1.")
+    assert all(torch.equal(back[f"blocks.0.1.{name}"], value) for name, value in state.items())
+    oracle = ReleasedOracle(state["embed"].t(), 0.8, 0.5)
+    oracle.counts, oracle.sums = state["cluster_size"].double(), state["embed_avg"].t().double()
+    x = torch.randn(3, 4, 5, 5)
+    out = layer.quantize(x)
+    indices, loss, _ = oracle.step(x)
+    assert torch.equal(out.indices.flatten(), indices)
+    torch.testing.assert_close(out.loss.double(), loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer.codebook.double(), oracle.codebook, rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_prefix_lists_the_right_ones() -> None:
+    state = {f"blocks.{i}.1.{name}": value for i in (0, 2) for name, value in released_state(4, 8).items()}
+    with pytest.raises(
+        ValueError, match=r"prefix='blocks\.1\.'; it has one under prefix='blocks\.0\.1\.', 'blocks\.2"
+    ):
+        FeatureQuantizer.from_reference(state, prefix="blocks.1.")
+    with pytest.raises(ValueError, match="it has none anywhere"):
+        FeatureQuantizer.from_reference({"weight": torch.zeros(1)})
+    bad = released_state(4, 8) | {"cluster_size": torch.zeros(4)}
+    with pytest.raises(ValueError, match=r"cluster_size \(K,\)"):
+        FeatureQuantizer.from_reference(bad)
+
+
+LUCIDRAINS = [
+    dict(dim=8, codebook_size=16),
+    dict(dim=8, codebook_size=16, codebook_dim=3),
+    dict(dim=8, codebook_size=16, heads=2, codebook_dim=4),
+    dict(dim=8, codebook_size=16, heads=2, codebook_dim=3),
+    dict(dim=8, codebook_size=16, use_cosine_sim=True),
+]
+
+
+@pytest.mark.parametrize("settings", LUCIDRAINS, ids=str)
+@pytest.mark.parametrize("trick", ["rotation", "straight_through"])
+def test_lucidrains_layer_loads_and_trains_alike(settings: dict, trick: str) -> None:
+    peer = pytest.importorskip("vector_quantize_pytorch", reason="compares with vector-quantize-pytorch")
+    vq = peer.VectorQuantize(**settings, rotation_trick=trick == "rotation")
+    cosine = settings.get("use_cosine_sim", False)
+    layer = FeatureQuantizer.from_lucidrains(
+        {f"vq.{name}": value for name, value in vq.state_dict().items()},
+        prefix="vq.",
+        heads=settings.get("heads", 1),
+        mode=trick,
+        metric="cosine" if cosine else "euclidean",
+    )
+    for step in range(5):
+        x = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(step))
+        mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        out = layer.quantize(mine)
+        quantized, indices, loss = vq(theirs)
+        assert torch.equal(out.indices, indices)
+        torch.testing.assert_close(out.quantized, quantized, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.codebook, vq.codebook, rtol=1e-4, atol=1e-5)
+        weight = torch.randn(2, 20, 8)
+        total, expected = (out.quantized * weight).sum(), (quantized * weight).sum()
+        if "codebook_dim" not in settings and not cosine:  # there, its loss compares other vectors
+            torch.testing.assert_close(out.loss.mean(), loss)
+            total, expected = total + out.loss.mean(), expected + loss
+        total.backward()
+        expected.backward()
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+    for name, value in layer.to_lucidrains("vq.").items():
+        torch.testing.assert_close(value, vq.state_dict()[name.removeprefix("vq.")], rtol=1e-4, atol=1e-5)
+
+
+def test_lucidrains_layers_that_do_more_are_refused() -> None:
+    peer = pytest.importorskip("vector_quantize_pytorch", reason="compares with vector-quantize-pytorch")
+    several = peer.VectorQuantize(
+        dim=8, codebook_size=4, heads=2, codebook_dim=4, separate_codebook_per_head=True
+    )
+    with pytest.raises(ValueError, match="only one codebook"):
+        FeatureQuantizer.from_lucidrains(several.state_dict())
+    affine = peer.VectorQuantize(dim=8, codebook_size=4, affine_param=True)
+    with pytest.raises(ValueError, match="affine"):
+        FeatureQuantizer.from_lucidrains(affine.state_dict())
+
+
+def test_presets_can_be_overridden_and_are_what_they_say() -> None:
+    layer = FeatureQuantizer(4, 8, preset="lucidrains", decay=0.5, commitment=0.0)
+    assert (layer.mode, layer.decay, layer.commitment) == ("rotation", 0.5, 0.0)
+    assert torch.equal(layer.ema_counts, torch.ones(8))
+    assert torch.equal(layer.ema_sums, layer.codebook)
+    released = FeatureQuantizer(4, 8, preset="fqgan")
+    assert torch.equal(released.ema_counts, torch.zeros(8))
+    assert torch.equal(released.ema_sums, released.codebook)
+    assert torch.equal(FeatureQuantizer(4, 8, preset="fqgan-tf").ema_sums, torch.zeros(8, 4))
+
+
+def test_repr_is_one_line_that_shows_how_the_dictionary_is_doing() -> None:
+    layer = FeatureQuantizer(64, 256)
+    assert repr(layer).startswith(
+        "FeatureQuantizer(64, 256, mode=straight_through, decay=0.9, not started, backend="
+    )
+    layer(torch.randn(400, 64))
+    text = repr(layer)
+    assert "usage=100 %, perplexity=" in text
+    assert "\n" not in text
+
+
+def test_data_parallel_warns() -> None:
+    with pytest.warns(UserWarning, match="use DistributedDataParallel"):
+        FeatureQuantizer(4, 8)._replicate_for_data_parallel()

@@ -1,0 +1,216 @@
+"""When and how the dictionary moves: starts, policies, accumulation, revival, warm-up."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fq_toolkit.layers import FeatureQuantizer, coalesce_updates, commit_updates, commitment_loss, frozen
+from fq_toolkit.layers.initialization import spread_order
+
+
+def rows_in(codes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return (codes[:, None] == rows[None]).all(dim=2).any(dim=1)
+
+
+# --- starts -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), n=st.integers(1, 300), codes=st.integers(1, 40))
+def test_data_start_takes_distinct_rows(seed: int, n: int, codes: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randint(0, 3, (n, 3)).float() if seed % 2 else torch.randn(n, 3)
+    layer = FeatureQuantizer(3, codes, decay=0.0, update="manual")
+    layer(x)
+    assert rows_in(layer.codebook, x).all()
+    assert len(layer.codebook.unique(dim=0)) == min(codes, len(x.unique(dim=0)))
+    assert torch.equal(layer.ema_counts, torch.ones(codes))
+    assert torch.equal(layer.ema_sums, layer.codebook)
+    torch.testing.assert_close(layer.center, x.mean(dim=0), rtol=1e-5, atol=1e-6)
+
+
+def test_data_start_skips_masked_and_bad_rows() -> None:
+    x = torch.randn(40, 3)
+    x[::4] = float("nan")
+    mask = torch.ones(40, dtype=torch.bool)
+    mask[1::4] = False
+    layer = FeatureQuantizer(3, 20, update="manual")
+    layer(x, mask=mask)
+    assert rows_in(layer.codebook, torch.cat([x[2::4], x[3::4]])).all()
+
+
+def test_data_start_repeats() -> None:
+    layers = [FeatureQuantizer(3, 8) for _ in range(2)]
+    x = torch.randn(50, 3)
+    for layer in layers:
+        layer(x)
+    assert torch.equal(layers[0].codebook, layers[1].codebook)
+
+
+@given(st.integers(1, 100_000))
+def test_spread_order_visits_every_row(length: int) -> None:
+    import math
+
+    assert math.gcd(spread_order(length), length) == 1
+
+
+def test_kmeans_start_is_better_than_its_rows() -> None:
+    torch.manual_seed(3)
+    centers = 10 * torch.randn(8, 4)
+    x = centers[torch.randint(8, (400,))] + torch.randn(400, 4)
+    losses = {}
+    for init in ("data", "kmeans"):
+        layer = FeatureQuantizer(4, 16, init=init, update="manual")
+        losses[init] = layer.quantize(x).loss.mean().item()
+        assert torch.isfinite(layer.codebook).all()
+        assert bool((layer.ema_counts >= 1).all())
+    assert losses["kmeans"] < 0.8 * losses["data"]
+
+
+def test_before_any_training_batch_it_warns_once_and_looks_up_at_random() -> None:
+    layer = FeatureQuantizer(4, 8).eval()
+    with pytest.warns(UserWarning, match="has seen no training batch yet"):
+        layer(torch.randn(3, 4))
+    assert not bool(layer.initialized)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(torch.randn(3, 4))
+        layer.train()(torch.randn(3, 4))
+    assert bool(layer.initialized)
+
+
+# --- policies -----------------------------------------------------------------------------------------------
+
+
+def test_every_training_forward_updates_with_or_without_grad_and_no_other() -> None:
+    layer = FeatureQuantizer(4, 8)
+    layer(torch.randn(9, 4))
+    with torch.no_grad():
+        layer(torch.randn(9, 4))
+    assert int(layer.num_updates) == 2
+    before = layer.codebook.clone()
+    with frozen(layer):
+        layer(torch.randn(9, 4))
+    layer.eval()
+    layer(torch.randn(9, 4))
+    assert torch.equal(layer.codebook, before)
+    assert int(layer.num_updates) == 2
+
+
+@pytest.mark.parametrize("policy", ["update_every", "manual"])
+def test_four_times_eight_equals_once_thirty_two(backend: str, policy: str) -> None:
+    whole = FeatureQuantizer(4, 6, init="normal")
+    options = {"update_every": 4} if policy == "update_every" else {"update": "manual"}
+    parts = FeatureQuantizer(4, 6, init="normal", **options)
+    parts.load_state_dict(whole.state_dict())
+    for _ in range(3):
+        x = torch.randn(32, 4, 5)
+        expected = whole.quantize(x.transpose(1, 2))
+        got = [parts.quantize(part.transpose(1, 2)) for part in x.split(8)]
+        if policy == "manual":
+            commit_updates(parts)
+        assert torch.equal(torch.cat([out.quantized for out in got]), expected.quantized)
+        assert torch.equal(torch.cat([out.loss for out in got]), expected.loss)
+        assert torch.equal(parts.ema_counts, whole.ema_counts)
+        torch.testing.assert_close(parts.codebook, whole.codebook, rtol=1e-5, atol=1e-6)
+        parts.load_state_dict(whole.state_dict())  # one rounding must not grow through the argmin
+    assert int(parts.num_updates) == 3
+
+
+def test_manual_commit_without_forwards_changes_nothing() -> None:
+    layer = FeatureQuantizer(4, 8, init="normal", update="manual", revive=1.0)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    commit_updates(layer)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_coalescing_alone_changes_nothing_and_can_be_removed() -> None:
+    nets = [torch.nn.Sequential(FeatureQuantizer(4, 8), FeatureQuantizer(4, 8)) for _ in range(2)]
+    handle = coalesce_updates(nets[1])
+    x = torch.randn(20, 4)
+    for net in nets:
+        net(x)
+    handle.remove()
+    nets[1](x)
+    nets[0](x)
+    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert not nets[1]._forward_hooks
+
+
+# --- revival ------------------------------------------------------------------------------------------------
+
+
+def test_dead_codes_restart_from_rows_of_the_batch_with_fresh_statistics(backend: str) -> None:
+    layer = FeatureQuantizer(3, 8, decay=0.5, revive=0.3)
+    layer(torch.randn(50, 3))
+    x = 100 + torch.randn(200, 3)
+    for _ in range(6):
+        layer(x)
+    assert layer.dead_codes() == 0
+    assert bool((layer.codebook > 90).all())
+    assert len(layer.codebook.unique(dim=0)) > 4
+
+
+def test_without_revival_a_dead_code_stays_dead(backend: str) -> None:
+    layer = FeatureQuantizer(3, 8, decay=0.5)
+    layer(torch.randn(50, 3))
+    for _ in range(20):
+        layer(100 + torch.randn(200, 3))
+    assert layer.dead_codes() == 7
+
+
+def test_a_code_never_restarts_from_a_masked_or_bad_row(backend: str) -> None:
+    layer = FeatureQuantizer(3, 16, init="uniform", revive=10.0)
+    x = torch.randn(40, 3)
+    x[::2] = float("nan")
+    mask = torch.ones(40, dtype=torch.bool)
+    mask[1::4] = False
+    x[1::4] = 777.0
+    for _ in range(5):
+        layer(x, mask=mask)
+    assert torch.isfinite(layer.codebook).all()
+    assert (layer.codebook.abs() < 100).all()
+
+
+# --- warm-up ------------------------------------------------------------------------------------------------
+
+
+def test_strength_blends_and_a_schedule_sees_the_number_of_updates(backend: str) -> None:
+    x = torch.randn(10, 4)
+    layer = FeatureQuantizer(4, 8, init="normal", strength=0.25).eval()
+    q = layer.codebook[layer.quantize(x).indices]
+    torch.testing.assert_close(layer(x), x + 0.25 * (q - x))
+    seen: list[int] = []
+
+    def schedule(step: int) -> float:
+        seen.append(step)
+        return min(1.0, step / 2)
+
+    warm = FeatureQuantizer(4, 8, init="normal", strength=schedule)
+    assert torch.equal(warm(x), x)
+    warm(x)
+    before = warm.codebook.clone()
+    out = warm.quantize(x)
+    assert torch.equal(out.quantized, before[out.indices])
+    assert seen == [0, 1, 2]
+    resumed = FeatureQuantizer(4, 8, strength=schedule)
+    resumed.load_state_dict(warm.state_dict())
+    resumed.eval()(x)
+    assert seen[-1] == 3
+
+
+def test_regularize_returns_the_very_features() -> None:
+    layer = FeatureQuantizer(4, 8, mode="regularize")
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    assert layer(x) is x
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 3))
+    quantized = torch.nn.Sequential(net[0], FeatureQuantizer(4, 8, mode="regularize"), net[1])
+    images = torch.randn(2, 3, 9, 9)
+    assert torch.equal(net(images), quantized(images))
+    commitment_loss(quantized).backward()
+    assert net[0].weight.grad.abs().sum() > 0
+    assert net[1].weight.grad is None
