@@ -26,7 +26,10 @@ ALLOWED = {
 # top-level module -> who may import it anywhere in a file, and who may import it while being imported
 OWNERS = {"triton": lambda path: path.name.endswith("_triton.py")}
 LAZY_OWNERS = {
-    "transformers": lambda path: part_of(path) in {"optimus", "prevalent"} or path.stem == "latent_injection"
+    "transformers": lambda path: (
+        part_of(path) in {"optimus", "prevalent"}
+        or (part_of(path) == "layers" and path.stem.startswith("latent_"))  # latent_injection and its helpers
+    )
 }
 # A torchvision built for another torch breaks torchmetrics and transformers; the others pull it in.
 BANNED = {"torchvision", "torchaudio", "torch_fidelity", "cleanfid", "pytorch_fid", "lpips", "timm"}
