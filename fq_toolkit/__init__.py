@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         quantize,
         quantize_discriminator,
     )
+    from fq_toolkit.layers.latent_injection import inject_latent, load_latent, remove_latent
 
 __version__ = "0.1.0"
 
@@ -31,8 +32,11 @@ _HOME = {
     "collect_commitment": "fq_toolkit.layers",
     "commitment_loss": "fq_toolkit.layers",
     "frozen": "fq_toolkit.layers",
+    "inject_latent": "fq_toolkit.layers.latent_injection",
+    "load_latent": "fq_toolkit.layers.latent_injection",
     "quantize": "fq_toolkit.layers",
     "quantize_discriminator": "fq_toolkit.layers",
+    "remove_latent": "fq_toolkit.layers.latent_injection",
 }
 
 __all__ = [
@@ -44,8 +48,11 @@ __all__ = [
     "collect_commitment",
     "commitment_loss",
     "frozen",
+    "inject_latent",
+    "load_latent",
     "quantize",
     "quantize_discriminator",
+    "remove_latent",
 ]
 
 

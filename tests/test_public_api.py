@@ -26,9 +26,13 @@ SIGNATURES = {
     "collect_commitment": "(model)",
     "commitment_loss": "(model)",
     "frozen": "(model)",
+    "inject_latent": "(model, mode='memory', latent_size=32, *, slots=1, share_kv=True, projector='linear', "
+    "layers=None, init_std=0.02, latent_dropout=0.0, check_finite=False, verify=True)",
+    "load_latent": "(folder, *, projector=None, **options)",
     "quantize": "(x, codebook, *, mask=None, lengths=None, precision='exact', commitment=1.0, "
     "channel_dim=None)",
     "quantize_discriminator": "(model, *, layers, num_codes, example_inputs, **options)",
+    "remove_latent": "(model)",
 }
 METHODS = {
     "forward": "(self, x, mask=None, lengths=None)",

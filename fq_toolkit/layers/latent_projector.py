@@ -132,9 +132,7 @@ def _projection(spec: LatentSpec, width: int) -> nn.Module:
     """A projection of latents to ``width`` numbers, as the settings say."""
     if spec.projector == "mlp":
         last = nn.Linear(spec.hidden_size, width, bias=False)
-        projection: nn.Module = nn.Sequential(
-            nn.Linear(spec.latent_size, spec.hidden_size), nn.Tanh(), last
-        )
+        projection: nn.Module = nn.Sequential(nn.Linear(spec.latent_size, spec.hidden_size), nn.Tanh(), last)
     else:
         projection = last = nn.Linear(spec.latent_size, width, bias=False)
     nn.init.normal_(last.weight, std=spec.init_std)

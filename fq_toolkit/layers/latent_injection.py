@@ -1,0 +1,412 @@
+"""Latents for decoders of transformers: as memory that every token attends to, as part of its embeddings, or both.
+
+Source: "Optimus: Organizing Sentences via Pre-trained Modeling of a Latent Space", arXiv 2004.04092, section 3.
+The memory is put in front of the keys and values inside attention, by a registered attention implementation, so that
+the cache and the masks hold text only, and every kind of decoding works.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fq_toolkit.layers.checks import one_of
+from fq_toolkit.layers.latent_attention import (
+    KEYWORD,
+    PREFIX,
+    ROUTED,
+    TAG,
+    Probe,
+    Reading,
+    eager_attention,
+    routed,
+)
+from fq_toolkit.layers.latent_model import (
+    CHILD,
+    LatentModel,
+    distinct,
+    module_names,
+    route,
+    site_configs,
+    unroute,
+)
+from fq_toolkit.layers.latent_projector import LatentProjector
+from fq_toolkit.layers.latent_spec import CONFIG_KEY, LatentSpec, Site, check_settings, choose_layers
+
+logger = logging.getLogger("fq_toolkit")
+
+# Tables of learned positions, by the names that models give them.
+_POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
+
+
+def inject_latent(
+    model: Any,
+    mode: str = "memory",
+    latent_size: int = 32,
+    *,
+    slots: int = 1,
+    share_kv: bool = True,
+    projector: str | nn.Module = "linear",
+    layers: Iterable[int] | None = None,
+    init_std: float = 0.02,
+    latent_dropout: float = 0.0,
+    check_finite: bool = False,
+    verify: bool = True,
+) -> Any:
+    """Let a decoder of transformers depend on a latent vector, in place.
+
+    Memory: ``h = W_m z``; each layer's part of h is key and value of a slot before the text, split into heads and
+    nothing else, visible to every token.  Embedding: ``W_e z`` is added to each input embedding.  Afterwards the
+    forward and ``generate`` take ``latent=``; without it the model is what it was, bit for bit.  Learned positions
+    of a text start behind the slots where the forward takes ``position_ids``, else and in rotary models at 0.
+
+    Args:
+        model: a decoder or encoder-decoder with a language-modelling head, such as ``GPT2LMHeadModel``.
+        mode: "memory", "embedding" or "both".
+        latent_size: nz, the length of a latent.
+        slots: memory slots per layer.
+        share_kv: one vector is key and value of a slot; else each has its own.
+        projector: "linear" (no bias), "mlp" (tanh), or a module that maps (..., nz) to (..., width).
+        layers: numbers of the layers that read memory; all by default.
+        init_std: standard deviation of the projections at the start.
+        latent_dropout: probability that training replaces a sample's latent by zeros, the null latent that
+            ``generate(guidance_scale=...)`` guides away from.
+        check_finite: refuse latents with a NaN or an infinity; costs a synchronisation per call.
+        verify: prove by a forward of two tokens that each layer reads its slot.
+
+    Returns:
+        The same object.  ``latent`` may be (B, nz), (1, nz), (B, slots, nz), (B, layers, nz) or
+        (B, layers, slots, nz), the last three for memory alone.
+
+    Raises:
+        TypeError: not a model of transformers, or a setting of the wrong type.
+        ValueError: a setting out of range, a model that is injected already, or an architecture in which memory
+            cannot work; nothing is changed then.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from fq_toolkit import inject_latent
+        >>> config = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=40, bos_token_id=1, eos_token_id=2)
+        >>> model = inject_latent(GPT2LMHeadModel(config), latent_size=8)
+        >>> model.latent_status()
+        'latent: mode=memory, latent_size=8, slots=1, layers=2/2, trainable=256 of 23,872 parameters (1.07 %)'
+        >>> z, ids = torch.randn(3, 8), torch.randint(3, 40, (3, 5))
+        >>> model(ids, latent=z).logits.shape
+        torch.Size([3, 5, 40])
+    """
+    _check_model(model)
+    check_settings(mode, latent_size, slots, init_std, latent_dropout, share_kv)
+    custom = projector if isinstance(projector, nn.Module) else None
+    kind = "custom" if isinstance(projector, nn.Module) else one_of("projector", projector, ("linear", "mlp"))
+    memory = mode != "embedding"
+    readings = _find_sites(model) if memory else []
+    num_layers = len(readings) if memory else _num_layers(model)
+    chosen = choose_layers(layers, num_layers) if memory else ()
+    if layers is not None and not memory:
+        raise ValueError('layers chooses who reads memory, and mode="embedding" has none; leave it out')
+    names = module_names(model)
+    read = [readings[layer] for layer in chosen]
+    if verify:
+        blind = [names[reading.module] for reading in read if not reading.reads]
+        if blind:
+            raise _unsupported(model, f"these layers do not read their slot: {', '.join(blind)}")
+    if share_kv and any(reading.key_dim != reading.value_dim for reading in read):
+        raise ValueError(
+            f"keys have {read[0].key_dim} channels per head and values {read[0].value_dim}, "
+            "so that one vector cannot be both; pass share_kv=False"
+        )
+    max_positions = _learned_positions(model)
+    shifts = memory and max_positions is not None and "position_ids" in _parameters(type(model))
+    spec = LatentSpec(
+        mode=mode,
+        latent_size=latent_size,
+        slots=slots if memory else 1,
+        share_kv=share_kv,
+        projector=kind,
+        layers=chosen,
+        num_layers=num_layers,
+        sites=tuple(Site(names[r.module], r.heads, r.key_dim, r.value_dim) for r in read),
+        hidden_size=_text_embeddings(model).weight.shape[1],
+        max_positions=max_positions,
+        first_position=slots if shifts else 0,
+        init_std=float(init_std),
+        latent_dropout=float(latent_dropout),
+        check_finite=check_finite,
+    )
+    child = LatentProjector(spec, custom).to(device=model.device)
+    if custom is None:
+        child.to(dtype=model.dtype)
+    model.__class__ = injected_class(type(model))
+    _attach(model, spec, child)
+    model.config.latent_injection = spec.to_dict()
+    logger.info("%s", model.latent_status())
+    return model
+
+
+def remove_latent(model: Any) -> Any:
+    """Make an injected model what it was before, bit for bit.
+
+    Args:
+        model: what `inject_latent` or `load_latent` returned.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: no latent was injected.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from fq_toolkit import inject_latent, remove_latent
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=40))
+        >>> type(remove_latent(inject_latent(model))) is GPT2LMHeadModel
+        True
+    """
+    if not isinstance(model, LatentModel):
+        raise ValueError(
+            f"no latent was injected into this {type(model).__name__}; there is nothing to remove"
+        )
+    target: Any = model
+    unroute(site_configs(target))
+    for site in target.latent_spec.sites:
+        delattr(target.get_submodule(site.name), TAG)
+    del target._modules[CHILD]
+    del target.latent_spec
+    delattr(target.config, CONFIG_KEY)
+    target.__class__ = target._latent_base
+    return target
+
+
+def load_latent(folder: str | Path, *, projector: nn.Module | None = None, **options: Any) -> Any:
+    """Load a model that was saved with a latent in it.
+
+    The folder is an ordinary one of transformers: the class of the base model loads it as well, without the latent.
+
+    Args:
+        folder: what ``model.save_pretrained`` wrote, or the name of a repository on the hub.
+        projector: the module that was given to `inject_latent`, where one was.
+        **options: as in the model's own ``from_pretrained``: dtype, device_map, revision ...
+
+    Returns:
+        The injected model, in eval mode.
+
+    Raises:
+        ValueError: nothing was injected into the saved model, its projector is missing, or weights are.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from fq_toolkit import inject_latent, load_latent
+        >>> config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=40)
+        >>> model = inject_latent(GPT2LMHeadModel(config)).eval()
+        >>> ids, z = torch.randint(0, 40, (1, 4)), torch.randn(1, 32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     same = load_latent(folder)
+        >>> bool(torch.equal(same(ids, latent=z).logits, model(ids, latent=z).logits))
+        True
+    """
+    import transformers
+
+    shared = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder")
+    config = options.pop("config", None)
+    if config is None:
+        hub = {key: options[key] for key in shared if key in options}
+        config = transformers.AutoConfig.from_pretrained(folder, **hub)
+    saved = getattr(config, CONFIG_KEY, None)
+    if saved is None:
+        raise ValueError(
+            f"no latent was injected into the model in {str(folder)!r}: its config has no {CONFIG_KEY!r}; "
+            "load it as usual and call inject_latent"
+        )
+    if (LatentSpec.from_dict(saved).projector == "custom") != (projector is not None):
+        wanted = "the projector that was given to inject_latent" if projector is None else "no projector"
+        raise ValueError(f"the model in {str(folder)!r} was saved with {wanted}; load it with the same")
+    name = (config.architectures or [type(config).__name__])[0]
+    base = getattr(transformers, name, None)
+    if base is None:
+        raise ValueError(f"transformers has no class {name!r}, which the model in {str(folder)!r} is of")
+    if projector is not None:
+        options["latent_projector"] = projector
+    asked = options.pop("output_loading_info", False)
+    model, info = injected_class(base).from_pretrained(
+        folder, config=config, output_loading_info=True, **options
+    )
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(CHILD + "."))
+    if missing:
+        raise ValueError(f"the weights in {str(folder)!r} lack {', '.join(missing)}, which would be random")
+    return (model, info) if asked else model
+
+
+@functools.cache
+def injected_class(base: type) -> Any:
+    """The subclass of a model's class that takes a latent. Its name is that of the base, as configs record it."""
+    _register()
+    plain: Any = base
+
+    def forward(self: Any, *args: Any, latent: Tensor | None = None, **kwargs: Any) -> Any:
+        return self._forward_with(functools.partial(plain.forward, self), args, latent, kwargs)
+
+    def init(
+        self: Any, config: Any, *args: Any, latent_projector: nn.Module | None = None, **kwargs: Any
+    ) -> None:
+        plain.__init__(self, config, *args, **kwargs)
+        spec = LatentSpec.from_dict(getattr(config, CONFIG_KEY))
+        _attach(self, spec, LatentProjector(spec, latent_projector))
+
+    parameters = dict(inspect.signature(plain.forward).parameters)
+    rest = [parameters.pop(name) for name, p in list(parameters.items()) if p.kind is p.VAR_KEYWORD]
+    own = inspect.Parameter("latent", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Tensor | None)
+    forward.__signature__ = inspect.Signature([*parameters.values(), own, *rest])  # type: ignore[attr-defined]
+    forward.__doc__ = plain.forward.__doc__
+    members = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__init__": init,
+        "forward": forward,
+        "_latent_base": base,
+        "_latent_names": tuple(parameters)[1:],
+    }
+    return type(base.__name__, (LatentModel, base), members)
+
+
+@functools.cache
+def _register() -> None:
+    """Register the attention implementations, and with each the mask of the one it stands for."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for name in ROUTED:
+        base = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        AttentionInterface.register(PREFIX + name, routed(base))
+        AttentionMaskInterface.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
+
+
+def _attach(model: Any, spec: LatentSpec, child: LatentProjector) -> None:
+    """Give a model of an injected class its trainable part, tags and route."""
+    model.latent_spec = spec
+    model.add_module(CHILD, child.train(model.training))
+    for number, site in enumerate(spec.sites):
+        setattr(model.get_submodule(site.name), TAG, number)
+    route(site_configs(model))
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what cannot be injected in any mode."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        inner = (
+            ": inject into the base model first and wrap it afterwards"
+            if isinstance(model, nn.Module)
+            else ""
+        )
+        raise TypeError(f"model must be a model of transformers, got {type(model).__name__}{inner}")
+    if isinstance(model, LatentModel):
+        raise ValueError("a latent is injected into this model already; call remove_latent(model) first")
+    if not model.can_generate():
+        raise ValueError(
+            f"{type(model).__name__} does not generate text; load the model with a language-modelling head, "
+            "for example by AutoModelForCausalLM"
+        )
+    if "inputs_embeds" not in _parameters(type(model)):
+        raise _unsupported(model, "its forward takes no inputs_embeds", suggest=False)
+
+
+def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
+
+
+def _unsupported(model: Any, reason: str, suggest: bool = True) -> ValueError:
+    """The error for an architecture in which memory cannot work."""
+    hint = '; use mode="embedding", which works there' if suggest else ""
+    return ValueError(
+        f"{'memory' if suggest else 'a latent'} cannot work in {type(model).__name__} "
+        f"(model_type {model.config.model_type!r}): {reason}{hint}"
+    )
+
+
+def _num_layers(model: Any) -> int:
+    """Layers of the decoder, as the config counts them."""
+    config = model.config.get_text_config(decoder=True)
+    for name in ("decoder_layers", "num_decoder_layers") if model.config.is_encoder_decoder else ():
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    return config.num_hidden_layers
+
+
+def _text_embeddings(model: Any) -> Any:
+    """The table of the decoder's input embeddings."""
+    return (model.get_decoder() if model.config.is_encoder_decoder else model).get_input_embeddings()
+
+
+def _learned_positions(model: Any) -> int | None:
+    """How many positions the decoder has learned, None where positions are rotary, relative or computed."""
+    decoder = model.get_decoder() if model.config.is_encoder_decoder else model
+    for name, module in decoder.named_modules():
+        if name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, nn.Embedding):
+            return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return None
+
+
+def _find_sites(model: Any) -> list[Reading]:
+    """See by a forward of two tokens which attention can read memory, in the order of the layers.
+
+    Raises:
+        ValueError: memory cannot work in this architecture, or not with its attention implementation.
+    """
+    if not type(model)._can_set_attn_implementation():
+        raise _unsupported(model, "its attention does not go through the interface of transformers")
+    _register()
+    probe = Probe()
+    configs = distinct(module.config for module in model.modules() if isinstance(module, _pretrained()))
+    before = [config._attn_implementation for config in configs]
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens
+    route(configs)
+    try:
+        with _evaluating(model), torch.no_grad():
+            model(**inputs, **{KEYWORD: probe})
+    except TypeError as error:
+        raise _unsupported(model, f"its forward does not pass keywords to attention ({error})") from error
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+    if len(probe.readings) != _num_layers(model):
+        raise _unsupported(
+            model,
+            f"{len(probe.readings)} of its {_num_layers(model)} layers have a causal self-attention to read it",
+        )
+    return probe.readings
+
+
+def _pretrained() -> type:
+    from transformers import PreTrainedModel
+
+    return PreTrainedModel
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a block in eval mode, and put the modes of all modules back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

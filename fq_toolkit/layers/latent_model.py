@@ -1,0 +1,407 @@
+"""What an injected model does besides what its own class does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fq_toolkit.layers.latent_attention import KEYWORD, PREFIX, ROUTED, Memory
+from fq_toolkit.layers.latent_guidance import LatentGuidance
+from fq_toolkit.layers.latent_projector import Projected, check_latent
+from fq_toolkit.layers.latent_spec import LatentSpec
+
+#: Name of the child module that holds the trainable part.
+CHILD = "latent_injection"
+_SEEN = "_latent_seen"
+
+
+class LatentModel:
+    """Mixed in front of a transformers model's class by `inject_latent`.
+
+    The subclass that mixes it in sets ``_latent_base``, the class of the model, and ``_latent_names``, the
+    parameters of its forward.
+    """
+
+    def _forward_with(
+        self: Any,
+        plain: Callable[..., Any],
+        args: tuple[Any, ...],
+        latent: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """The forward of the model, with the latent in it where there is one."""
+        given = dict(zip(self._latent_names, args, strict=False)) | kwargs
+        cache = given.get("past_key_values", given.get("cache_params"))
+        known = _projected_before(cache, latent)
+        if latent is None:
+            return _keep_in_graph(self, plain(*args, **kwargs))
+        spec: LatentSpec = self.latent_spec
+        check_latent(latent, spec)
+        ids, embeds = self._text(given)
+        batch, length = (ids if embeds is None else embeds).shape[:2]
+        if latent.shape[0] not in (1, batch):
+            raise ValueError(
+                f"latent has {latent.shape[0]} row(s) and the text {batch}; give one latent per text, or one for all"
+            )
+        if known is None:
+            like = next(getattr(self, CHILD).parameters(), latent)
+            known = getattr(self, CHILD)(latent.to(device=like.device, dtype=like.dtype))
+        self._place_text(given, cache, length, (ids if embeds is None else embeds).device)
+        if spec.has_embedding:
+            self._add_to_embeddings(given, ids, embeds, known.embedding)
+        if spec.has_memory:
+            self._check_route()
+            self._check_checkpointing()
+            given[KEYWORD] = Memory(known.memory)
+        outputs = plain(**given)
+        _remember(outputs, cache, latent, None if torch.is_grad_enabled() or self.training else known)
+        return outputs
+
+    def _text(self: Any, given: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """The decoder's token ids or its embeddings."""
+        prefix = "decoder_" if self.config.is_encoder_decoder else ""
+        ids, embeds = given.get(f"{prefix}input_ids"), given.get(f"{prefix}inputs_embeds")
+        if prefix and ids is None and embeds is None and given.get("labels") is not None:
+            ids = given["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(
+                labels=given["labels"]
+            )
+        if (ids is None) == (embeds is None):
+            raise ValueError(
+                f"give either {prefix}input_ids or {prefix}inputs_embeds"
+                f"{', or labels,' if prefix else ''} with a latent; got {'neither' if ids is None else 'both'}"
+            )
+        return ids, embeds
+
+    def _place_text(self: Any, given: dict[str, Any], cache: Any, length: int, device: torch.device) -> None:
+        """Let learned positions start behind the slots, and refuse a text that is too long for them."""
+        spec: LatentSpec = self.latent_spec
+        if spec.max_positions is None:
+            return
+        past: Any = cache.get_seq_length() if cache is not None else 0
+        positions = given.get("position_ids") if self.takes_position_ids else None
+        if not (isinstance(past, Tensor) and torch.compiler.is_compiling()):
+            room = spec.max_positions - spec.first_position
+            end = int(past) + length
+            if end > room and positions is not None:  # padding takes no position
+                end = int(positions.max()) + 1
+            if end > room:
+                behind = f" behind {spec.first_position} slot(s)" if spec.first_position else ""
+                raise ValueError(
+                    f"a text of {end} tokens is too long: the model has {spec.max_positions} positions, "
+                    f"and {room} of them{behind} are left for text; shorten it"
+                )
+        if not spec.first_position:
+            return
+        if positions is None:
+            mask = given.get("attention_mask")
+            if (
+                self.config.model_type == "opt" and mask is not None and mask.ndim == 2
+            ):  # it counts real tokens
+                positions = (mask.long().cumsum(-1) * mask - 1).long()[:, -length:]
+            else:
+                positions = (torch.arange(length, device=device) + past)[None]
+        given["position_ids"] = positions + spec.first_position
+
+    def _add_to_embeddings(
+        self: Any, given: dict[str, Any], ids: Tensor | None, embeds: Tensor | None, added: Tensor
+    ) -> None:
+        """Replace the ids by embeddings with the latent's part in them."""
+        encoded = self.config.is_encoder_decoder
+        if embeds is None:
+            embeds = (self.get_decoder() if encoded else self).get_input_embeddings()(ids)
+        prefix = "decoder_" if encoded else ""
+        given[f"{prefix}input_ids"] = None
+        given[f"{prefix}inputs_embeds"] = embeds + added[:, None].to(device=embeds.device, dtype=embeds.dtype)
+
+    def _check_route(self: Any) -> None:
+        """See that attention still runs through us, whoever changed the config in the meantime."""
+        name = self.get_submodule(self.latent_spec.sites[0].name).config._attn_implementation
+        if not name.startswith(PREFIX):
+            route(site_configs(self))
+
+    def _check_checkpointing(self: Any) -> None:
+        """Refuse reentrant gradient checkpointing, which drops the gradient of the latent without a word."""
+        if not self.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        for module in self.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                function = getattr(module, "_gradient_checkpointing_func", None)
+                if getattr(function, "keywords", {}).get("use_reentrant") is not False:
+                    raise ValueError(
+                        "reentrant gradient checkpointing loses the gradient of the latent; call "
+                        'model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})'
+                    )
+                return
+
+    def generate(
+        self: Any,
+        inputs: Tensor | None = None,
+        *args: Any,
+        latent: Tensor | None = None,
+        null_latent: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate text from latents, with any decoding that the model has.
+
+        Args:
+            inputs: prompts as in the model's own generate; without any, texts start from the BOS token.
+            *args: as in the model's own generate.
+            latent: (B, latent_size) or another shape that the forward takes; one row serves all prompts.
+            null_latent: what ``guidance_scale`` guides away from; zeros by default.
+            **kwargs: as in the model's own generate. ``guidance_scale`` compares with the null latent.
+
+        Returns:
+            What the model's own generate returns.
+
+        Raises:
+            ValueError: a latent that does not fit, no BOS token to start from, or guidance that cannot work.
+        """
+        if latent is None:
+            if null_latent is not None:
+                raise ValueError("null_latent needs a latent to guide towards; pass latent= as well")
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        check_latent(latent, self.latent_spec)
+        prompt = inputs
+        for name in ("input_ids", "inputs_embeds"):
+            prompt = kwargs.get(name) if prompt is None else prompt
+        if prompt is None and kwargs.get("encoder_outputs") is not None:
+            prompt = kwargs["encoder_outputs"][0]
+        if prompt is None:
+            inputs = prompt = self._begin(latent)
+            kwargs.setdefault("attention_mask", torch.ones_like(prompt))
+        if latent.shape[0] == 1:
+            latent = latent.expand(prompt.shape[0], *latent.shape[1:])
+        if latent.shape[0] != prompt.shape[0]:
+            raise ValueError(
+                f"latent has {latent.shape[0]} rows and there are {prompt.shape[0]} prompt(s); give one latent per prompt"
+            )
+        latent = latent.to(prompt.device)
+        scale = kwargs.get("guidance_scale", getattr(kwargs.get("generation_config"), "guidance_scale", None))
+        if scale is not None and scale != 1:
+            null = torch.zeros_like(latent[:1]) if null_latent is None else null_latent.to(prompt.device)
+            guidance = self._guidance(null, scale, prompt, kwargs)
+            kwargs["guidance_scale"] = 1.0  # so that the model's own kind of guidance stays out of it
+            kwargs["logits_processor"] = _prepended(guidance, kwargs.get("logits_processor"))
+        elif null_latent is not None:
+            raise ValueError(
+                "null_latent has no effect without guidance_scale; pass guidance_scale= other than 1"
+            )
+        return super().generate(inputs, *args, latent=latent, **kwargs)  # type: ignore[misc]
+
+    def _begin(self: Any, latent: Tensor) -> Tensor:
+        """A BOS token for each latent."""
+        bos = getattr(self.generation_config, "bos_token_id", None)
+        bos = getattr(self.config, "bos_token_id", None) if bos is None else bos
+        if bos is None:
+            raise ValueError(
+                f"{type(self).__name__} has no BOS token to start from: give input_ids, "
+                "or set model.generation_config.bos_token_id"
+            )
+        return torch.full((latent.shape[0], 1), bos, dtype=torch.long, device=self.device)
+
+    def _guidance(
+        self: Any, null: Tensor, scale: float, prompt: Tensor, kwargs: dict[str, Any]
+    ) -> LatentGuidance:
+        """The processor that guides, if it can."""
+        check_latent(null, self.latent_spec)
+        if null.shape[0] not in (1, prompt.shape[0]):
+            raise ValueError(
+                f"null_latent has {null.shape[0]} rows; give 1 or one per prompt ({prompt.shape[0]})"
+            )
+        config = kwargs.get("generation_config") or self.generation_config
+
+        def option(name: str) -> Any:
+            return kwargs[name] if name in kwargs else getattr(config, name, None)
+
+        if self.config.is_encoder_decoder or prompt.is_floating_point():
+            raise ValueError(
+                "guidance_scale with a latent works on decoder-only models and prompts of token ids"
+            )
+        if option("prompt_lookup_num_tokens") or kwargs.get("assistant_model") is not None:
+            raise ValueError(
+                "guidance_scale with a latent does not work with prompt lookup or an assistant model"
+            )
+        beams = option("num_beams") or 1
+        return LatentGuidance(self, null, scale, kwargs.get("attention_mask"), use_cache=beams == 1)
+
+    @property
+    def takes_position_ids(self) -> bool:
+        """Whether the forward of the model has a parameter position_ids."""
+        return "position_ids" in self._latent_names  # type: ignore[attr-defined]
+
+    def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Set the attention implementation as transformers does, and keep the memory in front of it.
+
+        Raises:
+            ValueError: an implementation without room for memory; nothing is changed then.
+        """
+        configs = site_configs(self)
+        before = [config._attn_implementation for config in configs]
+        unroute(configs)
+        try:
+            super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
+            route(configs)
+        except Exception:
+            for config, name in zip(configs, before, strict=True):
+                config._attn_implementation_internal = name
+            raise
+
+    def latent_status(self: Any) -> str:
+        """One line: mode, latent size, slots, layers, trainable parameters of the injection and their share."""
+        spec: LatentSpec = self.latent_spec
+        parameters = {id(p): p.numel() for p in self.parameters()}
+        own = {id(p): p.numel() for p in getattr(self, CHILD).parameters() if p.requires_grad}
+        trained, total = sum(own.values()), sum(parameters.values())
+        parts = [f"mode={spec.mode}", f"latent_size={spec.latent_size}"]
+        if spec.has_memory:
+            parts += [f"slots={spec.slots}", f"layers={len(spec.layers)}/{spec.num_layers}"]
+        parts.append(f"trainable={trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)")
+        return "latent: " + ", ".join(parts)
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        """Pickle by the class of the model, as the subclass exists in this process only."""
+        return _rebuild, (self._latent_base,), self.__getstate__()
+
+
+def _rebuild(base: type) -> Any:
+    """An empty injected model, for pickle to fill."""
+    from fq_toolkit.layers.latent_injection import injected_class
+
+    kind = injected_class(base)
+    return kind.__new__(kind)
+
+
+def site_configs(model: Any) -> list[Any]:
+    """The distinct configs of the attention modules that read memory."""
+    return distinct(model.get_submodule(site.name).config for site in model.latent_spec.sites)
+
+
+def distinct(items: Iterator[Any]) -> list[Any]:
+    """The objects, each once."""
+    return list({id(item): item for item in items}.values())
+
+
+def route(configs: list[Any]) -> None:
+    """Send the attention of models with these configs through `latent_attention`.
+
+    Raises:
+        ValueError: an implementation that has no room for memory; no config is changed then.
+    """
+    for config in configs:
+        name = config._attn_implementation or "eager"
+        if name.removeprefix(PREFIX) not in ROUTED:
+            raise ValueError(
+                f"attention implementation {name!r} has no room for memory slots; use one of {', '.join(ROUTED)}: "
+                'model.set_attn_implementation("sdpa")'
+            )
+    for config in configs:
+        name = config._attn_implementation or "eager"
+        config._attn_implementation_internal = PREFIX + name.removeprefix(PREFIX)
+
+
+def unroute(configs: list[Any]) -> None:
+    """Undo `route`."""
+    for config in configs:
+        name = config._attn_implementation
+        if name is not None:
+            config._attn_implementation_internal = name.removeprefix(PREFIX)
+
+
+def _prepended(guidance: LatentGuidance, others: Any) -> Any:
+    """The processors of the caller's, behind the guidance."""
+    if others is None:
+        return [guidance]
+    return type(others)([guidance, *others])
+
+
+def _version(latent: Tensor) -> int:
+    """A number that changes when the tensor is written to."""
+    return 0 if latent.is_inference() else latent._version
+
+
+def _projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
+    """What was made of this latent when the cache was begun, if it is still at hand.
+
+    Raises:
+        ValueError: the cache was begun with another latent, or without one.
+    """
+    if cache is None or torch.compiler.is_compiling():
+        return None
+    seen = getattr(cache, _SEEN, None)
+    if seen is None and latent is None:
+        return None
+    if seen is not None and latent is not None and seen[0] is latent and seen[1] == _version(latent):
+        return seen[2]
+    length = getattr(cache, "get_seq_length", None)
+    if length is not None and int(length()) == 0:
+        return None
+    if seen is None or latent is None:
+        had, has = ("with", "without") if latent is None else ("without", "with")
+        raise ValueError(
+            f"the cache was begun {had} a latent and is continued {has} one; keep the latent for a whole text, "
+            "or begin a new cache"
+        )
+    same_object = seen[0] is latent
+    if same_object or (seen[0].shape == latent.shape and not torch.equal(seen[0].to(latent), latent)):
+        raise ValueError(
+            "the latent has changed in the middle of a cached text; keep it for a whole text, or begin a new cache"
+        )
+    return None
+
+
+def _remember(outputs: Any, cache: Any, latent: Tensor, projected: Projected | None) -> None:
+    """Note in the cache which latent its text was made with."""
+    if torch.compiler.is_compiling():
+        return
+    if cache is None:
+        cache = getattr(outputs, "past_key_values", None)
+        cache = getattr(outputs, "cache_params", None) if cache is None else cache
+    if cache is not None and hasattr(cache, "__dict__"):
+        setattr(
+            cache, _SEEN, (latent.detach() if latent.requires_grad else latent, _version(latent), projected)
+        )
+
+
+class _Touch(torch.autograd.Function):
+    """The identity, with a zero gradient for parameters that took no part."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return (grads[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors))
+
+
+def _keep_in_graph(model: nn.Module, outputs: Any) -> Any:
+    """Between ranks, give the injection a zero gradient from a step without a latent.
+
+    DistributedDataParallel waits for a gradient of every parameter.
+    """
+    if not (model.training and torch.is_grad_enabled() and torch.distributed.is_available()):
+        return outputs
+    if torch.compiler.is_compiling() or not torch.distributed.is_initialized():
+        return outputs
+    parameters = [p for p in getattr(model, CHILD).parameters() if p.requires_grad]
+    if not parameters:
+        return outputs
+    if isinstance(outputs, dict):
+        for name in ("loss", "logits"):
+            value = outputs.get(name)
+            if isinstance(value, Tensor) and value.requires_grad:
+                outputs[name] = _Touch.apply(value, *parameters)
+        return outputs
+    return tuple(
+        _Touch.apply(value, *parameters) if isinstance(value, Tensor) and value.requires_grad else value
+        for value in outputs
+    )
+
+
+def module_names(model: nn.Module) -> dict[nn.Module, str]:
+    """The name of each module."""
+    return {module: name for name, module in model.named_modules()}

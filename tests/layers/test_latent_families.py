@@ -1,0 +1,178 @@
+"""Families of decoders: memory where it works, against two routes of its own; embeddings where it cannot."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from fq_toolkit import inject_latent
+from fq_toolkit.layers.latent_attention import TAG
+from tests.layers.latent_oracle import DECODERS, ENCODER_DECODERS, FAMILIES, WITHOUT_MEMORY, build
+
+NZ = 5
+
+
+def injected(family: str, attention: str | None = None, **options: Any) -> Any:
+    return inject_latent(build(family, attention), latent_size=NZ, **{"init_std": 1.0, **options})
+
+
+def encoder_inputs(model: Any, batch: int) -> dict[str, Tensor]:
+    if not model.config.is_encoder_decoder:
+        return {}
+    return {"input_ids": torch.randint(3, 40, (batch, 4), generator=torch.Generator().manual_seed(1))}
+
+
+def logits(model: Any, ids: Tensor, **options: Any) -> Tensor:
+    name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
+    given = {**encoder_inputs(model, ids.shape[0]), name: ids}
+    with torch.no_grad():
+        return model(**given, **options).logits
+
+
+def text_masks(model: Any, length: int, slots: int) -> Any:
+    """4-D masks written by hand: slots visible to all, text causal, and within the window where there is one."""
+    rows, columns = torch.arange(length)[:, None], torch.arange(length)[None]
+    causal = columns <= rows
+    window = getattr(model.config, "sliding_window", None)
+
+    def mask(visible: Tensor) -> Tensor:
+        full = torch.cat([torch.ones(length, slots, dtype=torch.bool), visible], 1)[None, None]
+        return full if model.config._attn_implementation.endswith("sdpa") else (~full).float() * -1e30
+
+    kinds = set(getattr(model.config, "layer_types", None) or [])
+    if "sliding_attention" in kinds:
+        return {
+            "full_attention": mask(causal),
+            "sliding_attention": mask(causal & (columns > rows - window)),
+        }
+    return mask(causal & (columns > rows - window) if model.config.model_type == "mistral" else causal)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_memory_equals_a_cache_that_was_filled_by_hand(family: str) -> None:
+    """With masks and positions written out, a cache that begins with the slots is the same arithmetic."""
+    model = injected(family, slots=2, share_kv=False)
+    ids, z = torch.randint(3, 40, (2, 9)), torch.randn(2, NZ)
+    ours = logits(model, ids, latent=z)
+    cache = transformers.DynamicCache()
+    with torch.no_grad():
+        for layer, (key, value) in enumerate(model.latent_injection(z).memory):
+            cache.update(key.contiguous(), value.contiguous(), layer)
+    first = 2 if family in {"gpt2", "opt"} else 0
+    positions = torch.arange(9)[None] + first
+    by_hand = logits(
+        model, ids, past_key_values=cache, attention_mask=text_masks(model, 9, 2), position_ids=positions
+    )
+    torch.testing.assert_close(ours, by_hand, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(ours, logits(model, ids), atol=1e-2), "the latent has no effect"
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_decoders_with_an_encoder_read_memory_in_causal_self_attention_only(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = injected(family, slots=2)
+    ids, z = torch.randint(3, 40, (2, 7)), torch.randn(2, NZ)
+    ours = logits(model, ids, latent=z)
+    file = __import__(type(model).__module__, fromlist=["x"])
+    memory = [key for key, _ in model.latent_injection(z).memory]
+
+    def by_hand(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: Any = None, **rest: Any
+    ) -> tuple[Tensor, None]:
+        scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+        scores = query @ key.transpose(2, 3) * scale
+        for extra in (rest.get("position_bias"), attention_mask):
+            scores = scores if extra is None else scores + extra
+        number = getattr(module, TAG, None)
+        if number is not None:  # the slot's score has neither bias nor mask
+            scores = torch.cat([query @ memory[number].transpose(2, 3) * scale, scores], -1)
+            value = torch.cat([memory[number], value], 2)
+        return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+    monkeypatch.setattr(file, "eager_attention_forward", by_hand)
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation_internal = "eager"
+    torch.testing.assert_close(ours, logits(model, ids), rtol=1e-4, atol=1e-4)
+    tagged = [name for name, module in model.named_modules() if hasattr(module, TAG)]
+    assert len(tagged) == 2
+    assert all("decoder" in name and "encoder_attn" not in name and "EncDec" not in name for name in tagged)
+
+
+@pytest.mark.parametrize("family", [name for name in {**DECODERS, **ENCODER_DECODERS} if name != "gpt_oss"])
+def test_eager_and_sdpa_agree(family: str) -> None:
+    ids, z = torch.randint(3, 40, (2, 8)), torch.randn(2, NZ)
+    eager, sdpa = injected(family, "eager"), injected(family, "sdpa")
+    sdpa.load_state_dict(eager.state_dict())
+    if family == "gemma2":  # sdpa knows no soft cap
+        pytest.skip("Gemma 2 caps its scores, which sdpa refuses")
+    torch.testing.assert_close(
+        logits(eager, ids, latent=z), logits(sdpa, ids, latent=z), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", {**DECODERS, **ENCODER_DECODERS})
+def test_cached_decoding_equals_recomputation(family: str) -> None:
+    model, z = injected(family), torch.randn(2, NZ)
+    prompt = encoder_inputs(model, 2) or {"input_ids": torch.randint(3, 40, (2, 3))}
+    options = {**prompt, "latent": z, "max_new_tokens": 9, "do_sample": False}
+    cached = model.generate(**options)
+    assert torch.equal(cached, model.generate(**options, use_cache=False))
+    beams = model.generate(**options, num_beams=3)
+    assert torch.equal(beams, model.generate(**options, num_beams=3, use_cache=False))
+
+
+@pytest.mark.parametrize("family", {**DECODERS, **ENCODER_DECODERS})
+def test_without_a_latent_it_is_the_base_model_bit_for_bit(family: str) -> None:
+    plain = build(family)
+    ids = torch.randint(3, 40, (2, 6))
+    before = logits(plain, ids)
+    model = inject_latent(plain, latent_size=NZ)
+    assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("family", WITHOUT_MEMORY)
+def test_where_memory_cannot_work_the_error_names_the_architecture_and_suggests_embeddings(family: str) -> None:
+    model = build(family)
+    kind = type(model)
+    with pytest.raises(ValueError, match=rf"{kind.__name__} \(model_type '{family}'\).*mode=\"embedding\""):
+        inject_latent(model)
+    assert type(model) is kind
+    assert not hasattr(model.config, "latent_injection")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embedding_mode_is_an_addition_to_the_input_embeddings(family: str) -> None:
+    model = injected(family, mode="embedding", init_std=0.3)
+    ids, z = torch.randint(3, 40, (2, 6)), torch.randn(2, NZ)
+    decoder = model.get_decoder() if model.config.is_encoder_decoder else model
+    embeds = decoder.get_input_embeddings()(ids) + (z @ model.latent_injection.embedding.weight.T)[:, None]
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            expected = model(**encoder_inputs(model, 2), decoder_inputs_embeds=embeds).logits
+        else:
+            expected = model(inputs_embeds=embeds).logits
+    assert torch.equal(logits(model, ids, latent=z), expected)
+    options = {"latent": z, "max_new_tokens": 6, "do_sample": False}
+    prompt = encoder_inputs(model, 2) or {"input_ids": ids}
+    cached = model.generate(**prompt, **options)
+    assert torch.equal(cached, model.generate(**prompt, **options, use_cache=False))
+
+
+def test_sliding_window_keeps_the_latent() -> None:
+    """In the last token of a text three windows long, the slot weighs as much as ever."""
+    model = injected("mistral")
+    ids, z = torch.randint(3, 40, (1, 12)), torch.randn(2, NZ)
+    ids = ids.expand(2, -1)
+    assert model.config.sliding_window == 4
+    ours = logits(model, ids, latent=z)[:, -1]
+    assert float((ours[0] - ours[1]).abs().max()) > 0.05
+    cache = transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        for token in ids.split(1, 1):
+            step = model(token, latent=z, past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(step, ours, rtol=1e-4, atol=1e-4)
