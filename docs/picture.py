@@ -7,6 +7,7 @@ A test compares the caption with digits.json.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ def train() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "digits"
+        load = os.getloadavg()[0]
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "fq_toolkit", "train", "fqgan", "--out", str(run)], check=True)
         seconds = time.perf_counter() - began
@@ -42,6 +44,7 @@ def train() -> None:
             "commit": commit_name + (" with changes" if changed else ""),
             "machine": machine_name("cuda" if torch.cuda.is_available() else "cpu"),
             "threads": torch.get_num_threads(),
+            "load_before": round(load, 1),
             "torch": torch.__version__,
             "seconds": round(seconds, 1),
             "config": json.loads((run / "config.json").read_text()),
@@ -53,11 +56,12 @@ def train() -> None:
 def caption(record: dict[str, Any]) -> str:
     """Write the picture's Markdown from its record."""
     found = record["evaluation"]
+    busy = f", beside other work (load {record['load_before']})" if record["load_before"] > 0.5 else ""
     sentences = [
         f"What the first command below draws, one column a class: `{record['command']}`, "
         + f"{found['step']} steps, `fq={found['fq']}`, seed {found['seed']}; "
         + f"{record['seconds']:.0f} s with evaluation on "
-        + f"{record['machine']}, {record['threads']} threads.",
+        + f"{record['machine']}, threads: {record['threads']}{busy}.",
         f"fid[{found['extractor']}] {found['fid']:.1f} (n = {found['samples']}, "
         + f"real-vs-real floor {found['floor']:.1f}); {found['accuracy']:.1%} of the digits are recognised "
         + f"as their class (real ones: {found['holdout_accuracy']:.1%}).",
