@@ -215,3 +215,12 @@ def test_the_benchmark_table_is_that_of_the_results_files() -> None:
         [sys.executable, "-m", "benchmarks", "table", "--check"], capture_output=True, text=True, cwd=ROOT
     )
     assert child.returncode == 0, child.stdout + child.stderr
+
+
+def test_the_api_page_shows_every_public_name() -> None:
+    import fq_toolkit
+
+    shown = re.findall(
+        r"^::: fq_toolkit\.(\w+)$", (ROOT / "docs" / "api.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert sorted(shown) == sorted(set(fq_toolkit.__all__) - {"__version__"})
