@@ -340,11 +340,10 @@ def _unsupported(model: Any, reason: str, suggest: bool = True) -> ValueError:
 
 def _num_layers(model: Any) -> int:
     """Layers of the decoder, as the config counts them."""
-    config = model.config.get_text_config(decoder=True)
     for name in ("decoder_layers", "num_decoder_layers") if model.config.is_encoder_decoder else ():
-        if getattr(config, name, None) is not None:
-            return getattr(config, name)
-    return config.num_hidden_layers
+        if getattr(model.config, name, None) is not None:
+            return getattr(model.config, name)
+    return model.config.get_text_config(decoder=True).num_hidden_layers
 
 
 def _text_embeddings(model: Any) -> Any:

@@ -335,8 +335,7 @@ def _projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
         return None
     if seen is not None and latent is not None and seen[0] is latent and seen[1] == _version(latent):
         return seen[2]
-    length = getattr(cache, "get_seq_length", None)
-    if length is not None and int(length()) == 0:
+    if _is_empty(cache):
         return None
     if seen is None or latent is None:
         had, has = ("with", "without") if latent is None else ("without", "with")
@@ -350,6 +349,15 @@ def _projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
             "the latent has changed in the middle of a cached text; keep it for a whole text, or begin a new cache"
         )
     return None
+
+
+def _is_empty(cache: Any) -> bool:
+    """Whether a cache holds no text yet."""
+    try:
+        return int(cache.get_seq_length()) == 0
+    except (AttributeError, ValueError):  # a state-space model's, which counts no tokens
+        previous = getattr(cache, "has_previous_state", None)
+        return previous is not None and not (previous() if callable(previous) else previous)
 
 
 def _remember(outputs: Any, cache: Any, latent: Tensor, projected: Projected | None) -> None:

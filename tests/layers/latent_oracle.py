@@ -147,7 +147,7 @@ ENCODER_DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
               "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
               "max_position_embeddings": 64, "decoder_start_token_id": 2, "forced_eos_token_id": None}),
     "t5": ("T5ForConditionalGeneration", "T5Config",
-           {**SEQ2SEQ, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 2, "num_heads": 2,
+           {**SEQ2SEQ, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2,
             "decoder_start_token_id": 0}),
 }  # fmt: skip
 WITHOUT_MEMORY: dict[str, tuple[str, str, dict[str, Any]]] = {

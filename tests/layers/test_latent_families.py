@@ -103,13 +103,12 @@ def test_decoders_with_an_encoder_read_memory_in_causal_self_attention_only(
     assert all("decoder" in name and "encoder_attn" not in name and "EncDec" not in name for name in tagged)
 
 
-@pytest.mark.parametrize("family", [name for name in {**DECODERS, **ENCODER_DECODERS} if name != "gpt_oss"])
+@pytest.mark.parametrize("family", [name for name in {**DECODERS, **ENCODER_DECODERS} if name not in {"gpt_oss", "gemma2"}])
 def test_eager_and_sdpa_agree(family: str) -> None:
+    """GPT-OSS and Gemma 2 have sinks and soft caps, which sdpa does not know."""
     ids, z = torch.randint(3, 40, (2, 8)), torch.randn(2, NZ)
     eager, sdpa = injected(family, "eager"), injected(family, "sdpa")
     sdpa.load_state_dict(eager.state_dict())
-    if family == "gemma2":  # sdpa knows no soft cap
-        pytest.skip("Gemma 2 caps its scores, which sdpa refuses")
     torch.testing.assert_close(
         logits(eager, ids, latent=z), logits(sdpa, ids, latent=z), rtol=1e-4, atol=1e-4
     )
