@@ -143,8 +143,10 @@ class MovingDictionary(StagedStatistics):
         if self.codebook.dtype != torch.float32:
             self.keep_float32()
         codebook, center = self.codebook, self.center
-        strength = float(self.strength(self.memory.commits)) if callable(self.strength) else self.strength
         eager = not torch.compiler.is_compiling()
+        strength = self.strength(self.memory.commits) if callable(self.strength) else self.strength
+        if eager and callable(self.strength):
+            strength = between("strength(step)", float(strength), 0, 1)
         checkpointed = eager and self.training and task is None and checkpointing.may_be_checkpointed()
         if self.training and needs_grad:
             codebook = codebook.clone()  # the backward pass needs the dictionary as it was

@@ -237,12 +237,7 @@ class FeatureQuantizer(ReferenceStates):
         found = self.look_up(x, layout, row_mask(mask, lengths, x.shape[0], layout, x.device), in_band=True)
         indices = found.indices.clamp(min=-1).to(torch.int64)
         if self.heads > 1:
-            indices = (
-                rearrange(indices, "(b h n) -> b n h", b=x.shape[0], h=self.heads)
-                if indices.numel()
-                else indices
-            )
-            indices = indices.reshape(x.shape[0], *layout.positions, self.heads)
+            indices = indices.view(x.shape[0], self.heads, *layout.positions).movedim(1, -1)
         else:
             indices = indices.view(x.shape[0], *layout.positions)
         return QuantizerOutput(found.quantized, indices, found.loss, perplexity(found.counts))
@@ -254,7 +249,7 @@ class FeatureQuantizer(ReferenceStates):
             indices: integers as `quantize` returned them; -1 gives zeros.
 
         Returns:
-            Float32 features in the layout of the layer's input.
+            Features in the layout of the layer's input; float32, or the dtype of the projection.
 
         Raises:
             TypeError: indices that are not integers.
@@ -277,7 +272,7 @@ class FeatureQuantizer(ReferenceStates):
         if self.heads > 1:
             valid, codes = valid.all(dim=-2), codes.flatten(-2)
         if self.project_out is not None:
-            codes = self.project_out(codes)
+            codes = self.project_out(codes.to(self.project_out.weight.dtype))
         elif self.project_in is not None:
             raise ValueError(
                 'mode="regularize" has no projection back from codebook_dim, so there is nothing to decode'
@@ -358,7 +353,8 @@ class FeatureQuantizer(ReferenceStates):
             return out
         if self.project_out is not None:
             out = torch.where(usable, out, torch.zeros_like(out))
-            out = self.project_out(out.movedim(1, -1)).movedim(-1, 1)
+            out = out.movedim(1, -1).to(self.project_out.weight.dtype)
+            out = self.project_out(out).movedim(-1, 1)
         return torch.where(usable, out.to(canonical.dtype), canonical)
 
     def _per_sample_loss(self, sq_error: Tensor, mask: Tensor | None, batch: int, positions: Any) -> Tensor:

@@ -60,7 +60,7 @@ def train(layer: FeatureQuantizer, case: str, rank: int | None) -> dict[str, tor
     return state
 
 
-def run_cases(rank: int, folder: str, cases: list[str]) -> None:
+def run_cases(rank: int, folder: str, cases: list[str], checks: bool) -> None:
     """Run every case on two ranks; the layers are built before the group exists."""
     torch.set_num_threads(1)
     layers = {case: build(case) for case in cases}
@@ -68,7 +68,7 @@ def run_cases(rank: int, folder: str, cases: list[str]) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     for case, layer in layers.items():
         torch.save(train(layer, case, rank), Path(folder) / f"{case}-{rank}.pt")
-    for name, check in CHECKS.items():
+    for name, check in CHECKS.items() if checks else ():
         torch.save(check(rank), Path(folder) / f"{name}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -152,4 +152,25 @@ def manual_with_an_idle_rank(rank: int) -> dict[str, Any]:
     return dict(layer.state_dict())
 
 
-CHECKS = {"counts": count_all_reduces, "ddp": wrap_in_ddp, "idle": manual_with_an_idle_rank}
+def shard_with_fsdp(rank: int) -> dict[str, Any]:
+    """fully_shard with bfloat16 parameters: the dictionary stays whole, float32 and the same everywhere."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), FeatureQuantizer(6, 7, codebook_dim=3), nn.Linear(6, 1))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)), mp_policy=policy)
+    for step in range(2):
+        x = torch.randn(9, 5, generator=torch.Generator().manual_seed(rank + 10 * step))
+        (net(x).float().mean() + commitment_loss(net)).backward()
+    state = net[1].state_dict()
+    return {name: state[name] for name in ("codebook", "ema_counts", "ema_sums", "num_updates")}
+
+
+CHECKS = {
+    "counts": count_all_reduces,
+    "ddp": wrap_in_ddp,
+    "idle": manual_with_an_idle_rank,
+    "fsdp": shard_with_fsdp,
+}

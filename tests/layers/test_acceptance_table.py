@@ -191,7 +191,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
         pytest.skip("torch was built without gloo")
     folder = tmp_path_factory.mktemp("table")
-    torch.multiprocessing.spawn(worker.run_cases, args=(str(folder), ["data", "masked rank"]), nprocs=2)
+    torch.multiprocessing.spawn(
+        worker.run_cases, args=(str(folder), ["data", "masked rank"], False), nprocs=2
+    )
     return folder
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run everything once, on two ranks; each test reads its part."""
     path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker.run_cases, args=(str(path), CASES), nprocs=2)
+    mp.spawn(worker.run_cases, args=(str(path), CASES, True), nprocs=2)
     return path
 
 
@@ -66,5 +66,14 @@ def test_inside_distributed_data_parallel(folder: Path, broadcast: bool) -> None
 def test_a_rank_without_a_forward_joins_a_manual_commit(folder: Path) -> None:
     first, second = results(folder, "idle")
     assert int(first["num_updates"]) == 1
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_fsdp_leaves_the_dictionary_whole_and_float32(folder: Path) -> None:
+    first, second = results(folder, "fsdp")
+    assert first["codebook"].dtype == torch.float32
+    assert first["codebook"].shape == (7, 3)
+    assert int(first["num_updates"]) == 2
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

@@ -250,3 +250,15 @@ def test_repr_is_one_line_that_shows_how_the_dictionary_is_doing() -> None:
 def test_data_parallel_warns() -> None:
     with pytest.warns(UserWarning, match="use DistributedDataParallel"):
         FeatureQuantizer(4, 8)._replicate_for_data_parallel()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_projections_work_in_the_dtype_of_the_model(metric: str, dtype: torch.dtype) -> None:
+    layer = FeatureQuantizer(8, 16, codebook_dim=3, heads=2, metric=metric).to(dtype)
+    x = torch.randn(6, 8, 3, 3, dtype=dtype, requires_grad=True)
+    (layer(x).float().square().sum() + commitment_loss(layer)).backward()
+    out = layer.eval().quantize(x)
+    assert out.quantized.dtype == dtype
+    assert torch.isfinite(x.grad).all()
+    torch.testing.assert_close(layer.decode(out.indices), out.quantized, rtol=1e-2, atol=1e-2)

@@ -197,6 +197,8 @@ def test_strength_blends_and_a_schedule_sees_the_number_of_updates(backend: str)
     out = warm.quantize(x)
     assert torch.equal(out.quantized, before[out.indices])
     assert seen == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"strength\(step\) must be in \[0, 1\], got 3"):
+        FeatureQuantizer(4, 8, init="normal", strength=lambda step: 3.0)(x)
     resumed = FeatureQuantizer(4, 8, strength=schedule)
     resumed.load_state_dict(warm.state_dict())
     resumed.eval()(x)
