@@ -157,7 +157,7 @@ def measure_paths(
     _check_starts(world, agent, annotated, scans, names)
 
     steps = distances(agent.nodes[:, :-1], agent.nodes[:, 1:])
-    length = steps.sum(axis=1)
+    length = _total(steps)
     final = distances(agent.nodes[:, -1:], targets.nodes)
     last_best = final.shape[1] - 1 - np.argmin(final[:, ::-1], axis=1)
     nearest = np.take_along_axis(targets.nodes, last_best[:, None], axis=1)
@@ -184,6 +184,13 @@ def measure_paths(
         ndtw,
         success * ndtw,
     )
+
+
+def _total(values: np.ndarray) -> np.ndarray:
+    """Add up rows from left to right, so that padding with zeros changes no bit of a sum."""
+    if not values.shape[1]:
+        return np.zeros(len(values))
+    return np.cumsum(values, axis=1)[:, -1]
 
 
 def _locate(world: NavWorld, scan: str, path: Sequence[str], name: str, what: str) -> list[int]:
@@ -232,8 +239,8 @@ def _coverage(
 ) -> np.ndarray:
     """Return CLS (N,)."""
     real = np.arange(gaps.shape[1]) < annotated.counts[:, None]
-    covered = np.where(real, np.exp(-gaps.min(axis=2) / threshold), 0.0).sum(axis=1) / annotated.counts
-    expected = covered * distances(annotated.nodes[:, :-1], annotated.nodes[:, 1:]).sum(axis=1)
+    covered = _total(np.where(real, np.exp(-gaps.min(axis=2) / threshold), 0.0)) / annotated.counts
+    expected = covered * _total(distances(annotated.nodes[:, :-1], annotated.nodes[:, 1:]))
     total = expected + np.abs(expected - length)
     return covered * np.where(total > 0, expected / np.where(total > 0, total, 1.0), 1.0)
 
