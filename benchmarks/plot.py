@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.cases import BY_NAME
-from benchmarks.results import DIRECTORY, Row, read
+from benchmarks.results import DIRECTORY, Row, machine_files, read
 
 _COLOURS = {"ours": "#1b6ca8", "peer": "#8c8c8c", "floor": "#e0a030", "base": "#8aa88a"}
 
@@ -90,7 +90,7 @@ def plot_case(rows: Sequence[Row], path: Path) -> None:
 def plot_all(directory: Path = DIRECTORY, case: str | None = None) -> list[Path]:
     """Pictures of every results file, as ``<machine>/<case>.png`` beside it."""
     written = []
-    for source in sorted(directory.glob("*.csv")):
+    for source in machine_files(directory):
         rows = read(source)
         for name in dict.fromkeys(row.case for row in rows):
             if case is not None and name != case:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 DIRECTORY = Path(__file__).resolve().parent / "results"
+#: How the names of files begin that lie in the same folder and have other columns.
+STUDY = "study_"
 
 MEASURED = "measured"
 SKIPPED = "skipped"
@@ -142,9 +144,14 @@ def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     )
 
 
+def machine_files(directory: Path = DIRECTORY) -> list[Path]:
+    """The results files of every machine, without those of studies."""
+    return sorted(path for path in directory.glob("*.csv") if not path.name.startswith(STUDY))
+
+
 def read_all(directory: Path = DIRECTORY) -> list[Row]:
     """Rows of every machine."""
-    return [row for path in sorted(directory.glob("*.csv")) for row in read(path)]
+    return [row for path in machine_files(directory) for row in read(path)]
 
 
 def median(rows: Iterable[Row], case: str, shape: str, contender: str) -> float | None:

@@ -1,0 +1,323 @@
+"""Does feature quantization help a GAN? ``python -m benchmarks.study_fqgan``.
+
+Trains every arm with the same seeds, steps and data, so that only ``--fq`` differs, and compares the arms
+seed by seed. A run that has ended is in the results file and is not run again: the study can be stopped and
+goes on when it is called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import platform
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import torch
+from rich.console import Console
+
+from benchmarks import machine, ours, results
+from benchmarks.gates import GATES, run_gates
+from benchmarks.study_plot import plot
+from benchmarks.study_report import table, verdicts
+from benchmarks.study_results import (
+    ACCURACY,
+    DIVERGED,
+    FID,
+    FLOOR,
+    OTHERS,
+    STEP_TIME,
+    Figures,
+    Row,
+    Setting,
+    append,
+    read,
+)
+from benchmarks.timing import rotation
+from fq_toolkit.fqgan.config import PRESETS, FQGANConfig, preset
+from fq_toolkit.fqgan.trainer import run_name, train
+from fq_toolkit.training.errors import ConfigError, DivergedError, MissingExtraError, RunError
+from fq_toolkit.training.metrics_log import read_metrics
+from fq_toolkit.training.progress import SilentReporter, format_duration
+from fq_toolkit.training.run_folder import RunFolder
+
+BASELINE = "none"
+ARMS: tuple[str, ...] = get_args(get_type_hints(FQGANConfig)["fq"])
+REFUSED = 3
+_SEEDS, _QUICK_SEEDS, _QUICK_STEPS, _QUICK_SAMPLES = 8, 2, 8, 200
+_LOG_EVERY = 20
+
+
+class Stopped(Exception):
+    """A signal ended a run before its last step."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class StepClock(SilentReporter):
+    """Takes the time from one logged step to the next: there the loop has waited for the device."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: tuple[int, float] | None = None
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """A step was logged. The steps to the first one, in which things are built, are not timed."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append((now - self._last[1]) / (step - self._last[0]))
+        self._last = (step, now)
+
+
+def plan(arms: Sequence[str], seeds: int) -> list[tuple[str, int]]:
+    """Arm and seed of every run, seed by seed: a stopped study is balanced. The arms rotate within a seed."""
+    return [(arm, seed) for seed in range(seeds) for arm in rotation(arms, seed)]
+
+
+def run_config(setting: Setting, arm: str, seed: int) -> FQGANConfig:
+    """Options of one run: the preset's, and the same for all runs of a setting except ``fq`` and ``seed``."""
+    return dataclasses.replace(
+        preset(setting.preset),
+        fq=arm,  # type: ignore[arg-type]
+        seed=seed,
+        steps=setting.steps,
+        eval_samples=setting.samples,
+        device="cpu" if setting.device == "cpu" else "auto",
+        log_every=max(1, min(_LOG_EVERY, setting.steps // 4)),
+        checkpoint_every=0,
+        evaluate_every=0,
+        keep_checkpoints=1,
+    )
+
+
+def run_once(config: FQGANConfig, folder: Path) -> dict[str, float]:
+    """Train one arm with one seed into a new folder.
+
+    Returns:
+        Metric -> value; the Frechet distance is the last. A run that diverged has only ``diverged``.
+
+    Raises:
+        Stopped: when a signal came.
+        RunError: when a file cannot be written.
+    """
+    clock, others = StepClock(), machine.OtherLoad()
+    try:
+        result = train(config, out=folder, reporter=clock)
+    except DivergedError:
+        return {DIVERGED: 1.0}
+    if result.signal is not None or result.evaluation is None:
+        raise Stopped(result.signal or signal.SIGINT)
+    evaluation = result.evaluation
+    last = read_metrics(RunFolder(result.run).metrics)[-1]
+    busy = others.cores()
+    return {
+        FLOOR: evaluation.floor,
+        ACCURACY: evaluation.accuracy,
+        STEP_TIME: statistics.median(clock.seconds) if clock.seconds else result.seconds / result.step,
+        **({} if busy is None else {OTHERS: busy}),
+        **{name: value for name, value in last.items() if name.startswith(("usage/", "perplexity/"))},
+        f"{FID}{evaluation.extractor}]": evaluation.fid,
+    }
+
+
+def run_all(
+    setting: Setting, runs: Sequence[tuple[str, int]], path: Path, keep: Path | None, console: Console
+) -> None:
+    """Do the runs that the results file lacks and append each when it has ended.
+
+    Raises:
+        Stopped: when a signal came; what had ended by then is in the file.
+        RunError: when a file cannot be written.
+    """
+    finished = Figures(read(path), setting).finished()
+    open_runs = [run for run in runs if run not in finished]
+    if len(open_runs) < len(runs):
+        console.print(f"{len(runs) - len(open_runs)} of {len(runs)} runs are in {path}", soft_wrap=True)
+    append(path, [])  # a file that cannot be written is better found now than after the first run
+    began = time.monotonic()
+    for number, (arm, seed) in enumerate(open_runs, start=1):
+        config = run_config(setting, arm, seed)
+        scratch = Path(tempfile.mkdtemp(prefix="study-fqgan-"))
+        try:
+            folder = (keep or scratch) / f"{run_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}"
+            figures = run_once(config, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+        append(path, [Row(setting, arm, seed, name, value, today) for name, value in figures.items()])
+        name, value = list(figures.items())[-1]
+        left = (time.monotonic() - began) / number * (len(open_runs) - number)
+        console.print(
+            f"{number}/{len(open_runs)} seed {seed} {arm}: {name} {value:.4g}, {format_duration(left)} left",
+            markup=False,
+            highlight=False,
+        )
+
+
+def report(figures: Figures, path: Path, console: Console) -> None:
+    """Print the table and what it means, and draw the picture beside the results file."""
+    if not figures.values:
+        console.print("no run has ended yet: nothing to compare")
+        return
+    console.print(table(figures, baseline=BASELINE))
+    for sentence in verdicts(figures, baseline=BASELINE):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    if figures.fid is not None:
+        plot(figures, picture(path, figures.setting.preset), baseline=BASELINE)
+
+
+def picture(path: Path, name: str) -> Path:
+    """Where the picture of a preset goes: beside the results file."""
+    return path.with_name(f"{path.stem}-{name}.png")
+
+
+def make_setting(arguments: argparse.Namespace) -> Setting:
+    """What all runs of this call share.
+
+    Raises:
+        ConfigError: for an option out of range.
+    """
+    base = preset(arguments.preset)
+    revision, dirty = machine.commit()
+    versions = [machine.package_version("fq-toolkit"), f"torch {torch.__version__}"]
+    versions += [f"python {platform.python_version()}", f"kernels {ours.backend(arguments.device)}"]
+    setting = Setting(
+        preset=arguments.preset,
+        steps=arguments.steps or (_QUICK_STEPS if arguments.quick else base.steps),
+        samples=_QUICK_SAMPLES if arguments.quick else base.eval_samples,
+        commit=revision,
+        dirty=dirty,
+        machine=machine.machine_name(arguments.device),
+        device=arguments.device,
+        threads=torch.get_num_threads(),
+        versions=", ".join(filter(None, versions)),
+    )
+    run_config(setting, BASELINE, 0)  # refuses a wrong option before anything is done
+    return setting
+
+
+def _gates_are_green(device: str, console: Console) -> bool:
+    findings = [finding for texts in run_gates(GATES, device).values() for finding in texts]
+    for finding in findings:
+        console.print(finding, style="red", markup=False)
+    if findings:
+        console.print(
+            "refused: nothing is measured while a gate is red; nothing was written", style="bold red"
+        )
+    return not findings
+
+
+def study(arguments: argparse.Namespace, path: Path, console: Console) -> int:
+    """Run what is missing and report; returns the exit code."""
+    setting = make_setting(arguments)
+    runs = plan(arguments.arms, arguments.seeds or (_QUICK_SEEDS if arguments.quick else _SEEDS))
+    if not _gates_are_green(arguments.device, console):
+        return REFUSED
+    if setting.dirty and not arguments.quick:
+        console.print(
+            "the code differs from the commit: rows are marked dirty, and nobody knows whether two calls ran "
+            "the same code; measure in a clean checkout",
+            style="red",
+        )
+    code = 0
+    try:
+        run_all(setting, runs, path, arguments.keep, console)
+    except Stopped as error:
+        code = 128 + error.number
+        kept = "" if arguments.quick else "; the same command goes on with the study"
+        console.print(f"{error}: the run in progress is not counted{kept}")
+    report(Figures(read(path), setting), path, console)
+    return code
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} was given, expected 1 or more")
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
+        prog="python -m benchmarks.study_fqgan",
+        description="Does feature quantization help? Trains every arm with the same seeds and compares them.",
+    )
+    add = command.add_argument
+    add("--seeds", type=_positive, metavar="N", help=f"seeds 0 to N-1 (default: {_SEEDS})")
+    add("--steps", type=_positive, help="steps of every run; default: the preset's")
+    add("--arms", nargs="+", choices=ARMS, default=ARMS, help="default: all; compared is with none")
+    add("--preset", choices=list(PRESETS), default="digits", help="data and all other options (%(default)s)")
+    add(
+        "--quick",
+        action="store_true",
+        help=f"does everything work: {_QUICK_SEEDS} seeds, {_QUICK_STEPS} steps, {_QUICK_SAMPLES} samples, "
+        "no results file",
+    )
+    add("--report", action="store_true", help="run nothing; report every setting in the results file")
+    add("--results", type=Path, default=results.DIRECTORY, help="folder of the results files")
+    add("--keep", type=Path, metavar="DIR", help="keep the run folders there; default: they are temporary")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--threads", type=_positive, help="CPU threads; default: every core (quick: 1)")
+    return command
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the study.
+
+    Returns:
+        The exit code: 0, 1 when a run failed or there is nothing to report, 2 for wrong options, 3 when a
+        gate is red, 128 + n after signal n.
+    """
+    arguments = parser().parse_args(words)
+    arguments.arms = list(dict.fromkeys(arguments.arms))
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.stderr.write("--device cuda was given, but this torch sees no CUDA device; use --device cpu\n")
+        return 2
+    torch.set_num_threads(arguments.threads or (1 if arguments.quick else machine.core_count()))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    name = f"{results.STUDY}fqgan-{machine.machine_name(arguments.device)}.csv"
+    try:
+        if arguments.quick:
+            with tempfile.TemporaryDirectory(prefix="study-fqgan-") as folder:
+                code = study(arguments, Path(folder) / name, console)
+            console.print(
+                "quick run: so few steps say nothing about quality; no results file was touched",
+                soft_wrap=True,
+            )
+            return code
+        path = arguments.results / name
+        if arguments.report:
+            rows = read(path)
+            for setting in dict.fromkeys(row.setting for row in rows):
+                report(Figures(rows, setting), path, console)
+            if not rows:
+                sys.stderr.write(f"no rows in {path}; run `python -m benchmarks.study_fqgan` first\n")
+            return 0 if rows else 1
+        code = study(arguments, path, console)
+        if code != REFUSED:
+            console.print(f"results: {path} and {picture(path, arguments.preset).name}", soft_wrap=True)
+        return code
+    except (ConfigError, MissingExtraError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except (RunError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; runs that had ended are kept\n")
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
