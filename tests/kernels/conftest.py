@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -20,15 +21,21 @@ from torch import Tensor
 KERNELS = [f"fq_toolkit.kernels.{op}_triton" for op in ("lookup", "segment_sums", "commit", "backward")]
 
 
+def _version(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version(package).split(".")[:2])
+
+
 def _load_interpreted() -> str | None:
     """Import the kernels; return why they cannot run here, or None."""
     if torch.cuda.is_available():
         return None
     if importlib.util.find_spec("triton") is None:
         return "needs triton"
+    if _version("triton") < (3, 7) and _version("numpy") >= (2, 4):
+        return "the interpreter of Triton before 3.7 needs NumPy before 2.4"
     before = os.environ.get("TRITON_INTERPRET")
     if "triton" in sys.modules and type(sys.modules["triton"].language.sum).__name__ != "InterpretedFunction":
-        return "triton was imported for compilation earlier in this process; run this folder on its own"
+        pytest.exit("Triton was imported for compilation before tests/kernels was collected", returncode=3)
     os.environ["TRITON_INTERPRET"] = "1"
     try:
         for kernel in KERNELS:

@@ -103,7 +103,7 @@ def table_jobs() -> list[Job]:
 
 
 def variant_jobs() -> list[Job]:
-    """What the table leaves open, for one device: other constants, and sizes of 1, which become constants too."""
+    """What the table leaves open, for one device: other constants, and sizes of 1, which are constants."""
     jobs: list[Job] = []
     for op, variants in VARIANTS.items():
         config = launch_config(op, 1 << 20, 1024, 256, torch.float32, (9, 0))
@@ -141,7 +141,7 @@ def compile_all(jobs: list[Job], cache: Path) -> list[dict[str, Any]]:
         assert worker.returncode == 0, worker.stderr[-4000:]
         return json.loads(worker.stdout)
 
-    with ThreadPoolExecutor(2) as pool:  # two processes: compilation does not share one
+    with ThreadPoolExecutor(2) as pool:
         even, odd = pool.map(run, (jobs[::2], jobs[1::2]))
     results: list[dict[str, Any]] = [{}] * len(jobs)
     results[::2], results[1::2] = even, odd
@@ -178,6 +178,7 @@ def test_variants_compile(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_dtype_dimension_and_layout_compiles(tmp_path: Path) -> None:
     jobs = every_job()
     for job, result in zip(jobs, compile_all(jobs, tmp_path), strict=True):
