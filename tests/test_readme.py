@@ -183,21 +183,6 @@ def test_quoted_messages_are_those_of_the_code() -> None:
         assert any(all(piece in text for piece in pieces) for text in source), fragment
 
 
-def test_an_in_place_activation_behind_a_regularizing_layer_fails_as_described() -> None:
-    from fq_toolkit import FeatureQuantizer, commitment_loss
-
-    assert "`modified by an inplace operation`" in section("troubleshooting")
-    for inplace in (True, False):
-        layer = FeatureQuantizer(4, 8, mode="regularize")
-        model = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.ReLU(inplace=inplace))
-        loss = model(torch.randn(2, 3, 4, 4)).sum() + commitment_loss(model)
-        if inplace:
-            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                loss.backward()
-        else:
-            loss.backward()
-
-
 def test_the_picture_is_there_with_a_caption_from_its_record() -> None:
     spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "picture.py")
     assert spec is not None

@@ -310,6 +310,8 @@ class FeatureQuantizer(ReferenceStates):
             self.memory.shape = tuple(x.shape)
             self.learn(features.detach(), rows, loss.detach(), counts, sums.detach(), learning)
         if not with_output:
+            # The loss keeps x for its gradient, and the host may go on with an in-place activation: let it.
+            x = x.clone() if loss.requires_grad else x
             return Lookup(x, loss, indices, counts, task is not None)
         if self.mode == "rotation":
             batch, _, height, width = features.shape

@@ -205,10 +205,25 @@ def test_strength_blends_and_a_schedule_sees_the_number_of_updates(backend: str)
     assert seen[-1] == 3
 
 
+def test_regularize_lets_the_host_overwrite_what_it_returns() -> None:
+    """`nn.ReLU(inplace=True)` right behind the layer changes neither the loss nor any gradient."""
+    conv = torch.nn.Conv2d(3, 4, 3)
+    images = torch.randn(2, 3, 9, 9)
+    gradients = []
+    for inplace in (False, True):
+        layer = FeatureQuantizer(4, 8, mode="regularize")
+        model = torch.nn.Sequential(conv, layer, torch.nn.ReLU(inplace=inplace))
+        loss = model(images).square().mean() + commitment_loss(model)
+        gradients.append(torch.autograd.grad(loss, conv.weight)[0])
+    assert torch.equal(*gradients)
+
+
 def test_regularize_returns_the_very_features() -> None:
     layer = FeatureQuantizer(4, 8, mode="regularize")
     x = torch.randn(3, 4, 5, 5, requires_grad=True)
-    assert layer(x) is x
+    assert torch.equal(layer(x), x)
+    with torch.no_grad():
+        assert layer(x) is x
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 3))
     quantized = torch.nn.Sequential(net[0], FeatureQuantizer(4, 8, mode="regularize"), net[1])
     images = torch.randn(2, 3, 9, 9)
