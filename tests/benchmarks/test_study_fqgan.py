@@ -251,7 +251,8 @@ def tiny(monkeypatch, tmp_path_factory):
     threads = torch.get_num_threads()
     few = datasets.load_digits()
     few = few._replace(images=few.images[:300], labels=few.labels[:300])
-    monkeypatch.setenv("FQ_TOOLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "study-cache"))
+    cache = tmp_path_factory.getbasetemp() / "study-cache"
+    monkeypatch.setattr(extractors, "cache_folder", lambda: cache)  # the kernels stay in theirs: built once
     monkeypatch.setattr(extractors, "EPOCHS", 1)
     monkeypatch.setitem(datasets.DATASETS, "digits", lambda: few)
     monkeypatch.setitem(configuration.PRESETS, "digits", TINY)
@@ -316,6 +317,17 @@ def test_the_order_of_the_runs_does_not_change_their_figures(tiny, tmp_path):
     alone = figures("none", "a")
     assert figures("straight_through", "b") != alone
     assert figures("none", "c") == alone
+
+
+def test_with_one_seed_all_arms_start_alike(tiny):
+    starts = []
+    for arm in ARMS:
+        config = dataclasses.replace(tiny, fq=arm, seed=5)
+        gan = trainer.FQGAN(config, datasets.load_dataset("digits"), trainer.make_accelerator(config))
+        weights = [*gan.generator.parameters(), *gan.discriminator.parameters()]
+        starts.append([*(weight.detach() for weight in weights), torch.rand(3), gan.order.next()])
+    for start in starts[1:]:
+        assert all(torch.equal(mine, first) for mine, first in zip(start, starts[0], strict=True))
 
 
 def test_a_stopped_run_is_not_counted(tiny, capsys, tmp_path, monkeypatch):
