@@ -16,8 +16,10 @@ from fq_toolkit.prevalent.angles import (
     view_angle_features,
 )
 from fq_toolkit.prevalent.features import FeatureStore
-from fq_toolkit.prevalent.items import NavItem, check_items
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.items import NavItem, unreachable
 from fq_toolkit.prevalent.observation import EnvTables, Observation
+from fq_toolkit.prevalent.scan import Scan
 from fq_toolkit.prevalent.tables import TableBuilder
 from fq_toolkit.prevalent.world import NavWorld
 
@@ -141,6 +143,17 @@ class BatchedNavEnv:
                 self._goals.popitem(last=False)
         return self._goals[key]
 
+    def _resolve(self, item: NavItem) -> tuple[Scan, int, _Goal]:
+        """Return scan, start and goal of an item, or say what is wrong with it."""
+        try:
+            scan = self.world.scan(item.scan)
+            start, goal = scan.locate(item.start), self._goal(item)
+        except DataError as error:
+            raise DataError(f"item {item.instr_id!r}: {error}") from error
+        if goal.distance[start] == np.inf:
+            raise unreachable(item, f"item {item.instr_id!r}")
+        return scan, start, goal
+
     def reset(self, items: Sequence[NavItem]) -> Observation:
         """Start one episode per item; headings and elevations are snapped to the 36 views.
 
@@ -164,24 +177,21 @@ class BatchedNavEnv:
                 )
         if not items:
             raise ValueError("reset needs at least one item")
-        check_items(items, self.world)
+        scans, start, goals = zip(*(self._resolve(item) for item in items), strict=True)
         tables = self._refresh_tables({item.scan for item in items})
-        scans = [self.world.scan(item.scan) for item in items]
         offset = np.array([self._builder.offsets[scan.name] for scan in scans])
-        goals = [self._goal(item) for item in items]
         widest = max(map(len, scans))
         distance, action = np.full((len(items), widest), np.inf), np.full((len(items), widest), -1)
         for row, goal in enumerate(goals):
             distance[row, : len(goal.distance)] = goal.distance
             action[row, : len(goal.action)] = goal.action
-        start = np.array([scan.locate(item.start) for scan, item in zip(scans, items, strict=True)])
         view = np.array([snap(item.heading, item.elevation)[2] for item in items])
         self._items = items
         self._goal_distance, self._goal_action = self._put(distance.ravel()), self._put(action.ravel())
         self._goal_row = self._put(np.arange(len(items)) * widest - offset)
         known = np.array([bool(item.goals) for item in items])
         self._has_goal = None if known.all() else self._put(known)
-        self._node, self._view = self._put(start + offset), self._put(view)
+        self._node, self._view = self._put(np.array(start) + offset), self._put(view)
         self._ended = self._put(np.zeros(len(items), dtype=bool))
         self._distance = self._goal_distance[self._goal_row + self._node]
         self._target = tables.world.target.reshape(-1)

@@ -2,7 +2,9 @@
 
 import base64
 import binascii
+import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +149,9 @@ class Hdf5Rows:
         check_readable(path)
         h5py = require("h5py", purpose="reading HDF5 features", extra="vln")
         try:
-            self._file: Any = h5py.File(path, "r")
-            self._names = list(self._file)
-            sizes = [getattr(self._file[name], "shape", None) for name in self._names]
+            with h5py.File(path, "r") as file:
+                self._names = list(file)
+                sizes = [getattr(file[name], "shape", None) for name in self._names]
         except (OSError, RuntimeError, KeyError) as error:
             raise DataError(f"{path} is no readable HDF5 file ({error}): truncated or damaged") from error
         for name, size in zip(self._names, sizes, strict=True):
@@ -161,8 +163,19 @@ class Hdf5Rows:
         if dim is None:
             raise DataError(f"{path} holds no datasets")
         self._path = path
+        self._open: tuple[int, Any] | None = None
         self.keys = [split_key(name, str(path)) for name in self._names]
         self.shape = (len(self._names), VIEWS, dim)
+
+    def _file(self) -> Any:
+        """Return the open file; a process that was forked off opens its own."""
+        if self._open is None or self._open[0] != os.getpid():
+            h5py = require("h5py", purpose="reading HDF5 features", extra="vln")
+            self._open = (os.getpid(), h5py.File(self._path, "r"))
+        return self._open[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
 
     def row(self, index: int) -> np.ndarray:
         """Return one panorama, float32 (36, D).
@@ -172,6 +185,25 @@ class Hdf5Rows:
         """
         name = self._names[index]
         try:
-            return np.asarray(self._file[name][()], dtype=np.float32)
+            return np.asarray(self._file()[name][()], dtype=np.float32)
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"{self._path}: dataset {name!r} cannot be read ({error}): truncated?") from error
+
+
+class SyntheticRows:
+    """Standard normal rows that depend on seed, scan and viewpoint only.
+
+    Args:
+        keys: (scan, viewpoint) of each row.
+        dim: width D.
+        seed: of the numbers.
+    """
+
+    def __init__(self, keys: list[tuple[str, str]], dim: int, seed: int) -> None:
+        self.keys, self.seed = keys, seed
+        self.shape = (len(keys), VIEWS, dim)
+
+    def row(self, index: int) -> np.ndarray:
+        """Return one panorama, float32 (36, D)."""
+        name = zlib.crc32("_".join(self.keys[index]).encode())
+        return np.random.default_rng([self.seed, name]).standard_normal(self.shape[1:], dtype=np.float32)

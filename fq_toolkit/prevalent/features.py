@@ -1,8 +1,7 @@
 """FeatureStore: the 36 view features of every viewpoint, from files or from a seed."""
 
-import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from fq_toolkit.prevalent.angles import VIEWS
-from fq_toolkit.prevalent.feature_files import Hdf5Rows, map_npz, read_tsv
+from fq_toolkit.prevalent.feature_files import Hdf5Rows, SyntheticRows, map_npz, read_tsv
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.world import NavWorld
 from fq_toolkit.training.errors import RunError
@@ -39,7 +38,7 @@ class FeatureStore:
             raise DataError(f"features have shape {np.shape(array)}; expected (n, {VIEWS}, D)")
         self._start(keys, array.shape, "features")
         self._array: Any = array
-        self._make: Callable[[int], np.ndarray] | None = None
+        self._made: Hdf5Rows | SyntheticRows | None = None
 
     def _start(self, keys: Iterable[tuple[str, str]], shape: Sequence[int], source: str) -> None:
         self.keys = [(str(scan), str(viewpoint)) for scan, viewpoint in keys]
@@ -55,13 +54,10 @@ class FeatureStore:
         self._resident: dict[torch.device, torch.Tensor] = {}
 
     @classmethod
-    def _from_rows(
-        cls, keys: Iterable[tuple[str, str]], dim: int, make: Callable[[int], np.ndarray], source: str
-    ) -> "FeatureStore":
+    def _from_rows(cls, rows: Hdf5Rows | SyntheticRows, source: str) -> "FeatureStore":
         store = cls.__new__(cls)
-        keys = list(keys)
-        store._start(keys, (len(keys), VIEWS, dim), source)
-        store._array, store._make = None, make
+        store._start(rows.keys, rows.shape, source)
+        store._array, store._made = None, rows
         return store
 
     @classmethod
@@ -92,8 +88,7 @@ class FeatureStore:
             DataError: for a missing, truncated or damaged file, or another shape.
             MissingExtraError: without h5py.
         """
-        rows = Hdf5Rows(Path(path), dim)
-        return cls._from_rows(rows.keys, rows.shape[2], rows.row, str(path))
+        return cls._from_rows(Hdf5Rows(Path(path), dim), str(path))
 
     @classmethod
     def from_npz(cls, path: str | Path, *, dim: int | None = None) -> "FeatureStore":
@@ -125,12 +120,7 @@ class FeatureStore:
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
         keys = [(name, viewpoint) for name in world.names for viewpoint in world.scan(name).viewpoints]
-
-        def make(row: int) -> np.ndarray:
-            name = zlib.crc32("_".join(keys[row]).encode())
-            return np.random.default_rng([seed, name]).standard_normal((VIEWS, dim), dtype=np.float32)
-
-        return cls._from_rows(keys, dim, make, f"synthetic features (seed {seed})")
+        return cls._from_rows(SyntheticRows(keys, dim, seed), f"synthetic features (seed {seed})")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -161,7 +151,7 @@ class FeatureStore:
         if row in self._recent:
             self._recent.move_to_end(row)
             return self._recent[row]
-        value = self._make(row)  # type: ignore[misc]
+        value = self._made.row(row)  # type: ignore[union-attr]
         self._recent[row] = value
         if len(self._recent) > _KEPT_ROWS:
             self._recent.popitem(last=False)

@@ -37,6 +37,14 @@ class NavItem(NamedTuple):
         return self.path[0]
 
 
+def unreachable(item: NavItem, where: str) -> DataError:
+    """Return the error for an item none of whose goals can be reached."""
+    return DataError(
+        f"{where}: unreachable goal: no path in scan {item.scan!r} from {item.start!r} to "
+        f"{', '.join(map(repr, item.goals))}"
+    )
+
+
 def check_items(items: Iterable[NavItem], world: NavWorld, *, source: str = "items") -> None:
     """Check that all viewpoints exist and that a goal of each item can be reached from its start.
 
@@ -57,10 +65,7 @@ def check_items(items: Iterable[NavItem], world: NavWorld, *, source: str = "ite
             raise DataError(f"{where}: {error}") from error
         goals = numbers[len(item.path) : len(item.path) + len(item.goals)]
         if goals and not np.isfinite(scan.distances[numbers[0], goals]).any():
-            raise DataError(
-                f"{where}: unreachable goal: no path in scan {item.scan!r} from {item.start!r} to "
-                f"{', '.join(map(repr, item.goals))}"
-            )
+            raise unreachable(item, where)
 
 
 def check_unique(items: Iterable[NavItem], *, source: str) -> None:

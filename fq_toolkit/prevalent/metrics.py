@@ -1,6 +1,7 @@
 """Metrics of paths on a navigation graph, for all items at once, in float64."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ def drop_repeats(path: Sequence[str]) -> list[str]:
         >>> drop_repeats(["a", "a", "b", "a"])
         ['a', 'b', 'a']
     """
-    return [viewpoint for i, viewpoint in enumerate(path) if i == 0 or viewpoint != path[i - 1]]
+    return [viewpoint for viewpoint, _ in groupby(path)]
 
 
 def measure_paths(
@@ -145,12 +146,8 @@ def measure_paths(
         empty = np.zeros(0)
         return PathMetrics(*[empty] * len(PathMetrics._fields))
     agent, annotated, targets = (
-        _pad([_locate(world, *row) for row in zip(scans, part, names, [what] * count, strict=True)])
-        for what, part in (
-            ("path", [drop_repeats(path) for path in paths]),
-            ("annotated path", [drop_repeats(path) for path in references]),
-            ("goals", goals),
-        )
+        _pad([_locate(world, *row, what) for row in zip(scans, part, names, strict=True)])
+        for part, what in ((paths, "path"), (references, "annotated path"), (goals, "goals"))
     )
     distances = _Distances(world, scans)
     _check_hops(world, distances, agent, scans, names)
@@ -194,13 +191,17 @@ def _total(values: np.ndarray) -> np.ndarray:
 
 
 def _locate(world: NavWorld, scan: str, path: Sequence[str], name: str, what: str) -> list[int]:
-    """Return the numbers of viewpoints, or say which item is wrong."""
+    """Return the numbers of viewpoints without immediate repetitions, or say which item is wrong."""
     if not path:
         raise DataError(f"{name}: {what} is empty")
     try:
         here = world.scan(scan)
-        index = here.index
-        return [index[viewpoint] if viewpoint in index else here.locate(viewpoint) for viewpoint in path]
+        try:
+            nodes = [here.index[viewpoint] for viewpoint in path]
+        except KeyError as error:
+            here.locate(error.args[0])  # says why there is none
+            raise
+        return [node for node, _ in groupby(nodes)]
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 

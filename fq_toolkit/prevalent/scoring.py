@@ -158,6 +158,11 @@ def score_ndh(
         regions = [scan.locate(viewpoint) for viewpoint in item.regions]
         path = [scan.locate(viewpoint) for viewpoint in record["path"]]
         remaining = scan.distances[:, regions].min(axis=1)
+        if not np.isfinite(remaining[path[0]]):
+            raise DataError(
+                f"{annotations}: item {item.instr_id!r}: unreachable goal: no path in scan {item.scan!r} "
+                f"from {item.start!r} to any of end_panos"
+            )
         progress[row] = remaining[path[0]] - remaining[path[-1]]
         passed[row] = scan.distances[path, scan.locate(planner[item.instr_id])].min() < 3.0
     scores = _shared_means(found)

@@ -1,6 +1,7 @@
 """NavWorld: the navigation graphs of several scans, read when they are first needed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ class NavWorld:
         for name in world._names:
             if not connectivity.connectivity_path(folder, name).exists():
                 raise DataError(f"scan {name!r} is missing: {connectivity.connectivity_path(folder, name)}")
-        world._load = lambda name: connectivity.read_scan(folder, name)
+        world._load = partial(connectivity.read_scan, folder)
         return world
 
     @classmethod

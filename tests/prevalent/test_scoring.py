@@ -13,6 +13,8 @@ from fq_toolkit.prevalent import (
     BatchedNavEnv,
     DataError,
     MiniWorld,
+    NavWorld,
+    Scan,
     load_predictions,
     load_r2r,
     measure_paths,
@@ -247,3 +249,16 @@ def test_the_command_says_what_is_wrong(
     status, out, _ = call(capsys, "score", "--help")
     assert status == 0
     assert "fq-toolkit score" in out
+
+
+def test_goal_progress_needs_an_end_that_can_be_reached(tmp_path: Path) -> None:
+    line = LINE.scan("line")
+    adjacent = line.adjacent.copy()
+    adjacent[3, 4] = adjacent[4, 3] = False
+    world = NavWorld([Scan("line", line.viewpoints, line.positions, adjacent)])
+    annotations = write_json(tmp_path / "NDH.json", [ndh_record(1, "ab", "ab", "e")])
+    predictions = write_json(tmp_path / "p.json", [{"inst_idx": 1, "trajectory": trajectory("ab")}])
+    with pytest.raises(
+        DataError, match=r"NDH\.json: item '1': unreachable goal: .* from 'a' to any of end_panos"
+    ):
+        score_ndh(predictions, annotations, world)

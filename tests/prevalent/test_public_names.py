@@ -1,0 +1,66 @@
+"""The public names, and what importing and pickling cost."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fq_toolkit.prevalent as prevalent
+from fq_toolkit.prevalent import BatchedNavEnv, FeatureStore, MiniWorld, NavWorld
+
+NAMES = {
+    "BatchedNavEnv", "CameraState", "DataError", "FeatureStore", "HannaScores", "MiniWorld", "NDHScores",
+    "NavItem", "NavWorld", "Observation", "PathMetrics", "R2RScores", "Scan", "Step", "Triplet",
+    "VisibleViewpoint", "action_label", "angle_features", "check_disjoint", "check_items", "check_lengths",
+    "collect_triplets", "load_hanna", "load_ndh", "load_predictions", "load_r2r", "load_triplets",
+    "measure_paths", "move_camera", "place_camera", "sample_paths", "save_predictions", "save_triplets",
+    "score_hanna", "score_ndh", "score_r2r", "visible_viewpoints",
+}  # fmt: skip
+
+
+def test_the_names_of_the_documentation_are_there() -> None:
+    assert set(prevalent.__all__) >= NAMES
+    assert set(dir(prevalent)) >= NAMES
+    for name in NAMES:
+        value = getattr(prevalent, name)
+        assert value.__name__ == name
+        assert value.__doc__
+    with pytest.raises(AttributeError, match=r"no attribute 'NavWord'; it offers .*NavWorld"):
+        _ = prevalent.NavWord  # type: ignore[attr-defined]
+
+
+def test_importing_and_building_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; import fq_toolkit.prevalent as p; p.NavWorld, p.BatchedNavEnv, p.score_r2r; "
+        "print(*{m.split('.')[0] for m in sys.modules})"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    plain = subprocess.run(
+        [sys.executable, "-c", "import sys, torch; print(*{m.split('.')[0] for m in sys.modules})"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    added = set(child.stdout.split()) - set(plain.stdout.split())
+    assert not added & {"scipy", "h5py", "transformers", "matplotlib", "tyro", "networkx"}
+
+
+def test_worlds_and_features_go_to_other_processes(tmp_path: Path, mini: MiniWorld) -> None:
+    annotated = mini.write(tmp_path, 2)
+    assert annotated.exists()
+    world = pickle.loads(pickle.dumps(NavWorld.from_connectivity(tmp_path)))
+    rows = np.arange(3)
+    for store in (mini.features(), FeatureStore.synthetic(world, dim=4)):
+        again = pickle.loads(pickle.dumps(store))
+        np.testing.assert_array_equal(again.panorama(rows), store.panorama(rows))
+    path = tmp_path / "f.hdf5"
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    with h5py.File(path, "w") as file:
+        file["s_a"] = np.ones((36, 4))
+    store = FeatureStore.from_hdf5(path)
+    store.panorama(np.array([0]))
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(store)).panorama(np.array([0])), np.ones((1, 36, 4))
+    )
+    assert BatchedNavEnv(pickle.loads(pickle.dumps(mini))).reset(mini.items(1)).viewpoints
