@@ -1,7 +1,7 @@
 """Attention with memory slots in front of the text.
 
-The registered attention functions are these, around the ones that the model would use. A slot stands before the
-text keys and every query sees it; the cache and the mask that the model makes hold text only.
+The registered attention functions are these, around the ones that the model would use. A slot stands before
+the text keys and every query sees it; the cache and the mask that the model makes hold text only.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ def attend_with_slots(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over slots and text.
 
-    Without a mask, sdpa is causal from the upper left: query i would see keys 0..i, and the slots would push the
-    text out of sight.  As many empty queries as there are slots, put in front and dropped afterwards, make the
-    square again that the fast kernels know; no dense mask is needed.
+    Without a mask, sdpa is causal from the upper left: query i would see keys 0..i, and the slots would push
+    the text out of sight.  As many empty queries as there are slots, put in front and dropped afterwards,
+    make the square again that the fast kernels know; no dense mask is needed.
 
     Args:
         base: the attention of the model.
@@ -188,7 +188,8 @@ def eager_attention(
         if function is not None:
             return function(module, query, key, value, attention_mask, **options)
     raise ValueError(
-        f"{type(module).__name__} has no eager attention of its own; call model.set_attn_implementation('sdpa')"
+        f"{type(module).__name__} has no eager attention of its own; "
+        'call model.set_attn_implementation("sdpa")'
     )
 
 

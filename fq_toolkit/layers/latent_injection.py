@@ -1,8 +1,8 @@
-"""Latents for decoders of transformers: as memory that every token attends to, as part of its embeddings, or both.
+"""Latents for decoders of transformers: as memory that every token attends to, in its embeddings, or both.
 
-Source: "Optimus: Organizing Sentences via Pre-trained Modeling of a Latent Space", arXiv 2004.04092, section 3.
-The memory is put in front of the keys and values inside attention, by a registered attention implementation, so that
-the cache and the masks hold text only, and every kind of decoding works.
+Source: "Optimus: Organizing Sentences via Pre-trained Modeling of a Latent Space", arXiv 2004.04092.
+The memory is put in front of the keys and values inside attention, by a registered attention implementation,
+so that the cache and the masks hold text only, and every kind of decoding works.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ def inject_latent(
 ) -> Any:
     """Let a decoder of transformers depend on a latent vector, in place.
 
-    Memory: ``h = W_m z``; each layer's part of h is key and value of a slot before the text, split into heads and
-    nothing else, visible to every token.  Embedding: ``W_e z`` is added to each input embedding.  Afterwards the
-    forward and ``generate`` take ``latent=``; without it the model is what it was, bit for bit.  Learned positions
-    of a text start behind the slots where the forward takes ``position_ids``, else and in rotary models at 0.
+    Memory: ``h = W_m z``; each layer's part of h is key and value of a slot before the text, split into heads
+    and nothing else, visible to every token.  Embedding: ``W_e z`` is added to each input embedding.
+    Afterwards the forward and ``generate`` take ``latent=``; without it the model is what it was, bit for
+    bit.  Learned positions of a text start behind the slots where the forward takes ``position_ids``; else,
+    and in rotary models, they start at 0.
 
     Args:
         model: a decoder or encoder-decoder with a language-modelling head, such as ``GPT2LMHeadModel``.
@@ -88,8 +89,8 @@ def inject_latent(
 
     Raises:
         TypeError: not a model of transformers, or a setting of the wrong type.
-        ValueError: a setting out of range, a model that is injected already, or an architecture in which memory
-            cannot work; nothing is changed then.
+        ValueError: a setting out of range, a model that is injected already, or an architecture in which
+            memory cannot work; nothing is changed then.
 
     Example:
         >>> import torch
@@ -145,7 +146,8 @@ def inject_latent(
     child = LatentProjector(spec, custom).to(device=model.device)
     if custom is None:
         child.to(dtype=model.dtype)
-    model.__class__ = injected_class(type(model))
+    kind_of_model: Any = type(model)
+    model.__class__ = injected_class(kind_of_model)
     _attach(model, spec, child)
     model.config.latent_injection = spec.to_dict()
     logger.info("%s", model.latent_status())
@@ -189,7 +191,7 @@ def remove_latent(model: Any) -> Any:
 def load_latent(folder: str | Path, *, projector: nn.Module | None = None, **options: Any) -> Any:
     """Load a model that was saved with a latent in it.
 
-    The folder is an ordinary one of transformers: the class of the base model loads it as well, without the latent.
+    The folder is an ordinary one of transformers: the base model's class loads it too, without the latent.
 
     Args:
         folder: what ``model.save_pretrained`` wrote, or the name of a repository on the hub.
@@ -213,7 +215,7 @@ def load_latent(folder: str | Path, *, projector: nn.Module | None = None, **opt
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     model.save_pretrained(folder)
         ...     same = load_latent(folder)
-        >>> bool(torch.equal(same(ids, latent=z).logits, model(ids, latent=z).logits))
+        >>> bool(torch.allclose(same(ids, latent=z).logits, model(ids, latent=z).logits))
         True
     """
     import transformers
@@ -250,7 +252,7 @@ def load_latent(folder: str | Path, *, projector: nn.Module | None = None, **opt
 
 @functools.cache
 def injected_class(base: type) -> Any:
-    """The subclass of a model's class that takes a latent. Its name is that of the base, as configs record it."""
+    """The subclass of a model's class that takes a latent, under the name of the base: configs record it."""
     _register()
     plain: Any = base
 
@@ -370,7 +372,8 @@ def _find_sites(model: Any) -> list[Reading]:
         raise _unsupported(model, "its attention does not go through the interface of transformers")
     _register()
     probe = Probe()
-    configs = distinct(module.config for module in model.modules() if isinstance(module, _pretrained()))
+    pretrained: Any = _pretrained()
+    configs = distinct(module.config for module in model.modules() if isinstance(module, pretrained))
     before = [config._attn_implementation for config in configs]
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False}
@@ -388,7 +391,7 @@ def _find_sites(model: Any) -> list[Reading]:
     if len(probe.readings) != _num_layers(model):
         raise _unsupported(
             model,
-            f"{len(probe.readings)} of its {_num_layers(model)} layers have a causal self-attention to read it",
+            f"only {len(probe.readings)} of its {_num_layers(model)} layers have a causal self-attention",
         )
     return probe.readings
 

@@ -36,6 +36,8 @@ class LatentModel:
         given = dict(zip(self._latent_names, args, strict=False)) | kwargs
         cache = given.get("past_key_values", given.get("cache_params"))
         known = _projected_before(cache, latent)
+        if torch.is_grad_enabled() or self.training:  # what was kept without a graph leads nowhere
+            known = None
         if latent is None:
             return _keep_in_graph(self, plain(*args, **kwargs))
         spec: LatentSpec = self.latent_spec
@@ -44,7 +46,8 @@ class LatentModel:
         batch, length = (ids if embeds is None else embeds).shape[:2]
         if latent.shape[0] not in (1, batch):
             raise ValueError(
-                f"latent has {latent.shape[0]} row(s) and the text {batch}; give one latent per text, or one for all"
+                f"latent has {latent.shape[0]} row(s) and the text {batch}; "
+                "give one latent per text, or one for all"
             )
         if known is None:
             like = next(getattr(self, CHILD).parameters(), latent)
@@ -52,7 +55,7 @@ class LatentModel:
         self._place_text(given, cache, length, (ids if embeds is None else embeds).device)
         if spec.has_embedding:
             self._add_to_embeddings(given, ids, embeds, known.embedding)
-        if spec.has_memory:
+        if known.memory is not None:
             self._check_route()
             self._check_checkpointing()
             given[KEYWORD] = Memory(known.memory)
@@ -71,7 +74,8 @@ class LatentModel:
         if (ids is None) == (embeds is None):
             raise ValueError(
                 f"give either {prefix}input_ids or {prefix}inputs_embeds"
-                f"{', or labels,' if prefix else ''} with a latent; got {'neither' if ids is None else 'both'}"
+                f"{', or labels,' if prefix else ''} with a latent; "
+                f"got {'neither' if ids is None else 'both'}"
             )
         return ids, embeds
 
@@ -131,8 +135,9 @@ class LatentModel:
                 function = getattr(module, "_gradient_checkpointing_func", None)
                 if getattr(function, "keywords", {}).get("use_reentrant") is not False:
                     raise ValueError(
-                        "reentrant gradient checkpointing loses the gradient of the latent; call "
-                        'model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})'
+                        "reentrant gradient checkpointing loses the gradient of the latent; "
+                        "call model.gradient_checkpointing_enable("
+                        'gradient_checkpointing_kwargs={"use_reentrant": False})'
                     )
                 return
 
@@ -176,7 +181,8 @@ class LatentModel:
             latent = latent.expand(prompt.shape[0], *latent.shape[1:])
         if latent.shape[0] != prompt.shape[0]:
             raise ValueError(
-                f"latent has {latent.shape[0]} rows and there are {prompt.shape[0]} prompt(s); give one latent per prompt"
+                f"latent has {latent.shape[0]} rows and there are {prompt.shape[0]} prompt(s); "
+                "give one latent per prompt, or one for all"
             )
         latent = latent.to(prompt.device)
         scale = kwargs.get("guidance_scale", getattr(kwargs.get("generation_config"), "guidance_scale", None))
@@ -238,6 +244,10 @@ class LatentModel:
         Raises:
             ValueError: an implementation without room for memory; nothing is changed then.
         """
+        if isinstance(attn_implementation, str) and attn_implementation.removeprefix(PREFIX) in ROUTED:
+            attn_implementation = attn_implementation.removeprefix(PREFIX)
+        elif isinstance(attn_implementation, str) and self.latent_spec.has_memory:
+            raise no_room(attn_implementation)
         configs = site_configs(self)
         before = [config._attn_implementation for config in configs]
         unroute(configs)
@@ -250,7 +260,7 @@ class LatentModel:
             raise
 
     def latent_status(self: Any) -> str:
-        """One line: mode, latent size, slots, layers, trainable parameters of the injection and their share."""
+        """One line: mode, latent size, slots, layers, trainable parameters of the injection, their share."""
         spec: LatentSpec = self.latent_spec
         parameters = {id(p): p.numel() for p in self.parameters()}
         own = {id(p): p.numel() for p in getattr(self, CHILD).parameters() if p.requires_grad}
@@ -293,13 +303,18 @@ def route(configs: list[Any]) -> None:
     for config in configs:
         name = config._attn_implementation or "eager"
         if name.removeprefix(PREFIX) not in ROUTED:
-            raise ValueError(
-                f"attention implementation {name!r} has no room for memory slots; use one of {', '.join(ROUTED)}: "
-                'model.set_attn_implementation("sdpa")'
-            )
+            raise no_room(name)
     for config in configs:
         name = config._attn_implementation or "eager"
         config._attn_implementation_internal = PREFIX + name.removeprefix(PREFIX)
+
+
+def no_room(name: str) -> ValueError:
+    """The error for an attention implementation that memory cannot be put in front of."""
+    return ValueError(
+        f"attention implementation {name!r} has no room for memory slots; use one of {', '.join(ROUTED)}: "
+        'model.set_attn_implementation("sdpa")'
+    )
 
 
 def unroute(configs: list[Any]) -> None:
@@ -340,13 +355,14 @@ def _projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
     if seen is None or latent is None:
         had, has = ("with", "without") if latent is None else ("without", "with")
         raise ValueError(
-            f"the cache was begun {had} a latent and is continued {has} one; keep the latent for a whole text, "
-            "or begin a new cache"
+            f"the cache was begun {had} a latent and is continued {has} one; "
+            "keep the latent for a whole text, or begin a new cache"
         )
     same_object = seen[0] is latent
     if same_object or (seen[0].shape == latent.shape and not torch.equal(seen[0].to(latent), latent)):
         raise ValueError(
-            "the latent has changed in the middle of a cached text; keep it for a whole text, or begin a new cache"
+            "the latent has changed in the middle of a cached text; "
+            "keep it for a whole text, or begin a new cache"
         )
     return None
 

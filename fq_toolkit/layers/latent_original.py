@@ -1,8 +1,8 @@
 """Checkpoints of the released Optimus, under the names of the release.
 
 Three kinds lie in a run's folder: ``checkpoint-encoder-N/pytorch_model.bin``,
-``checkpoint-decoder-N/pytorch_model.bin`` and ``checkpoint-full-N/training.bin``, which holds both networks, the
-optimizer and the command line as an ``argparse.Namespace``.
+``checkpoint-decoder-N/pytorch_model.bin`` and ``checkpoint-full-N/training.bin``, which holds both networks,
+the optimizer and the command line as an ``argparse.Namespace``.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def read_original(path: str | Path) -> OriginalCheckpoint:
     given = None if args is None else dict(args if isinstance(args, Mapping) else vars(args))
     checkpoint = split_original(state)._replace(args=given)
     if checkpoint.encoder is None and checkpoint.decoder is None:
-        raise ValueError(f"{str(file)!r} holds neither an encoder nor a decoder; its keys begin with {list(state)[:3]}")
+        raise ValueError(
+            f"{str(file)!r} holds neither an encoder nor a decoder; its keys begin with {list(state)[:3]}"
+        )
     return checkpoint
 
 
@@ -108,14 +110,20 @@ def load_original_decoder(model: Any, source: str | Path | Mapping[str, Tensor])
             unknown or of another shape.
     """
     if not isinstance(model, LatentModel):
-        raise ValueError(f"inject_latent comes before load_original_decoder; got a plain {type(model).__name__}")
+        raise ValueError(
+            f"inject_latent comes before load_original_decoder; got a plain {type(model).__name__}"
+        )
     target: Any = model
     spec: LatentSpec = target.latent_spec
     if spec.projector != "linear" or (spec.has_memory and (spec.slots > 1 or not spec.share_kv)):
-        raise ValueError("the original has one slot, a shared key and value and a linear projector; inject so")
+        raise ValueError(
+            "the original has one slot, a shared key and value and a linear projector; inject so"
+        )
     given = split_original(source).decoder if isinstance(source, Mapping) else read_original(source).decoder
     if given is None:
-        raise ValueError("the checkpoint has no decoder: none of its keys begins with transformer. or decoder.")
+        raise ValueError(
+            "the checkpoint has no decoder: none of its keys begins with transformer. or decoder."
+        )
     names = {MEMORY_KEY: f"{CHILD}.memory.weight", EMBEDDING_KEY: f"{CHILD}.embedding.weight"}
     unused = ([] if spec.has_memory else [MEMORY_KEY]) + ([] if spec.has_embedding else [EMBEDDING_KEY])
     expected = target.state_dict()

@@ -16,7 +16,7 @@ class Projected(NamedTuple):
     """What a latent becomes.
 
     Attributes:
-        memory: key and value of each chosen layer's slots, each (B, heads, slots, head_dim); None without memory.
+        memory: key and value of each chosen layer's slots, each (B, heads, slots, head_dim); None without.
         embedding: (B, hidden_size) to add to each input embedding; None without.
     """
 
@@ -27,14 +27,14 @@ class Projected(NamedTuple):
 class LatentProjector(nn.Module):
     """The trainable part of an injection.
 
-    Memory: ``h = W_m z`` with ``W_m`` (sum over layers of slots * (key + value) width, nz), split per layer, then
-    per slot, then into key and value (one vector for both with ``share_kv``), then into heads.
-    Embedding: ``W_e z`` with ``W_e`` (hidden_size, nz). Neither has a bias. Source: arXiv 2004.04092, section 3.
+    Memory: ``h = W_m z`` with ``W_m`` (sum over layers of slots * (key + value) width, nz), split per layer,
+    then per slot, then into key and value (one vector for both with ``share_kv``), then into heads.
+    Embedding: ``W_e z`` with ``W_e`` (hidden_size, nz). Neither has a bias. Source: arXiv 2004.04092.
 
     Args:
         spec: the settings.
-        custom: replaces the projection to memory, or to embeddings where there is no memory; maps (..., nz) to
-            (..., width).
+        custom: replaces the projection to memory, or to embeddings where there is no memory; maps (..., nz)
+            to (..., width).
     """
 
     def __init__(self, spec: LatentSpec, custom: nn.Module | None = None) -> None:
@@ -162,7 +162,7 @@ def _by_layer_and_slot(latent: Tensor, spec: LatentSpec) -> Tensor:
 
 
 def _split(flat: Tensor, spec: LatentSpec) -> list[Slots]:
-    """Cut (B, 1 or layers, 1 or slots, width) into key and value of each layer, (B, heads, slots, head_dim)."""
+    """Cut (B, 1 or layers, 1 or slots, width) into each layer's key and value (B, heads, slots, head_dim)."""
     lengths = [spec.slots * sum(_widths(spec, number)) for number in range(len(spec.sites))]
     slots = []
     for number, part in enumerate(flat.split(lengths, dim=-1)):

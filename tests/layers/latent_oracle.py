@@ -115,7 +115,8 @@ def randomize(model: nn.Module, std: float = 0.3, seed: int = 0) -> Any:
 
 
 SMALL = {
-    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
 GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 4}
@@ -143,11 +144,13 @@ DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 ENCODER_DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bart": ("BartForConditionalGeneration", "BartConfig",
-             {**SEQ2SEQ, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2,
+             {**SEQ2SEQ, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2,
+              "encoder_attention_heads": 2,
               "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
               "max_position_embeddings": 64, "decoder_start_token_id": 2, "forced_eos_token_id": None}),
     "t5": ("T5ForConditionalGeneration", "T5Config",
-           {**SEQ2SEQ, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2,
+           {**SEQ2SEQ, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2,
+            "num_heads": 2,
             "decoder_start_token_id": 0}),
 }  # fmt: skip
 WITHOUT_MEMORY: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -158,7 +161,8 @@ WITHOUT_MEMORY: dict[str, tuple[str, str, dict[str, Any]]] = {
              {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4, "n_positions": 64,
               "bos_token_id": 1, "eos_token_id": None}),
     "mamba": ("MambaForCausalLM", "MambaConfig",
-              {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "bos_token_id": 1,
+              {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4,
+               "bos_token_id": 1,
                "eos_token_id": None, "pad_token_id": 0}),
 }  # fmt: skip
 FAMILIES = {**DECODERS, **ENCODER_DECODERS, **WITHOUT_MEMORY}

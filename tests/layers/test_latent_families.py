@@ -33,7 +33,7 @@ def logits(model: Any, ids: Tensor, **options: Any) -> Tensor:
 
 
 def text_masks(model: Any, length: int, slots: int) -> Any:
-    """4-D masks written by hand: slots visible to all, text causal, and within the window where there is one."""
+    """4-D masks written by hand: slots visible to all, text causal, and within the window if there is one."""
     rows, columns = torch.arange(length)[:, None], torch.arange(length)[None]
     causal = columns <= rows
     window = getattr(model.config, "sliding_window", None)
@@ -81,7 +81,13 @@ def test_decoders_with_an_encoder_read_memory_in_causal_self_attention_only(
     memory = [key for key, _ in model.latent_injection(z).memory]
 
     def by_hand(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: Any = None, **rest: Any
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        scaling: Any = None,
+        **rest: Any,
     ) -> tuple[Tensor, None]:
         scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
         scores = query @ key.transpose(2, 3) * scale
@@ -103,7 +109,9 @@ def test_decoders_with_an_encoder_read_memory_in_causal_self_attention_only(
     assert all("decoder" in name and "encoder_attn" not in name and "EncDec" not in name for name in tagged)
 
 
-@pytest.mark.parametrize("family", [name for name in {**DECODERS, **ENCODER_DECODERS} if name not in {"gpt_oss", "gemma2"}])
+@pytest.mark.parametrize(
+    "family", [name for name in {**DECODERS, **ENCODER_DECODERS} if name not in {"gpt_oss", "gemma2"}]
+)
 def test_eager_and_sdpa_agree(family: str) -> None:
     """GPT-OSS and Gemma 2 have sinks and soft caps, which sdpa does not know."""
     ids, z = torch.randint(3, 40, (2, 8)), torch.randn(2, NZ)
@@ -135,7 +143,9 @@ def test_without_a_latent_it_is_the_base_model_bit_for_bit(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", WITHOUT_MEMORY)
-def test_where_memory_cannot_work_the_error_names_the_architecture_and_suggests_embeddings(family: str) -> None:
+def test_where_memory_cannot_work_the_error_names_the_architecture_and_suggests_embeddings(
+    family: str,
+) -> None:
     model = build(family)
     kind = type(model)
     with pytest.raises(ValueError, match=rf"{kind.__name__} \(model_type '{family}'\).*mode=\"embedding\""):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.layers.latent_oracle import SIZES, gpt2, original_logits, original_state
 
 from fq_toolkit import inject_latent
 from fq_toolkit.layers.latent_original import load_original_decoder
+from tests.layers.latent_oracle import SIZES, gpt2, original_logits, original_state
 
 MODES = ["memory", "embedding", "both"]
 ATTENTIONS = ["sdpa", "eager"]
@@ -29,7 +29,7 @@ def test_logits_and_gradient_of_the_latent_are_those_of_the_original(mode: str, 
     weights = torch.randn(3, 9, SIZES["vocabulary"])
     logits = model(ids, latent=ours).logits
     expected = original_logits(state, ids, theirs, mode)
-    # Both are float32 sums of some ten thousand products; 1e-5 of the largest logit is the bound of the specification.
+    # Both are float32; 1e-5 of the largest logit is the bound of the specification.
     scale = max(1.0, float(expected.detach().abs().max()))
     assert float((logits - expected).abs().max()) < 1e-5 * scale
     (logits * weights).sum().backward()
