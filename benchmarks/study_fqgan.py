@@ -232,10 +232,11 @@ def study(arguments: argparse.Namespace, path: Path, console: Console) -> int:
     code = 0
     try:
         run_all(setting, runs, path, arguments.keep, console)
-    except Stopped as error:
-        code = 128 + error.number
+    except (Stopped, KeyboardInterrupt) as error:
+        stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        code = 128 + stop.number
         kept = "" if arguments.quick else "; the same command goes on with the study"
-        console.print(f"{error}: the run in progress is not counted{kept}")
+        console.print(f"{stop}: the run in progress is not counted{kept}")
     report(Figures(read(path), setting), path, console)
     return code
 

@@ -330,11 +330,18 @@ def test_with_one_seed_all_arms_start_alike(tiny):
         assert all(torch.equal(mine, first) for mine, first in zip(start, starts[0], strict=True))
 
 
-def test_a_stopped_run_is_not_counted(tiny, capsys, tmp_path, monkeypatch):
-    stopped = trainer.TrainResult(tmp_path, 2, 1.0, signal.SIGTERM, None, True)
-    monkeypatch.setattr(study_fqgan, "train", lambda config, out, reporter: stopped)
-    assert main(words(tmp_path, "--seeds", "1")) == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM" in capsys.readouterr().out
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("between_steps", [True, False])
+def test_a_stopped_run_is_not_counted(tiny, capsys, tmp_path, monkeypatch, number, between_steps):
+    def stop(config: FQGANConfig, out: Path, reporter: object) -> trainer.TrainResult:
+        if not between_steps:  # while something is built or read, no handler waits
+            raise KeyboardInterrupt
+        return trainer.TrainResult(out, 2, 1.0, number, None, True)
+
+    monkeypatch.setattr(study_fqgan, "train", stop)
+    wanted = number if between_steps else signal.SIGINT
+    assert main(words(tmp_path, "--seeds", "1")) == 128 + wanted
+    assert f"stopped by {wanted.name}" in capsys.readouterr().out
     (path,) = tmp_path.glob("*.csv")
     assert read(path) == []
 
