@@ -24,7 +24,13 @@ from torch import Tensor
 logger = logging.getLogger("fq_toolkit")
 
 _SOURCES = Path(__file__).with_name("cpu")
-_DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+#: Names of the element types in the C++ source.
+_FEATURES = {
+    torch.float16: "_Float16",
+    torch.bfloat16: "BFloat16",
+    torch.float32: "float",
+    torch.float64: "double",
+}
 #: Below this many multiply-adds a second thread costs more than it saves.
 _WORK_PER_THREAD = 200_000
 
@@ -113,8 +119,8 @@ def _is_intact(library: Path) -> bool:
         return False
 
 
-def _compile(compiler: str, target: Path) -> None:
-    """Compile the source into ``target``, which appears complete or not at all."""
+def _compile(compiler: str, feature: str, target: Path) -> None:
+    """Compile the source for one element type into ``target``, which appears complete or not at all."""
     # torch's own OpenMP runtime, so that both share one pool of threads.
     runtimes = sorted(str(path) for path in (Path(torch.__file__).parent / "lib").glob("lib*omp*.so*"))
     attempts = [
@@ -127,18 +133,9 @@ def _compile(compiler: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         objects, library = Path(folder) / "kernels.o", Path(folder) / target.name
         for compile_flags, link_flags in attempts:
+            source = ["-c", str(_SOURCES / "kernels.cpp"), f"-DFEATURE={feature}"]
             commands = (
-                [
-                    compiler,
-                    "-std=c++17",
-                    "-O3",
-                    "-fPIC",
-                    *compile_flags,
-                    "-c",
-                    str(_SOURCES / "kernels.cpp"),
-                    "-o",
-                    str(objects),
-                ],
+                [compiler, "-std=c++17", "-O3", "-fPIC", *compile_flags, *source, "-o", str(objects)],
                 [compiler, "-shared", str(objects), "-o", str(library), *link_flags],
             )
             try:
@@ -157,12 +154,14 @@ def _compile(compiler: str, target: Path) -> None:
 
 
 @functools.lru_cache
-def _library() -> ctypes.CDLL:
+def _library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
+    """The library for features of one dtype, compiled if need be."""
     compiler = _compiler()
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-    identity = "\0".join(
+    sources = [path.read_text() for path in sorted(_SOURCES.iterdir())]
+    identity = "\0".join([*sources, version.stdout, _processor(), torch.__version__])
         [
             *(path.read_text() for path in sorted(_SOURCES.iterdir())),
             version.stdout,
@@ -170,24 +169,23 @@ def _library() -> ctypes.CDLL:
             torch.__version__,
         ]
     )
-    name = f"cpu_kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    name = f"cpu_kernels-{_FEATURES[dtype].strip('_').lower()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     target = _cache_folder() / name
     if not _is_intact(target):
-        logger.info("compiling the CPU kernels with %s, once", compiler)
-        _compile(compiler, target)
+        logger.info("compiling the CPU kernels for %s with %s, once", dtype, compiler)
+        _compile(compiler, _FEATURES[dtype], target)
     library = ctypes.CDLL(str(target))
-    for function in (library.fq_quantize_forward, library.fq_quantize_backward):
-        function.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    for function in (library.fq_quantize_forward, library.fq_quantize_backward, library.fq_ema_commit):
+        function.argtypes = [ctypes.c_void_p]
         function.restype = ctypes.c_int
-    library.fq_ema_commit.argtypes = [ctypes.c_void_p]
     return library
 
 
 @functools.lru_cache
-def problem() -> str | None:
-    """Why the compiled kernels cannot be used on this machine, or None.  Compiles them at the first call."""
+def problem(dtype: torch.dtype = torch.float32) -> str | None:
+    """Why features of this dtype cannot use the compiled kernels, or None.  The first call compiles them."""
     try:
-        library = _library()
+        library = _library(dtype)
     except (_BuildError, OSError) as error:
         return f"cannot be built: {error}"
     if not library.fq_parallel():
@@ -204,10 +202,8 @@ def _threads(work: int) -> int:
 
 
 def _check(status: int, x: Tensor) -> None:
-    if status == 1:
-        raise MemoryError(f"out of memory in the CPU kernels, on a tensor of shape {tuple(x.shape)}")
     if status != 0:
-        raise RuntimeError(f"the CPU kernels returned status {status}")
+        raise MemoryError(f"out of memory in the CPU kernels, on a tensor of shape {tuple(x.shape)}")
 
 
 def quantize_forward(
@@ -249,7 +245,7 @@ def quantize_forward(
         exact=exact,
         threads=_threads(indices.numel() * num_codes * channels),
     )
-    _check(_library().fq_quantize_forward(_DTYPES[x.dtype], ctypes.byref(arguments)), x)
+    _check(_library(x.dtype).fq_quantize_forward(ctypes.byref(arguments)), x)
     return out, indices, sq_error, counts, sums
 
 
@@ -275,7 +271,7 @@ def quantize_backward(
         out=gradient.data_ptr(),
         threads=_threads(16 * x.numel()),
     )
-    _check(_library().fq_quantize_backward(_DTYPES[x.dtype], ctypes.byref(arguments)), x)
+    _check(_library(x.dtype).fq_quantize_backward(ctypes.byref(arguments)), x)
     return gradient
 
 

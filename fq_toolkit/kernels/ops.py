@@ -47,36 +47,42 @@ def _triton_problem(device_type: str, interpreting: bool) -> str | None:
     return f"needs CUDA tensors, not {device_type} (TRITON_INTERPRET=1 runs it slowly on the CPU, for tests)"
 
 
-def _problem(backend: str, device_type: str) -> str | None:
+def _problem(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
     if backend == "triton":
         return _triton_problem(device_type, _interpreting())
     if backend == "native":
-        return native.problem() if device_type == "cpu" else f"needs CPU tensors, not {device_type}"
+        return native.problem(dtype) if device_type == "cpu" else f"needs CPU tensors, not {device_type}"
     return None
 
 
 @functools.lru_cache
-def _choose(device_type: str, wanted: str, interpreting: bool) -> str:
+def _choose(device_type: str, dtype: torch.dtype, wanted: str, interpreting: bool) -> str:
     if wanted:
         if wanted not in BACKENDS:
             raise ValueError(
                 f"FQ_TOOLKIT_BACKEND={wanted!r} is not a backend; choose one of {', '.join(BACKENDS)}"
             )
-        problem = _problem(wanted, device_type)
+        problem = _problem(wanted, device_type, dtype)
         if problem:
             raise RuntimeError(f"FQ_TOOLKIT_BACKEND={wanted} cannot run here: {problem}")
         return wanted
     preferred = "native" if device_type == "cpu" else "triton"
-    problem = _problem(preferred, device_type)
+    problem = _problem(preferred, device_type, dtype)
     if problem is None:
         return preferred
-    logger.warning("using the plain torch kernels on %s: the %s backend %s", device_type, preferred, problem)
+    logger.warning(
+        "using the plain torch kernels on %s for %s: the %s backend %s",
+        device_type,
+        dtype,
+        preferred,
+        problem,
+    )
     return "reference"
 
 
 def select_backend(x: Tensor) -> str:
     """Name of the backend that runs the ops on ``x``: "triton", "native" or "reference"."""
-    return _choose(x.device.type, os.environ.get("FQ_TOOLKIT_BACKEND", ""), _interpreting())
+    return _choose(x.device.type, x.dtype, os.environ.get("FQ_TOOLKIT_BACKEND", ""), _interpreting())
 
 
 def backend_report() -> dict[str, str]:
@@ -84,7 +90,7 @@ def backend_report() -> dict[str, str]:
     report = {}
     for backend in BACKENDS:
         device_type = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-        report[backend] = _problem(backend, device_type) or "usable"
+        report[backend] = _problem(backend, device_type, torch.float32) or "usable"
     return report
 
 

@@ -1,5 +1,6 @@
 // The quantizer's ops for CPU tensors.  fq_toolkit/kernels/native.py compiles this file at first use and calls the
-// extern "C" functions at its end; fq_toolkit/kernels/reference.py defines what they compute.
+// extern "C" functions at its end; fq_toolkit/kernels/reference.py defines what they compute.  The macro FEATURE names
+// the element type of the features: one library for each type that is used keeps the first use short.
 
 #include <new>
 
@@ -80,34 +81,22 @@ void backward(const BackwardArguments& a) {
       .run(a.threads);
 }
 
-enum DType { FLOAT16, BFLOAT16, FLOAT32, FLOAT64 };
-
 }  // namespace
 
-// Each returns 0, or 1 when memory ran out, or 2 for an unknown dtype.
-extern "C" int fq_quantize_forward(int dtype, const ForwardArguments* arguments) {
+// Each returns 0, or 1 when memory ran out.
+extern "C" int fq_quantize_forward(const ForwardArguments* arguments) {
   try {
-    switch (dtype) {
-      case FLOAT16: forward<_Float16>(*arguments); return 0;
-      case BFLOAT16: forward<BFloat16>(*arguments); return 0;
-      case FLOAT32: forward<float>(*arguments); return 0;
-      case FLOAT64: forward<double>(*arguments); return 0;
-      default: return 2;
-    }
+    forward<FEATURE>(*arguments);
+    return 0;
   } catch (const std::bad_alloc&) {
     return 1;
   }
 }
 
-extern "C" int fq_quantize_backward(int dtype, const BackwardArguments* arguments) {
+extern "C" int fq_quantize_backward(const BackwardArguments* arguments) {
   try {
-    switch (dtype) {
-      case FLOAT16: backward<_Float16>(*arguments); return 0;
-      case BFLOAT16: backward<BFloat16>(*arguments); return 0;
-      case FLOAT32: backward<float>(*arguments); return 0;
-      case FLOAT64: backward<double>(*arguments); return 0;
-      default: return 2;
-    }
+    backward<FEATURE>(*arguments);
+    return 0;
   } catch (const std::bad_alloc&) {
     return 1;
   }
