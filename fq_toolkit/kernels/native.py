@@ -162,14 +162,8 @@ def _library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     )
     sources = [path.read_text() for path in sorted(_SOURCES.iterdir())]
     identity = "\0".join([*sources, version.stdout, _processor(), torch.__version__])
-        [
-            *(path.read_text() for path in sorted(_SOURCES.iterdir())),
-            version.stdout,
-            _processor(),
-            torch.__version__,
-        ]
-    )
-    name = f"cpu_kernels-{_FEATURES[dtype].strip('_').lower()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    name = f"cpu_kernels-{_FEATURES[dtype].strip('_').lower()}-{digest}.so"
     target = _cache_folder() / name
     if not _is_intact(target):
         logger.info("compiling the CPU kernels for %s with %s, once", dtype, compiler)
