@@ -100,3 +100,16 @@ def test_a_viewpoint_straight_above_is_never_seen() -> None:
     above = Scan("s", ["a", "b"], np.array([[0, 0, 0], [0, 0, 2.0]]), ~np.eye(2, dtype=bool))
     for view in range(36):
         assert len(visible_viewpoints(NavWorld([above]), view_state("s", "a", view))) == 1
+
+
+def test_elevation_counts_in_the_order() -> None:
+    steep, level = (math.sin(0.1), math.cos(0.1), 2.0), (math.sin(0.4), math.cos(0.4), 0.0)
+    adjacent = np.zeros((3, 3), dtype=bool)
+    adjacent[0, 1:] = adjacent[1:, 0] = True
+    world = NavWorld([Scan("s", ["here", "steep", "level"], np.array([(0, 0, 0), steep, level]), adjacent])
+
+    def order(view: int) -> list[str]:
+        return [other.viewpoint for other in visible_viewpoints(world, view_state("s", "here", view))]
+
+    assert order(12) == ["here", "level", "steep"]
+    assert order(24) == ["here", "steep", "level"]  # looking up
