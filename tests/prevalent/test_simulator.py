@@ -106,7 +106,8 @@ def test_elevation_counts_in_the_order() -> None:
     steep, level = (math.sin(0.1), math.cos(0.1), 2.0), (math.sin(0.4), math.cos(0.4), 0.0)
     adjacent = np.zeros((3, 3), dtype=bool)
     adjacent[0, 1:] = adjacent[1:, 0] = True
-    world = NavWorld([Scan("s", ["here", "steep", "level"], np.array([(0, 0, 0), steep, level]), adjacent])
+    positions = np.array([(0, 0, 0), steep, level])
+    world = NavWorld([Scan("s", ["here", "steep", "level"], positions, adjacent)])
 
     def order(view: int) -> list[str]:
         return [other.viewpoint for other in visible_viewpoints(world, view_state("s", "here", view))]
