@@ -2,7 +2,6 @@
 
 import copy
 import io
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from fq_toolkit import inject_latent
+from tests.layers import latent_worker
 from tests.layers.latent_oracle import build, gpt2
 
 NZ = 6
@@ -208,42 +208,17 @@ def test_accelerate_prepares_it() -> None:
     assert accelerator.unwrap_model(prepared) is model
 
 
-def rank_gradient(rank: int, world: int, folder: str) -> None:
-    """One rank: a step with a latent, one without, one with. Saves what DDP made of the gradients."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
-    model = without_dropout(injected()).train()
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    z = torch.randn(4, NZ, generator=torch.Generator().manual_seed(7))
-    grads = []
-    for latent in (z, None, z):
-        model.zero_grad()
-        part = slice(rank * 2, rank * 2 + 2)
-        given = {} if latent is None else {"latent": latent[part]}
-        wrapped(IDS[part], labels=IDS[part], **given).loss.backward()
-        grads.append([p.grad.clone() for p in model.parameters()])
-    torch.save(grads, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
+@pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    reason="torch was built without gloo",
+)
 def test_ddp_equals_the_whole_batch_and_steps_without_a_latent_pass(tmp_path: Path) -> None:
-    workers = torch.multiprocessing.start_processes(
-        rank_gradient,
-        args=(2, str(tmp_path)),
-        nprocs=2,
-        join=False,
-        start_method="fork" if os.name == "posix" else "spawn",
-    )
-    while not workers.join():
-        pass
-    model = without_dropout(injected()).train()
-    z = torch.randn(4, NZ, generator=torch.Generator().manual_seed(7))
+    torch.multiprocessing.spawn(latent_worker.run, args=(str(tmp_path),), nprocs=2)
+    model, steps = latent_worker.build(), latent_worker.steps()
     of_rank = torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt")
-    for step, latent in enumerate((z, None, z)):
+    for step, (ids, latent) in enumerate(steps):
         model.zero_grad()
-        model(IDS, labels=IDS, latent=latent).loss.backward()
+        model(ids, labels=ids, latent=latent).loss.backward()
         whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
         for ranks in of_rank:
             for ours, expected in zip(ranks[step], whole, strict=True):
