@@ -8,15 +8,14 @@ same ruler; its accuracy on digits that it did not see is reported beside the fi
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fq_toolkit.cache import cache_folder
 from fq_toolkit.fqgan.datasets import ImageDataset
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.config import nearest
@@ -99,14 +98,6 @@ def _train(data: ImageDataset) -> DigitsCNN:
         guesses = model(data.images[held]).logits.argmax(1)
         model.holdout_accuracy = float((guesses == data.labels[held]).double().mean())
     return model
-
-
-def cache_folder() -> Path:
-    """Return where extractors are kept: ``$FQ_TOOLKIT_CACHE``, else ``fq-toolkit`` in the user's cache."""
-    chosen = os.environ.get("FQ_TOOLKIT_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fq-toolkit"
 
 
 def digits_cnn(data: ImageDataset, *, cache: bool = True) -> DigitsCNN:

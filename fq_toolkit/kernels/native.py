@@ -1,7 +1,7 @@
 """Compiled C++ kernels for CPU tensors: the folder `cpu`, built at first use and called through ctypes.
 
 The library is compiled for the processor it will run on, with the machine's own C++ compiler, in a few
-seconds; it is kept in ``$FQ_TOOLKIT_CACHE`` (default ``~/.cache/fq_toolkit``) under a name that changes with
+seconds; it is kept in ``$FQ_TOOLKIT_CACHE`` (default ``~/.cache/fq-toolkit``) under a name that changes with
 the source, the compiler and the processor.  Without a compiler the reference kernels take over.
 """
 
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from fq_toolkit.cache import cache_folder
 
 logger = logging.getLogger("fq_toolkit")
 
@@ -90,17 +92,16 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _cache_folder() -> Path:
-    wanted = os.environ.get("FQ_TOOLKIT_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(wanted) if wanted else base / "fq_toolkit"
+def _writable_folder() -> Path:
+    """The cache, or a temporary folder where it cannot be written."""
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="fq_toolkit-"))
+    return Path(tempfile.mkdtemp(prefix="fq-toolkit-"))
 
 
 def _checksum(library: Path) -> str:
@@ -164,7 +165,7 @@ def _library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     identity = "\0".join([*sources, version.stdout, _processor(), torch.__version__])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     name = f"cpu_kernels-{_FEATURES[dtype].strip('_').lower()}-{digest}.so"
-    target = _cache_folder() / name
+    target = _writable_folder() / name
     if not _is_intact(target):
         logger.info("compiling the CPU kernels for %s with %s, once", dtype, compiler)
         _compile(compiler, _FEATURES[dtype], target)

@@ -25,7 +25,7 @@ def brief_extractor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the user's cache out of the tests, and train the extractor for one epoch only."""
     patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp("cache")
-    patch.setenv("FQ_TOOLKIT_CACHE", str(folder))
+    patch.setattr(extractors, "cache_folder", lambda: folder)
     patch.setattr(extractors, "EPOCHS", 1)
     yield folder
     patch.undo()

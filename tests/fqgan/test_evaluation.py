@@ -47,7 +47,7 @@ def test_the_extractor_knows_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cache_is_used_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("FQ_TOOLKIT_CACHE", str(tmp_path / "new"))
+    monkeypatch.setattr(extractors, "cache_folder", lambda: tmp_path / "new")
     data = load_digits()
     torch.manual_seed(3)
     expected = torch.randn(2)
@@ -77,7 +77,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("FQ_TOOLKIT_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(extractors, "cache_folder", lambda: tmp_path / "file" / "cache")
     assert extractors.digits_cnn(load_digits()).holdout_accuracy > 0
     assert "is not cached" in caplog.text
 

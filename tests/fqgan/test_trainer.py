@@ -288,7 +288,6 @@ def test_several_discriminator_steps(tiny: FQGANConfig) -> None:
 
 def test_dry_run_writes_nothing(tiny: FQGANConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FQ_TOOLKIT_CACHE", str(tmp_path / "cache"))
     text = dry_run(tiny)
     assert "Nothing was written" in text
     assert "s a step" in text
