@@ -34,6 +34,8 @@ class LatentModel:
     ) -> Any:
         """The forward of the model, with the latent in it where there is one."""
         given = dict(zip(self._latent_names, args, strict=False)) | kwargs
+        if latent is not None:
+            check_latent(latent, self.latent_spec)
         cache = given.get("past_key_values", given.get("cache_params"))
         known = _projected_before(cache, latent)
         if torch.is_grad_enabled() or self.training:  # what was kept without a graph leads nowhere
@@ -41,7 +43,6 @@ class LatentModel:
         if latent is None:
             return _keep_in_graph(self, plain(*args, **kwargs))
         spec: LatentSpec = self.latent_spec
-        check_latent(latent, spec)
         ids, embeds = self._text(given)
         batch, length = (ids if embeds is None else embeds).shape[:2]
         if latent.shape[0] not in (1, batch):
@@ -136,8 +137,7 @@ class LatentModel:
                 if getattr(function, "keywords", {}).get("use_reentrant") is not False:
                     raise ValueError(
                         "reentrant gradient checkpointing loses the gradient of the latent; "
-                        "call model.gradient_checkpointing_enable("
-                        'gradient_checkpointing_kwargs={"use_reentrant": False})'
+                        'enable it with gradient_checkpointing_kwargs={"use_reentrant": False}'
                     )
                 return
 

@@ -124,13 +124,17 @@ def test_eager_and_sdpa_agree(family: str) -> None:
 
 @pytest.mark.parametrize("family", {**DECODERS, **ENCODER_DECODERS})
 def test_cached_decoding_equals_recomputation(family: str) -> None:
-    model, z = injected(family), torch.randn(2, NZ)
-    prompt = encoder_inputs(model, 2) or {"input_ids": torch.randint(3, 40, (2, 3))}
-    options = {**prompt, "latent": z, "max_new_tokens": 9, "do_sample": False}
-    cached = model.generate(**options)
-    assert torch.equal(cached, model.generate(**options, use_cache=False))
-    beams = model.generate(**options, num_beams=3)
-    assert torch.equal(beams, model.generate(**options, num_beams=3, use_cache=False))
+    """Greedy and beams, over a padded batch, with growing and static caches."""
+    model, z = injected(family, slots=2), torch.randn(3, NZ)
+    prompt = torch.randint(3, 40, (3, 6))
+    mask = torch.ones_like(prompt)
+    mask[0, :3] = 0
+    options = {"attention_mask": mask, "latent": z, "max_new_tokens": 9, "do_sample": False}
+    for beams in (1, 3):
+        expected = model.generate(prompt, num_beams=beams, use_cache=False, **options)
+        assert torch.equal(model.generate(prompt, num_beams=beams, **options), expected)
+        static = model.generate(prompt, num_beams=beams, cache_implementation="static", **options)
+        assert torch.equal(static, expected)
 
 
 @pytest.mark.parametrize("family", {**DECODERS, **ENCODER_DECODERS})
