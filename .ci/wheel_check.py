@@ -45,7 +45,7 @@ def main() -> None:
         "only core dependencies",
     )
     extras = set(metadata.metadata("fq-toolkit").get_all("Provides-Extra") or [])
-    check(extras == {"train", "bench", "docs", "test", "onnx", "all"}, f"extras {sorted(extras)}")
+    check(extras == {"train", "vln", "bench", "docs", "test", "onnx", "all"}, f"extras {sorted(extras)}")
 
     from fq_toolkit.kernels import ops
 

@@ -24,6 +24,7 @@ _EXTRAS = {
         "sacrebleu",
         "rouge-score",
     ),
+    "vln": ("networkx", "h5py"),
     "bench": ("vector-quantize-pytorch", "faiss-cpu"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "test": ("pytest", "hypothesis"),
