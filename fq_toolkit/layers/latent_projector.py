@@ -168,7 +168,7 @@ def _split(flat: Tensor, spec: LatentSpec) -> list[Slots]:
     for number, part in enumerate(flat.split(lengths, dim=-1)):
         site, widths = spec.sites[number], _widths(spec, number)
         of_layer = part[:, number if part.shape[1] > 1 else 0]  # (B, 1 or slots, slots * width)
-        by_slot = of_layer.unflatten(-1, (spec.slots, -1))
+        by_slot = of_layer.reshape(*of_layer.shape[:-1], spec.slots, of_layer.shape[-1] // spec.slots)
         if by_slot.shape[1] > 1:  # a latent for each slot: the s-th one makes the s-th slot
             by_slot = by_slot.diagonal(dim1=1, dim2=2).transpose(1, 2)
         else:
@@ -176,7 +176,7 @@ def _split(flat: Tensor, spec: LatentSpec) -> list[Slots]:
         vectors = by_slot.split(widths, dim=-1)
         dims = (site.key_dim, site.value_dim)
         heads = [
-            vector.unflatten(-1, (site.heads, dim)).transpose(1, 2)
+            vector.reshape(*vector.shape[:-1], site.heads, dim).transpose(1, 2)
             for vector, dim in zip(vectors, dims, strict=False)
         ]
         slots.append((heads[0], heads[-1]))

@@ -14,7 +14,7 @@ def triton_backend(kernel_device, monkeypatch):
     assert ops.select_backend(torch.empty(0, device=kernel_device)) == "triton"
     torch.set_default_device(kernel_device)
     yield
-    torch.set_default_device("cpu")
+    torch.set_default_device(None)
 
 
 def arguments(dtype=torch.float32):
