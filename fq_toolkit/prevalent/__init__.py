@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fq_toolkit.prevalent.items import NavItem, check_disjoint, check_items, check_lengths
     from fq_toolkit.prevalent.metrics import PathMetrics, measure_paths
     from fq_toolkit.prevalent.miniworld import MiniWorld
+    from fq_toolkit.prevalent.model import PrevalentModel, PrevalentOutput, TextCache
+    from fq_toolkit.prevalent.model_config import PrevalentConfig
     from fq_toolkit.prevalent.observation import Observation
     from fq_toolkit.prevalent.paths import sample_paths
     from fq_toolkit.prevalent.predictions import load_predictions, save_predictions
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
         load_triplets,
         save_triplets,
     )
+    from fq_toolkit.prevalent.vocabulary import Vocabulary
     from fq_toolkit.prevalent.world import NavWorld
 
 _HOME = {
@@ -55,11 +58,16 @@ _HOME = {
     "NavWorld": "fq_toolkit.prevalent.world",
     "Observation": "fq_toolkit.prevalent.observation",
     "PathMetrics": "fq_toolkit.prevalent.metrics",
+    "PrevalentConfig": "fq_toolkit.prevalent.model_config",
+    "PrevalentModel": "fq_toolkit.prevalent.model",
+    "PrevalentOutput": "fq_toolkit.prevalent.model",
     "R2RScores": "fq_toolkit.prevalent.scoring",
     "Scan": "fq_toolkit.prevalent.scan",
     "Step": "fq_toolkit.prevalent.env",
+    "TextCache": "fq_toolkit.prevalent.model",
     "Triplet": "fq_toolkit.prevalent.triplets",
     "VisibleViewpoint": "fq_toolkit.prevalent.simulator",
+    "Vocabulary": "fq_toolkit.prevalent.vocabulary",
     "action_label": "fq_toolkit.prevalent.triplets",
     "angle_features": "fq_toolkit.prevalent.angles",
     "check_disjoint": "fq_toolkit.prevalent.items",
@@ -95,11 +103,16 @@ __all__ = [
     "NavWorld",
     "Observation",
     "PathMetrics",
+    "PrevalentConfig",
+    "PrevalentModel",
+    "PrevalentOutput",
     "R2RScores",
     "Scan",
     "Step",
+    "TextCache",
     "Triplet",
     "VisibleViewpoint",
+    "Vocabulary",
     "action_label",
     "angle_features",
     "check_disjoint",

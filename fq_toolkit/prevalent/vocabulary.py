@@ -1,0 +1,182 @@
+"""Vocabulary: the words of navigation instructions, and instructions as 80 numbers."""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fq_toolkit.prevalent.files import DataError, check_readable, read_json
+from fq_toolkit.prevalent.triplets import TOKENS
+from fq_toolkit.training.atomic import write_atomic
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_WORD = re.compile(r"<\w+>|\w+|[^\w\s]|_")
+_LONGEST_WORD = 100  # characters; longer ones are unknown, as in BERT
+
+
+class Vocabulary:
+    """Words and their numbers; splits a text into them, the longest first, as WordPiece does.
+
+    Text is lower-cased, accents are dropped, punctuation stands alone, and a tag such as ``<nav>`` is one
+    word where the vocabulary has it. With BERT's vocabulary the pieces are BERT's; in a vocabulary that was
+    trained here every word is whole, and what it does not have is ``[UNK]``.
+
+    Args:
+        tokens: all of them in order of their numbers; ``[PAD]`` is number 0.
+
+    Raises:
+        DataError: for a repeated token, or without one of ``[PAD] [UNK] [CLS] [SEP] [MASK]``.
+
+    Example:
+        >>> vocabulary = Vocabulary.train(["turn left .", "go straight , then turn right ."])
+        >>> vocabulary.encode("Turn RIGHT, sir.", length=8)
+        [2, 6, 10, 7, 1, 5, 3, 0]
+        >>> vocabulary.decode(vocabulary.encode("turn left ."))
+        'turn left .'
+    """
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self.tokens = tuple(tokens)
+        self._numbers = {token: number for number, token in enumerate(self.tokens)}
+        if len(self._numbers) != len(self.tokens):
+            twice = next(t for number, t in enumerate(self.tokens) if self._numbers[t] != number)
+            raise DataError(f"the token {twice!r} occurs twice in the vocabulary")
+        missing = [token for token in SPECIALS if token not in self._numbers]
+        if missing or self.tokens[0] != SPECIALS[0]:
+            raise DataError(
+                f"a vocabulary needs the tokens {' '.join(SPECIALS)}, [PAD] as number 0; "
+                + (f"missing: {' '.join(missing)}" if missing else f"number 0 is {self.tokens[0]!r}")
+            )
+        self.pad, self.unk, self.cls, self.sep, self.mask = (self._numbers[token] for token in SPECIALS)
+
+    @classmethod
+    def train(cls, instructions: Iterable[str], *, min_count: int = 1) -> "Vocabulary":
+        """Return the words of some instructions, the frequent first, of equals the lexically first.
+
+        Args:
+            instructions: of the training split.
+            min_count: rarer words are left out.
+        """
+        counts = Counter(word for text in instructions for word in _words(text))
+        words = sorted((word for word in counts if counts[word] >= min_count), key=lambda w: (-counts[w], w))
+        return cls([*SPECIALS, *words])
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Vocabulary":
+        """Read a vocabulary: what `save` wrote, or BERT's ``vocab.txt`` with one token a line.
+
+        Raises:
+            DataError: naming the file, when it is missing or no vocabulary.
+        """
+        path = Path(path)
+        check_readable(path)
+        try:
+            if path.suffix == ".json":
+                tokens = read_json(path)
+                if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+                    raise DataError("expected a JSON list of tokens")
+            else:
+                tokens = path.read_text(encoding="utf-8").splitlines()
+            return cls(tokens)
+        except (DataError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> "Vocabulary":
+        """Return the vocabulary of a WordPiece tokenizer of transformers, such as BERT's.
+
+        Raises:
+            DataError: when its tokens are not BERT's kind.
+        """
+        numbers: dict[str, int] = tokenizer.get_vocab()
+        return cls(sorted(numbers, key=numbers.__getitem__))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the tokens as a JSON list.
+
+        Returns:
+            The file.
+
+        Raises:
+            RunError: when it cannot be written.
+        """
+        path = Path(path)
+        write_atomic(path, (json.dumps(self.tokens, ensure_ascii=False, indent=0) + "\n").encode())
+        return path
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.tokens == other.tokens
+
+    def __hash__(self) -> int:
+        return hash(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self)} tokens)"
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Return the numbers of ``[...]`` tokens: never masked, never drawn as a random word."""
+        return frozenset(n for n, token in enumerate(self.tokens) if re.fullmatch(r"\[\w+\]", token))
+
+    def pieces(self, text: str) -> list[int]:
+        """Return the numbers of a text, without ``[CLS]`` and ``[SEP]``."""
+        found: list[int] = []
+        for word in _words(text):
+            if word[0] == "<" and len(word) > 1 and word not in self._numbers:
+                for part in ("<", word[1:-1], ">"):
+                    found += self._split(part)
+            else:
+                found += self._split(word)
+        return found
+
+    def _split(self, word: str) -> list[int]:
+        """Return the longest known beginning, then the longest known ``##`` rest, and so on."""
+        found: list[int] = []
+        start = 0
+        while start < len(word):
+            mark = "##" if start else ""
+            for end in range(len(word), start, -1):
+                number = self._numbers.get(mark + word[start:end])
+                if number is not None:
+                    break
+            else:
+                return [self.unk]
+            found.append(number)
+            start = end
+        return found if len(word) <= _LONGEST_WORD else [self.unk]
+
+    def encode(self, text: str, *, length: int = TOKENS, cut: Literal["end", "start"] = "end") -> list[int]:
+        """Return ``[CLS] text [SEP]`` padded to a length.
+
+        Args:
+            text: an instruction or a dialog.
+            length: of the result.
+            cut: which side of a text that is too long is dropped; dialogs drop the start.
+
+        Raises:
+            ValueError: for a length without room for one token.
+        """
+        if length < 3:
+            raise ValueError(f"length must be at least 3, got {length}")
+        body = self.pieces(text)
+        body = body[: length - 2] if cut == "end" else body[max(0, len(body) - (length - 2)) :]
+        ids = [self.cls, *body, self.sep]
+        return ids + [self.pad] * (length - len(ids))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token numbers, without padding, ``[CLS]`` and ``[SEP]``."""
+        left_out = {self.pad, self.cls, self.sep}
+        text = " ".join(self.tokens[int(number)] for number in ids if int(number) not in left_out)
+        return text.replace(" ##", "")
+
+
+def _words(text: str) -> list[str]:
+    """Return lower-case words without accents, punctuation and tags."""
+    plain = unicodedata.normalize("NFD", text.lower())
+    return _WORD.findall("".join(letter for letter in plain if unicodedata.category(letter) != "Mn"))
