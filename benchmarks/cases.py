@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import discriminator, floor, ours, peers
+from benchmarks import discriminator, floor, navigation, ours, peers
 from benchmarks.contender import Contender
 from benchmarks.floor import Work
 from benchmarks.problem import Problem
@@ -115,6 +115,46 @@ CASES = (
         _LAYER_GATES,
         None,
         quick_shapes=(discriminator.QUICK_SHAPE,),
+        memory=False,
+    ),
+    Case(
+        "env_steps",
+        "navigation: steps of B agents with teacher, reward and mask",
+        navigation.ENV_SHAPES,
+        navigation.ENV_STEPS,
+        ("nav_env",),
+        None,
+        quick_shapes=navigation.ENV_QUICK,
+        memory=False,
+    ),
+    Case(
+        "world_loading",
+        "navigation: reading connectivity files",
+        navigation.WORLD_SHAPES,
+        navigation.WORLDS,
+        ("nav_world",),
+        None,
+        quick_shapes=navigation.WORLD_QUICK,
+        memory=False,
+    ),
+    Case(
+        "triplets",
+        "navigation: one triplet per time step of paths",
+        navigation.TRIPLET_SHAPES,
+        navigation.TRIPLET_BUILDERS,
+        ("nav_triplets",),
+        None,
+        quick_shapes=navigation.TRIPLET_QUICK,
+        memory=False,
+    ),
+    Case(
+        "nav_metrics",
+        "navigation: all metrics of a split",
+        navigation.METRIC_SHAPES,
+        navigation.PATH_METRICS,
+        ("nav_metrics",),
+        None,
+        quick_shapes=navigation.METRIC_QUICK,
         memory=False,
     ),
 )

@@ -24,12 +24,13 @@ class Task:
     """One contender on one problem: ``run(setup())`` is one call, of which only ``run`` is timed.
 
     ``indices`` extracts the nearest-code indices from what ``run`` returns, so that wrong ones can be
-    counted.
+    counted. ``note`` says what the rows should know, such as the data; empty: the backend of our layers.
     """
 
     run: Callable[[Any], Any]
     setup: Callable[[], Any] = _nothing
     indices: Callable[[Any], Tensor] | None = None
+    note: str = ""
 
     @property
     def repeatable(self) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import oracle
+from benchmarks import navigation_gates, oracle
 from benchmarks.problem import Problem
 from benchmarks.shapes import QUICK_SHAPES, Shape
 
@@ -279,6 +279,7 @@ GATES: dict[str, Callable[..., list[str]]] = {
     "backward": check_backward,
     "commit": check_commit,
     "layer": check_layer,
+    **navigation_gates.GATES,
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.cases import BY_NAME
 from benchmarks.results import DIRECTORY, Row, machine_files, read
+from benchmarks.shapes import describe_sizes
 
 _COLOURS = {"ours": "#1b6ca8", "peer": "#8c8c8c", "floor": "#e0a030", "base": "#8aa88a"}
 
@@ -76,7 +77,8 @@ def plot_case(rows: Sequence[Row], path: Path) -> None:
             axis.axvline(floors[0], color="black", linestyle="--", linewidth=0.8)
         axis.margins(x=0.15)
         first = here[0]
-        axis.set_title(f"{first.shape}: N {first.n}, D {first.dim}, K {first.num_codes}", fontsize=8)
+        sizes = describe_sizes(first.n, first.dim, first.num_codes)
+        axis.set_title(f"{first.shape}: {sizes}", fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
         axis.set_xlabel("ms", fontsize=7)
     case = BY_NAME.get(rows[0].case)

@@ -96,7 +96,7 @@ def _start(contender: Contender, problem: Problem) -> _Entry:
     if task.indices is not None:
         found = task.indices(result).cpu().numpy()
         wrong = oracle.wrong_share(found, problem.rows.float().cpu().numpy(), problem.codebook.cpu().numpy())
-    note = f"backend {ours.backend(problem.device)}" if contender.kind == "ours" else ""
+    note = task.note or (f"backend {ours.backend(problem.device)}" if contender.kind == "ours" else "")
     return _Entry(contender, task, MEASURED, note, wrong)
 
 

@@ -8,6 +8,11 @@ from math import prod
 LAYOUTS = ("nchw", "channels_last", "blc")
 
 
+def describe_sizes(n: int, dim: int, num_codes: int) -> str:
+    """``N 32768, D 256, K 1024``; a size of 0 does not apply and is left out."""
+    return ", ".join(f"{name} {size}" for name, size in (("N", n), ("D", dim), ("K", num_codes)) if size)
+
+
 @dataclass(frozen=True)
 class Shape:
     """Features of one layer: ``batch`` samples with ``positions``, ``dim`` channels, ``num_codes`` codes.
@@ -30,8 +35,8 @@ class Shape:
 
     @property
     def label(self) -> str:
-        """Name and sizes, for tables: ``C10 L0 (N 32768, D 256, K 1024)``."""
-        return f"{self.name} (N {self.rows}, D {self.dim}, K {self.num_codes})"
+        """Name and the sizes that apply, for tables: ``C10 L0 (N 32768, D 256, K 1024)``."""
+        return f"{self.name} ({describe_sizes(self.rows, self.dim, self.num_codes)})"
 
     def with_layout(self, layout: str) -> Shape:
         """The same sizes in another layout, under a name that says so."""

@@ -18,7 +18,10 @@ RELEASED, LUCIDRAINS, FAISS = "released layer", "lucidrains", "faiss"
 
 @dataclass(frozen=True)
 class Verdict:
-    """One target: what was wanted, what was found (None: not measured), over how many shapes."""
+    """One target: what was wanted, what was found (None: not measured), over how many shapes.
+
+    ``shown`` is what was found with its unit, where it is no ratio.
+    """
 
     text: str
     wanted: str
@@ -26,12 +29,15 @@ class Verdict:
     met: bool | None
     detail: str = ""
     percent: bool = False
+    shown: str = ""
 
     @property
     def found(self) -> str:
         """The value for a table."""
         if self.value is None:
             return "not measured"
+        if self.shown:
+            return self.shown
         return f"{100 * self.value:.3g} %" if self.percent else f"{self.value:.2f}x"
 
     @property
@@ -78,6 +84,8 @@ def _memory(rows: Sequence[Row], peer: str) -> Verdict:
 
 def cpu_targets(rows: Sequence[Row]) -> list[Verdict]:
     """Targets of the CPU over the rows of one machine."""
+    from benchmarks.navigation_targets import navigation_targets
+
     rows = [row for row in rows if row.device == "cpu"]
     return [
         _over_shapes(
@@ -101,6 +109,7 @@ def cpu_targets(rows: Sequence[Row]) -> list[Verdict]:
         ),
         _memory(rows, RELEASED),
         _memory(rows, LUCIDRAINS),
+        *navigation_targets(rows),
     ]
 
 
