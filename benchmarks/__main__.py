@@ -14,17 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine, results, targets
-from benchmarks.cases import BY_NAME, CASES, Case
+from benchmarks.cases import BY_NAME, CASES, AnyShape, Case
 from benchmarks.floor import GEMM
 from benchmarks.gates import run_gates
 from benchmarks.runner import Floor, Options, measure
-from benchmarks.shapes import Shape
 
 REFUSED = 3
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _show(console: Console, case: Case, shape: Shape, rows: Sequence[results.Row], least: Floor) -> None:
+def _show(console: Console, case: Case, shape: AnyShape, rows: Sequence[results.Row], least: Floor) -> None:
     title = f"{case.name}: {shape.label}"
     if least.milliseconds is not None:
         title += f"\nfloor {least.milliseconds:.3f} ms: {least.text}"

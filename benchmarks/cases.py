@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks import discriminator, floor, navigation, ours, peers
+from benchmarks import (
+    discriminator,
+    floor,
+    latent_generate,
+    latent_targets,
+    latent_train,
+    navigation,
+    ours,
+    peers,
+)
 from benchmarks.contender import Contender
 from benchmarks.floor import Work
+from benchmarks.latent_problem import GENERATION_SHAPES, QUICK_TEXT, TRAINING_SHAPES, TextProblem, TextShape
 from benchmarks.problem import Problem
 from benchmarks.shapes import LAYOUTS, QUICK_SHAPES, REFERENCE_SHAPE, SHAPES, Shape, shapes_named
+
+AnyShape = Shape | TextShape
 
 _SOME = shapes_named("C10 L0", "StyleGAN2", "VQGAN", "codec")
 _LAYER_GATES = ("lookup", "sums", "backward", "commit", "layer")
 
 
-def _no_result(_: Problem) -> int:
+def _no_result(_: Any) -> int:
     return 0
 
 
@@ -33,17 +46,21 @@ class Case:
         work: what the floor counts, or None when there is no floor.
         result_bytes: bytes of the results that every contender must return, not counted as extra memory.
         memory: whether peak extra memory is measured.
+        memory_shapes: names of the shapes on which it is; None for all.
+        problem: makes from shape, device and dtype what is measured on.
     """
 
     name: str
     title: str
-    shapes: tuple[Shape, ...]
+    shapes: tuple[AnyShape, ...]
     contenders: tuple[Contender, ...]
     gates: tuple[str, ...]
     work: Work | None
-    quick_shapes: tuple[Shape, ...] = QUICK_SHAPES
-    result_bytes: Callable[[Problem], int] = _no_result
+    quick_shapes: tuple[AnyShape, ...] = QUICK_SHAPES
+    result_bytes: Callable[[Any], int] = _no_result
     memory: bool = True
+    memory_shapes: tuple[str, ...] | None = None
+    problem: Callable[..., Any] = Problem
 
 
 def _feature_arrays(count: int) -> Callable[[Problem], int]:
@@ -157,11 +174,32 @@ CASES = (
         quick_shapes=navigation.METRIC_QUICK,
         memory=False,
     ),
+    Case(
+        latent_targets.GENERATE,
+        "greedy generation of T tokens for B latents",
+        GENERATION_SHAPES,
+        latent_generate.CONTENDERS,
+        ("latent",),
+        None,
+        quick_shapes=QUICK_TEXT,
+        memory_shapes=(latent_targets.memory_shape(latent_targets.GENERATE).name,),
+        problem=TextProblem,
+    ),
+    Case(
+        latent_targets.TRAIN,
+        "optimizer step of a decoder",
+        TRAINING_SHAPES,
+        latent_train.CONTENDERS,
+        ("latent",),
+        None,
+        quick_shapes=QUICK_TEXT[1:],
+        problem=TextProblem,
+    ),
 )
 BY_NAME = {case.name: case for case in CASES}
 
 
-def find(case_name: str, shape_name: str, contender_name: str) -> tuple[Case, Shape, Contender]:
+def find(case_name: str, shape_name: str, contender_name: str) -> tuple[Case, AnyShape, Contender]:
     """Look up all three by name."""
     case = BY_NAME[case_name]
     shape = next(shape for shape in (*case.shapes, *case.quick_shapes) if shape.name == shape_name)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.latent_problem import TextProblem
 from benchmarks.problem import Problem
 
 
@@ -25,12 +26,14 @@ class Task:
 
     ``indices`` extracts the nearest-code indices from what ``run`` returns, so that wrong ones can be
     counted. ``note`` says what the rows should know, such as the data; empty: the backend of our layers.
+    ``scale`` calls in a row make the work that the shape names; rows hold a call's time times that.
     """
 
     run: Callable[[Any], Any]
     setup: Callable[[], Any] = _nothing
     indices: Callable[[Any], Tensor] | None = None
     note: str = ""
+    scale: int = 1
 
     @property
     def repeatable(self) -> bool:
@@ -45,20 +48,20 @@ class Contender:
     Args:
         name: shown in tables and used as a key in the results.
         build: makes the `Task`; raises `Unavailable` with a reason.
-        kind: "ours", "peer" or "floor".
+        kind: "ours", "peer", "base" (the same without ours) or "floor".
         package: distribution whose version goes into the results.
         score_arrays: how many float32 arrays of N x K are alive at the peak; decides beforehand whether it
         fits. devices: where it can run.
     """
 
     name: str
-    build: Callable[[Problem], Task]
+    build: Callable[[Any], Task]
     kind: str = "peer"
     package: str = "torch"
     score_arrays: float = 0.0
     devices: tuple[str, ...] = ("cpu", "cuda")
 
-    def reason_to_skip(self, problem: Problem, budget_bytes: int) -> str | None:
+    def reason_to_skip(self, problem: Problem | TextProblem, budget_bytes: int) -> str | None:
         """Why this contender should not even be started on this problem, or None."""
         if problem.device not in self.devices:
             return f"runs on {' and '.join(self.devices)} only"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import navigation_gates, oracle
+from benchmarks.latent_gate import check_latent
 from benchmarks.problem import Problem
 from benchmarks.shapes import QUICK_SHAPES, Shape
 
@@ -279,6 +280,7 @@ GATES: dict[str, Callable[..., list[str]]] = {
     "backward": check_backward,
     "commit": check_commit,
     "layer": check_layer,
+    "latent": check_latent,
     **navigation_gates.GATES,
 }
 

@@ -72,16 +72,15 @@ def _probe(
 ) -> None:
     """Body of the fresh process: send the peak in bytes, or the reason why there is none."""
     from benchmarks.cases import find
-    from benchmarks.problem import Problem
 
     try:
         torch.set_num_threads(threads)
         case, shape, contender = find(case_name, shape_name, contender_name)
-        problem = Problem(shape)
+        problem = case.problem(shape)
         warm = contender.build(problem.small())
         warm.run(warm.setup())
         del warm
-        problem.rows, problem.codebook, problem.features, problem.grad  # noqa: B018 - inputs exist before the call
+        problem.prepare()
         connection.send(max(0, resident_peak(contender.build(problem)) - case.result_bytes(problem)))
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")

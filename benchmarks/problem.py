@@ -76,6 +76,10 @@ class Problem:
         x = self.features
         return x.movedim(-1, 1).unsqueeze(2) if self.shape.layout == "blc" else x
 
+    def prepare(self) -> None:
+        """Make the inputs, so that they do not count as a call's memory."""
+        self.rows, self.codebook, self.features, self.grad  # noqa: B018 - made once, then kept
+
     def small(self) -> Problem:
         """The same problem on few rows."""
         return Problem(self.shape.with_few_rows(), self.device, self.dtype)

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from benchmarks import floor, machine, memory, oracle, ours
-from benchmarks.cases import Case
+from benchmarks.cases import AnyShape, Case
 from benchmarks.contender import Contender, Task, Unavailable
+from benchmarks.latent_problem import TextProblem
 from benchmarks.problem import Problem
 from benchmarks.results import FAILED, MEASURED, SKIPPED, Row
-from benchmarks.shapes import Shape
 from benchmarks.timing import Timing, as_graph, interleave
+
+AnyProblem = Problem | TextProblem
 
 _BUDGET = 12 << 30
 _GEMM_KEY, _COPY_KEY = "floor: product {}", "floor: copy"
@@ -47,7 +49,7 @@ def memory_budget(device: str) -> int:
         return _BUDGET
 
 
-def _row_maker(case: Case, shape: Shape, options: Options) -> Callable[..., Row]:
+def _row_maker(case: Case, shape: AnyShape, options: Options) -> Callable[..., Row]:
     revision, dirty = machine.commit()
     common: dict[str, Any] = {
         "case": case.name,
@@ -78,7 +80,7 @@ class _Entry:
     wrong_share: float | None = None
 
 
-def _start(contender: Contender, problem: Problem) -> _Entry:
+def _start(contender: Contender, problem: AnyProblem) -> _Entry:
     """Build a contender and call it once; a peer that cannot run becomes a row with the reason."""
     reason = contender.reason_to_skip(problem, memory_budget(problem.device))
     if reason:
@@ -93,7 +95,7 @@ def _start(contender: Contender, problem: Problem) -> _Entry:
             raise
         return _Entry(contender, None, FAILED, f"{type(error).__name__}: {str(error)[:200]}")
     wrong = None
-    if task.indices is not None:
+    if task.indices is not None and isinstance(problem, Problem):
         found = task.indices(result).cpu().numpy()
         wrong = oracle.wrong_share(found, problem.rows.float().cpu().numpy(), problem.codebook.cpu().numpy())
     note = task.note or (f"backend {ours.backend(problem.device)}" if contender.kind == "ours" else "")
@@ -109,9 +111,9 @@ class Floor:
     gemm: tuple[str, Timing] | None = None
 
 
-def _floor_tasks(case: Case, problem: Problem) -> tuple[dict[str, Task], dict[str, str]]:
+def _floor_tasks(case: Case, problem: AnyProblem) -> tuple[dict[str, Task], dict[str, str]]:
     """What the floor needs in the timed rounds, and the label of each product."""
-    if case.work is None:
+    if case.work is None or not isinstance(problem, Problem):
         return {}, {}
     tasks, labels = {_COPY_KEY: floor.copy_task(problem)}, {}
     if case.work.gemms:
@@ -121,8 +123,8 @@ def _floor_tasks(case: Case, problem: Problem) -> tuple[dict[str, Task], dict[st
     return tasks, labels
 
 
-def _find_floor(case: Case, problem: Problem, timings: dict[str, Timing], labels: dict[str, str]) -> Floor:
-    if case.work is None:
+def _find_floor(case: Case, problem: AnyProblem, timings: dict[str, Timing], labels: dict[str, str]) -> Floor:
+    if case.work is None or not isinstance(problem, Problem):
         return Floor()
     copy_ms = timings[_COPY_KEY].median
     bandwidth = 2 * problem.feature_bytes / copy_ms / 1e6
@@ -140,9 +142,12 @@ def _find_floor(case: Case, problem: Problem, timings: dict[str, Timing], labels
     return Floor(least, text, gemm)
 
 
-def _peak(case: Case, shape: Shape, entry: _Entry, problem: Problem, options: Options) -> int | str | None:
+def _peak(
+    case: Case, shape: AnyShape, entry: _Entry, problem: AnyProblem, options: Options
+) -> int | str | None:
     """Peak extra bytes, a reason, or None where it is not asked for."""
     wanted = case.memory and options.memory and entry.contender.kind != "floor"
+    wanted = wanted and (case.memory_shapes is None or shape.name in case.memory_shapes)
     if options.quick:
         wanted = (
             wanted
@@ -157,9 +162,9 @@ def _peak(case: Case, shape: Shape, entry: _Entry, problem: Problem, options: Op
     return memory.peak_in_fresh_process(case.name, shape.name, entry.contender.name, torch.get_num_threads())
 
 
-def measure(case: Case, shape: Shape, options: Options) -> tuple[list[Row], Floor]:
+def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], Floor]:
     """Rows of one case and shape, and its floor.  The gates must have been checked before."""
-    problem = Problem(shape, options.device, options.dtype)
+    problem: AnyProblem = case.problem(shape, options.device, options.dtype)
     make_row = _row_maker(case, shape, options)
     entries = [_start(contender, problem) for contender in case.contenders]
     tasks = {entry.contender.name: entry.task for entry in entries if entry.task is not None}

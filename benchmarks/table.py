@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks import targets
 from benchmarks.discriminator import BARE
 from benchmarks.floor import GEMM
+from benchmarks.latent_targets import latent_section
 from benchmarks.machine import BUSY_CORES, ROOT
 from benchmarks.ours import OURS
 from benchmarks.results import DIRECTORY, Row, median, peak, read_all
@@ -151,6 +152,7 @@ def _machine_section(rows: Sequence[Row]) -> list[str]:
         ),
         "",
         *_overhead_lines(rows),
+        *latent_section(rows),
     ]
     return text
 

@@ -84,6 +84,7 @@ def _memory(rows: Sequence[Row], peer: str) -> Verdict:
 
 def cpu_targets(rows: Sequence[Row]) -> list[Verdict]:
     """Targets of the CPU over the rows of one machine."""
+    from benchmarks.latent_targets import latent_targets
     from benchmarks.navigation_targets import navigation_targets
 
     rows = [row for row in rows if row.device == "cpu"]
@@ -109,6 +110,7 @@ def cpu_targets(rows: Sequence[Row]) -> list[Verdict]:
         ),
         _memory(rows, RELEASED),
         _memory(rows, LUCIDRAINS),
+        *latent_targets(rows),
         *navigation_targets(rows),
     ]
 
@@ -142,6 +144,8 @@ def overhead(rows: Sequence[Row], contender: str) -> float | None:
 
 def gpu_targets(rows: Sequence[Row]) -> list[Verdict]:
     """Targets of the GPU; not measured until a results file of a GPU exists."""
+    from benchmarks.latent_targets import latent_targets
+
     rows = [row for row in rows if row.device == "cuda"]
     added = overhead(rows, OURS)
     return [
@@ -159,6 +163,7 @@ def gpu_targets(rows: Sequence[Row]) -> list[Verdict]:
             None if added is None else added <= 0.03,
             percent=True,
         ),
+        *latent_targets(rows),
     ]
 
 

@@ -135,6 +135,6 @@ def interleave(
     for index in range(rounds):
         for name in rotation(list(tasks), index):
             time.sleep(_PAUSE_S)  # lets the worker threads of the previous contender's runtime fall asleep
-            samples[name].append(take(tasks[name], calls[name]))
+            samples[name].append(take(tasks[name], calls[name]) * tasks[name].scale)
     clock = "cuda events" if device == "cuda" else "perf_counter"
     return {name: Timing(tuple(values), clock) for name, values in samples.items()}

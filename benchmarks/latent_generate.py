@@ -1,0 +1,87 @@
+"""Greedy generation: with a latent, without one, and by the loop of the original release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.contender import Contender, Task
+from benchmarks.latent_problem import TextProblem
+from benchmarks.machine import package_version
+
+PLAIN = "plain GPT-2"
+INJECTED = "inject_latent"
+ORIGINAL = "original loop"
+
+
+def versions() -> str:
+    """What the rows of our contenders note."""
+    return f"sdpa, {package_version('transformers')}"
+
+
+@torch.no_grad()
+def original_loop(model: Any, start: Tensor, latent: Tensor, length: int) -> Tensor:
+    """Greedy decoding as the original release does it: one text, and the whole prefix again for each token.
+
+    Args:
+        model: an injected decoder.
+        start: (1, 1) the BOS token.
+        latent: (1, nz).
+        length: tokens to generate.
+
+    Returns:
+        (1, 1 + length) tokens.
+    """
+    tokens = start
+    for _ in range(length):
+        logits = model(
+            tokens, latent=latent, use_cache=False
+        ).logits  # of all positions; only the last is used
+        tokens = torch.cat([tokens, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return tokens
+
+
+def generate(model: Any, start: Tensor, length: int, **latent: Tensor) -> Tensor:
+    """Greedy tokens (B, 1 + length) of transformers' own generate."""
+    mask = torch.ones_like(start)
+    return model.generate(
+        start, attention_mask=mask, max_new_tokens=length, do_sample=False, use_cache=True, **latent
+    )
+
+
+def _plain(problem: TextProblem) -> Task:
+    model, start, length = problem.decoder(), problem.start, problem.shape.length
+    return Task(lambda _: generate(model, start, length))
+
+
+def _injected(problem: TextProblem) -> Task:
+    model, start, length = problem.decoder("memory"), problem.start, problem.shape.length
+    return Task(lambda _: generate(model, start, length, latent=problem.latents), note=versions())
+
+
+def _original(problem: TextProblem) -> Task:
+    """One text per call, each in turn: the loop takes them one after another, so B take B times as long."""
+    model, length = problem.decoder("memory"), problem.shape.length
+    turns: Iterator[int] = cycle(range(problem.shape.batch))
+
+    def run(row: int) -> Tensor:
+        return original_loop(model, problem.start[:1], problem.latents[row : row + 1], length)
+
+    count = problem.shape.batch
+    note = (
+        f"times {count}: the loop takes one text after another, and each sample is one text"
+        if count > 1
+        else ""
+    )
+    return Task(run, setup=lambda: next(turns), scale=count, note=note)
+
+
+CONTENDERS = (
+    Contender(INJECTED, _injected, kind="ours", package="fq-toolkit"),
+    Contender(PLAIN, _plain, kind="base", package="transformers"),
+    Contender(ORIGINAL, _original, package="transformers"),
+)

@@ -1,0 +1,132 @@
+"""What the latent cases work on: GPT-2 small with half its layers and width, a quarter of its vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SEED = 2004_04092
+BOS = 1
+LATENT_SIZE = 32
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """``batch`` texts of ``length`` tokens, and the size of the decoder; heads have 64 channels.
+
+    The names of the fields that results files have are those of the quantizer's shapes: ``rows`` are tokens,
+    ``dim`` is the width, and there are no codes.
+    """
+
+    name: str
+    batch: int
+    length: int
+    layers: int = 6
+    width: int = 384
+    vocabulary: int = 12_565
+    num_codes: int = 0
+    layout: str = "text"
+
+    @property
+    def rows(self) -> int:
+        """Tokens of all texts."""
+        return self.batch * self.length
+
+    @property
+    def dim(self) -> int:
+        """Width of the decoder."""
+        return self.width
+
+    @property
+    def label(self) -> str:
+        """Batch and length, for tables."""
+        return f"B {self.batch}, T {self.length}"
+
+    def with_few_rows(self) -> TextShape:
+        """Two tokens of the same kind of text: runs the same code with little memory."""
+        return replace(self, batch=min(self.batch, 2), length=2, layers=1, width=64, vocabulary=64)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot in every layer for every text, in float32."""
+        return 4 * self.batch * self.layers * self.width
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the projection to one slot per layer, in float32."""
+        return 4 * LATENT_SIZE * self.layers * self.width
+
+
+@dataclass(frozen=True)
+class TextProblem:
+    """A decoder's configuration, texts and latents: the same for every contender and every process."""
+
+    shape: TextShape
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def _generator(self, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed(_SEED + stream)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(B, T) int64 texts, uniform over the vocabulary without its two special tokens."""
+        size = (self.shape.batch, self.shape.length)
+        return torch.randint(2, self.shape.vocabulary, size, generator=self._generator(0)).to(self.device)
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """(B, 32) draws from the prior."""
+        drawn = torch.randn(self.shape.batch, LATENT_SIZE, generator=self._generator(1))
+        return drawn.to(self.device, self.dtype)
+
+    @property
+    def start(self) -> Tensor:
+        """(B, 1) BOS tokens."""
+        return torch.full((self.shape.batch, 1), BOS, device=self.device)
+
+    def decoder(self, mode: str | None = None) -> Any:
+        """A GPT-2 from scratch in eval mode, always with the same weights; ``mode`` injects a latent."""
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        from fq_toolkit import inject_latent
+
+        shape = self.shape
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            model = GPT2LMHeadModel(
+                GPT2Config(
+                    vocab_size=shape.vocabulary,
+                    n_layer=shape.layers,
+                    n_embd=shape.width,
+                    n_head=shape.width // 64,
+                    bos_token_id=BOS,
+                    eos_token_id=None,  # so that every text gets its full length
+                    pad_token_id=0,
+                )
+            ).to(self.device, self.dtype)
+            return (inject_latent(model, mode, LATENT_SIZE) if mode else model).eval()
+
+    def prepare(self) -> None:
+        """Make the inputs, so that they do not count as a call's memory."""
+        self.tokens, self.latents  # noqa: B018 - made once, then kept
+
+    def small(self) -> TextProblem:
+        """The same problem with few and short texts on a tiny decoder."""
+        return TextProblem(self.shape.with_few_rows(), self.device, self.dtype)
+
+
+#: Of generation: the targets are about these batch sizes.
+GENERATION_SHAPES = tuple(
+    TextShape(f"B{batch} T{length}", batch, length) for length in (32, 128) for batch in (1, 8, 32)
+)
+TRAINING_SHAPES = (TextShape("B8 T64", 8, 64),)
+#: For smoke tests: same code paths, milliseconds.
+QUICK_TEXT = (
+    TextShape("tiny text", 1, 6, layers=2, width=64, vocabulary=64),
+    TextShape("tiny texts", 3, 6, layers=2, width=64, vocabulary=64),
+)
