@@ -1,0 +1,177 @@
+"""From sentences to padded token ids, for the encoder and for the decoder.
+
+Source: arXiv 2004.04092. The encoder reads ``[CLS] tokens [SEP]`` and the decoder
+``<BOS> tokens <EOS>``; each has a tokenizer of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("fq_toolkit")
+
+
+class Tokenizers(NamedTuple):
+    """The tokenizers of a sentence VAE, both fast ones of transformers.
+
+    Attributes:
+        encoder: for what is read; with CLS, SEP and PAD where the encoder was trained with them.
+        decoder: for what is written; with PAD, BOS and EOS.
+    """
+
+    encoder: Any
+    decoder: Any
+
+
+class TextBatch(NamedTuple):
+    """Sentences as the two networks see them, padded on the right.
+
+    Attributes:
+        encoder_ids: (B, S) token ids.
+        encoder_mask: (B, S) 1 at tokens and 0 at padding.
+        decoder_ids: (B, T) token ids, BOS first and EOS last.
+        decoder_mask: (B, T) 1 at tokens, BOS and EOS among them, and 0 at padding.
+        truncated: how many of the sentences were longer than ``max_length`` for one of the tokenizers and
+            lost their end.
+    """
+
+    encoder_ids: Tensor
+    encoder_mask: Tensor
+    decoder_ids: Tensor
+    decoder_mask: Tensor
+    truncated: int = 0
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TextBatch:
+        """The same batch on a device."""
+        moved = (tensor.to(device, non_blocking=non_blocking) for tensor in self[:4])
+        return TextBatch(*moved, truncated=self.truncated)
+
+
+class TokenRows(NamedTuple):
+    """Sentences as lists of token ids, special tokens included, of unequal lengths.
+
+    Attributes:
+        encoder: one list per sentence.
+        decoder: one list per sentence.
+        truncated: how many of the sentences lost their end.
+    """
+
+    encoder: list[list[int]]
+    decoder: list[list[int]]
+    truncated: int
+
+
+def make_batch(texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int) -> TextBatch:
+    """Tokenize and pad sentences.
+
+    Args:
+        texts: B sentences.
+        tokenizers: of encoder and decoder.
+        max_length: tokens per sentence at most, special ones included, for each of the two tokenizers.  A
+            longer sentence keeps its beginning, is counted in ``truncated`` and still ends in EOS.
+
+    Returns:
+        The batch, on the CPU.
+
+    Raises:
+        TypeError: one string instead of several, or something that is not a string.
+        ValueError: no sentence, an empty one, or a decoder tokenizer without PAD, BOS or EOS.
+
+    Example:
+        >>> from fq_toolkit.optimus.tokenizer_training import train_tokenizers
+        >>> texts = ["a man runs .", "dogs play"]
+        >>> batch = make_batch(texts, train_tokenizers(texts, kind="word"), max_length=16)
+        >>> batch.decoder_ids.shape, batch.decoder_mask.sum(1).tolist()
+        (torch.Size([2, 6]), [6, 4])
+    """
+    return collate(tokenize(texts, tokenizers, max_length=max_length), tokenizers)
+
+
+def tokenize(texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int) -> TokenRows:
+    """Turn sentences into token ids with their special tokens; see `make_batch`."""
+    check_texts(texts)
+    bos, eos, _ = decoder_specials(tokenizers.decoder)
+    before, after = encoder_frame(tokenizers.encoder)
+    least = 1 + max(2, len(before) + len(after))
+    if max_length < least:
+        raise ValueError(
+            f"max_length must be at least {least}, one token and the special ones; got {max_length}"
+        )
+    encoder, cut_in_encoder = _framed(texts, tokenizers.encoder, before, after, max_length)
+    decoder, cut_in_decoder = _framed(texts, tokenizers.decoder, [bos], [eos], max_length)
+    cut = sum(a or b for a, b in zip(cut_in_encoder, cut_in_decoder, strict=True))
+    return TokenRows(encoder, decoder, cut)
+
+
+def collate(rows: TokenRows, tokenizers: Tokenizers) -> TextBatch:
+    """Pad rows of token ids to rectangles; see `make_batch`."""
+    pad = decoder_specials(tokenizers.decoder)[2]
+    read = _pad(rows.encoder, tokenizers.encoder.pad_token_id or 0)  # behind the mask any id will do
+    return TextBatch(*read, *_pad(rows.decoder, pad), truncated=rows.truncated)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is not a list of sentences.
+
+    Raises:
+        TypeError: one string, or something that is not a string.
+        ValueError: no sentence, or an empty one.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"expected several sentences, got the string {texts[:40]!r}; put it in a list")
+    if len(texts) == 0:
+        raise ValueError("expected at least one sentence, got none")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"sentence {number} is {type(text).__name__}, expected str")
+        if not text.strip():
+            raise ValueError(f"sentence {number} is empty; leave empty lines out")
+
+
+def decoder_specials(tokenizer: Any) -> tuple[int, int, int]:
+    """Ids of BOS, EOS and PAD.
+
+    Raises:
+        ValueError: the tokenizer lacks one of them.
+    """
+    found = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    missing = [name for name, token in zip(("BOS", "EOS", "PAD"), found, strict=True) if token is None]
+    if missing:
+        raise ValueError(
+            f"the decoder's tokenizer ({type(tokenizer).__name__}) has no {' and no '.join(missing)} token; "
+            "add them with fq_toolkit.optimus.add_text_tokens(tokenizer, decoder)"
+        )
+    return found
+
+
+def encoder_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What stands before and behind a sentence for the encoder: [CLS] and [SEP], or what there is of them."""
+    around = list(tokenizer("", add_special_tokens=True)["input_ids"])
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if cls is not None and cls not in around:  # a tokenizer trained without a template
+        around = [cls] if sep is None else [cls, sep]
+    cut = 1 if cls is not None and around[0] == cls else 0
+    return around[:cut], around[cut:]
+
+
+def _framed(
+    texts: Sequence[str], tokenizer: Any, before: list[int], after: list[int], max_length: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Token ids between what stands around them, and which of the sentences were cut."""
+    room = max_length - len(before) - len(after)
+    # verbose=False: a sentence beyond the model's length is cut and counted here, no need to warn of it.
+    bare = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return [[*before, *ids[:room], *after] for ids in bare], [len(ids) > room for ids in bare]
+
+
+def _pad(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, longest) of rows."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    return ids, (torch.arange(width) < lengths[:, None]).long()

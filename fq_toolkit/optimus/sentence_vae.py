@@ -1,0 +1,378 @@
+"""A variational autoencoder of sentences, from any encoder and any decoder of transformers.
+
+Source: "Optimus: Organizing Sentences via Pre-trained Modeling of a Latent Space", arXiv 2004.04092.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from fq_toolkit.layers.checks import at_least_one
+from fq_toolkit.optimus.batch import TextBatch, Tokenizers, check_texts, decoder_specials, make_batch
+from fq_toolkit.optimus.building import check_networks, choose_max_length, choose_pooling, with_latent
+from fq_toolkit.optimus.decoding import decoder_logits, evaluating, generate_ids, texts_from_ids
+from fq_toolkit.optimus.interpolation import analogy_latents, interpolate_latents
+from fq_toolkit.optimus.losses import VAEOutput, token_nll, vae_loss
+from fq_toolkit.optimus.posterior import Posterior, prior_log_prob
+
+logger = logging.getLogger("fq_toolkit")
+
+
+class SentenceVAE(nn.Module):
+    """``q(z|x) = N(mu, sigma^2)`` by an encoder, ``p(x|z)`` by a decoder with a latent in it, prior N(0, I).
+
+    The encoder's sentence vector (BERT's pooled [CLS]) goes through one projection without bias, which is cut
+    into mu and log sigma^2.  The decoder reads z as `fq_toolkit.inject_latent` says.
+
+    Args:
+        encoder: an encoder of transformers, ``BertModel`` for example.
+        decoder: a language model of transformers, with a latent in it or without: then it gets one.
+        tokenizers: of encoder and decoder; the decoder's has PAD, BOS and EOS.
+        latent_size: nz.
+        mode: where a decoder without a latent gets it: "memory" (default), "embedding" or "both".
+        pooling: "pooler", "cls" or "mean"; by default the first of them that the encoder has.
+        max_length: tokens per sentence at most, special ones included; by default what both networks have
+            positions for, and no more than 512.  A longer sentence loses its end; that is logged and counted.
+        init_std: standard deviation of the projection at the start.
+
+    Raises:
+        TypeError: not models of transformers.
+        ValueError: parts that do not fit together: another latent size in the decoder, a vocabulary that is
+            too small for its tokenizer, a tokenizer without EOS.
+
+    Example:
+        >>> from fq_toolkit.optimus.tokenizer_training import train_tokenizers
+        >>> tokenizers = train_tokenizers(["a man rides a horse .", "two dogs play ."], kind="word")
+        >>> vae = SentenceVAE.from_scratch(tokenizers, latent_size=8, width=32)
+        >>> vae.encode(["a man rides ."]).mean.shape
+        torch.Size([1, 8])
+        >>> len(vae.interpolate("a man rides .", "two dogs play .", steps=5, max_new_tokens=4))
+        5
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        decoder: Any,
+        tokenizers: Tokenizers,
+        *,
+        latent_size: int = 32,
+        mode: str | None = None,
+        pooling: str | None = None,
+        max_length: int | None = None,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.latent_size = at_least_one("latent_size", latent_size)
+        self.tokenizers = Tokenizers(*tokenizers)
+        check_networks(encoder, decoder, self.tokenizers)
+        self.pooling = choose_pooling(encoder, self.tokenizers.encoder, pooling)
+        self.encoder = encoder
+        self.decoder = with_latent(decoder, latent_size, mode)
+        self.linear = nn.Linear(encoder.config.hidden_size, 2 * latent_size, bias=False)
+        nn.init.normal_(self.linear.weight, std=init_std)
+        self.linear.to(device=encoder.device, dtype=encoder.dtype)
+        self.max_length = choose_max_length(encoder, self.decoder, self.tokenizers.encoder, max_length)
+        self._bos = decoder_specials(self.tokenizers.decoder)[0]
+
+    # -- what training needs: tensors in, tensors out
+
+    def posterior(self, encoder_ids: Tensor, encoder_mask: Tensor) -> Posterior:
+        """``q(z|x)`` of token ids (B, S) and their mask (B, S): mean and logvar (B, nz) in float32."""
+        outputs = self.encoder(input_ids=encoder_ids, attention_mask=encoder_mask)
+        if self.pooling == "pooler":
+            pooled = outputs.pooler_output
+        elif self.pooling == "cls":
+            pooled = outputs.last_hidden_state[:, 0]
+        else:
+            hidden = outputs.last_hidden_state
+            weights = encoder_mask[:, :, None].to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1)
+        mean, logvar = self.linear(pooled).float().chunk(2, dim=-1)
+        return Posterior(mean, logvar)
+
+    def nll(self, z: Tensor, decoder_ids: Tensor, decoder_mask: Tensor) -> Tensor:
+        """``-log p(x|z)`` in nats, summed over a sentence's tokens and EOS.
+
+        Args:
+            z: (B, nz).
+            decoder_ids: (B, T), BOS first, padded on the right.
+            decoder_mask: (B, T).
+
+        Returns:
+            (B,) in float32.
+        """
+        # No token looks at the padding behind it, so no mask is needed; but models warn of PAD without one.
+        ids = decoder_ids.masked_fill(decoder_mask == 0, self._bos)[:, :-1]
+        logits = decoder_logits(self.decoder, ids, z, self._bos)
+        return token_nll(logits, decoder_ids[:, 1:], decoder_mask[:, 1:])
+
+    def forward(
+        self,
+        batch: TextBatch,
+        *,
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+        length_weighted: bool = False,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> VAEOutput:
+        """The training loss of each sentence.
+
+        Args:
+            batch: B sentences.
+            beta: weight of the KL term.
+            free_bits: threshold per dimension, in nats, below which its KL does not count.
+            length_weighted: divide the NLL by the sentence's tokens.
+            deterministic: decode from the mean, without noise: an autoencoder, for which beta is 0 as a rule.
+            generator: source of the noise.
+
+        Returns:
+            Loss, NLL, KL and token counts, each (B,).
+        """
+        q = self.posterior(batch.encoder_ids, batch.encoder_mask)
+        z = q.mean if deterministic else q.sample(generator)
+        nll = self.nll(z, batch.decoder_ids, batch.decoder_mask)
+        tokens = batch.decoder_mask.sum(1) - 1
+        return vae_loss(nll, q.kl(), tokens, beta=beta, threshold=free_bits, length_weighted=length_weighted)
+
+    # -- sentences in, sentences out
+
+    def batch(self, texts: Sequence[str]) -> TextBatch:
+        """Sentences as a batch on the model's device; logs how many were too long and lost their end."""
+        batch = make_batch(texts, self.tokenizers, max_length=self.max_length)
+        if batch.truncated:
+            logger.warning(
+                "%d of %d sentences are longer than %d tokens and lost their end",
+                batch.truncated, len(texts), self.max_length,
+            )  # fmt: skip
+        return batch.to(self.device)
+
+    def encode(self, texts: Sequence[str], *, batch_size: int = 64) -> Posterior:
+        """The posterior of each sentence.
+
+        Args:
+            texts: N sentences.
+            batch_size: sentences per forward.
+
+        Returns:
+            Mean and logvar (N, nz), on the model's device, without gradients.
+
+        Raises:
+            ValueError: an empty sentence, or a posterior that is not finite.
+        """
+        check_texts(texts)
+        mean = torch.empty(len(texts), self.latent_size, device=self.device)
+        logvar = torch.empty_like(mean)
+        with evaluating(self):
+            for rows in by_length(texts, batch_size):
+                batch = self.batch([texts[row] for row in rows])
+                mean[rows], logvar[rows] = self.posterior(batch.encoder_ids, batch.encoder_mask)
+        bad = torch.nonzero(~(mean.isfinite() & logvar.isfinite()).all(1)).flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"the posterior of {len(bad)} sentence(s) is not finite, sentence {bad[0]} first; "
+                "the weights are damaged or training has diverged"
+            )
+        return Posterior(mean, logvar)
+
+    def decode(
+        self, z: Tensor, *, max_new_tokens: int = 64, batch_size: int = 64, **options: Any
+    ) -> list[str]:
+        """Write a sentence for each latent: greedily, hence always the same, unless options say otherwise.
+
+        Args:
+            z: (N, nz).
+            max_new_tokens: tokens per sentence at most; it ends there if it has not ended before.
+            batch_size: sentences that are written at once.
+            **options: of the decoder's ``generate``: ``do_sample=True, temperature=, top_p=, top_k=``,
+                ``num_beams=``, ``num_return_sequences=`` ...
+
+        Returns:
+            N sentences, or N times ``num_return_sequences``, those of one latent side by side.
+
+        Raises:
+            ValueError: latents of another shape or size, or that are not finite.
+        """
+        self._check_latents(z)
+        at_least_one("max_new_tokens", max_new_tokens)
+        # The last token needs no position, as nothing follows it.
+        limit = min(max_new_tokens, self.max_length)
+        tokenizer = self.tokenizers.decoder
+        texts = []
+        with evaluating(self):
+            for part in z.to(device=self.device, dtype=torch.float32).split(
+                at_least_one("batch_size", batch_size)
+            ):
+                ids = generate_ids(self.decoder, tokenizer, part, max_new_tokens=limit, **options)
+                texts += texts_from_ids(tokenizer, ids)
+        return texts
+
+    def reconstruct(self, texts: Sequence[str], **options: Any) -> list[str]:
+        """Encode sentences and write what the means of their posteriors say; options as in `decode`."""
+        return self.decode(self.encode(texts).mean, **options)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None, **options: Any) -> list[str]:
+        """Write n sentences from latents that are drawn from the prior; options as in `decode`."""
+        place = self.device if generator is None else generator.device
+        z = torch.randn(at_least_one("n", n), self.latent_size, generator=generator, device=place)
+        return self.decode(z, **options)
+
+    def interpolate(
+        self, a: str, b: str, steps: int = 10, *, kind: str = "linear", **options: Any
+    ) -> list[str]:
+        """Write the sentences on the way from a to b.
+
+        Args:
+            a: a sentence.
+            b: another one.
+            steps: how many sentences, those of a and b among them.
+            kind: "linear" or "spherical"; see `interpolate_latents`.
+            **options: as in `decode`.
+
+        Returns:
+            ``steps`` sentences.
+        """
+        start, end = self.encode([a, b]).mean
+        return self.decode(interpolate_latents(start, end, steps, kind=kind), **options)
+
+    @overload
+    def analogy(self, a: str, b: str, c: str, degree: float = 1.0, **options: Any) -> str: ...
+
+    @overload
+    def analogy(
+        self, a: Sequence[str], b: Sequence[str], c: Sequence[str], degree: float = 1.0, **options: Any
+    ) -> list[str]: ...
+
+    def analogy(self, a: Any, b: Any, c: Any, degree: float = 1.0, **options: Any) -> Any:
+        """Write what is to c as b is to a: ``z = z_c + degree (z_b - z_a)``.
+
+        Args:
+            a: a sentence, or N of them.
+            b: what it becomes; as many.
+            c: what is to become something likewise; as many.
+            degree: how far to go; 0 writes c again.
+            **options: as in `decode`.
+
+        Returns:
+            A sentence, or N of them.
+
+        Raises:
+            ValueError: lists of different lengths.
+        """
+        if isinstance(a, str) or isinstance(b, str) or isinstance(c, str):
+            return self.analogy([a], [b], [c], degree, **options)[0]
+        if not len(a) == len(b) == len(c):
+            raise ValueError(f"expected three lists of one length, got {len(a)}, {len(b)} and {len(c)}")
+        means = self.encode([*a, *b, *c]).mean.chunk(3)
+        return self.decode(analogy_latents(*means, degree), **options)
+
+    def log_likelihood(
+        self,
+        texts: Sequence[str],
+        *,
+        iw: int = 100,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """``log p(x)`` in nats by importance sampling: a lower bound on average, tighter with more draws.
+
+        ``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` with ``z_k`` drawn from ``q(z|x)``.
+
+        Args:
+            texts: N sentences.
+            iw: K, draws per sentence; 1 gives a draw of the ELBO.
+            batch_size: rows per forward of the decoder.
+            generator: source of the draws.
+
+        Returns:
+            (N,) in float64, on the CPU.
+        """
+        check_texts(texts)
+        at_least_one("iw", iw)
+        result = torch.empty(len(texts), dtype=torch.float64)
+        with evaluating(self):
+            for rows in by_length(texts, batch_size):
+                batch = self.batch([texts[row] for row in rows])
+                result[rows] = self.importance(batch, iw, batch_size, generator).cpu()
+        return result
+
+    def importance(
+        self, batch: TextBatch, iw: int, rows: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`log_likelihood` of a batch, (B,) in float64; at most ``rows`` rows (or B if more) at once."""
+        q = self.posterior(batch.encoder_ids, batch.encoder_mask)
+        size = q.mean.shape[0]
+        total = torch.full((size,), -torch.inf, dtype=torch.float64, device=q.mean.device)
+        done = 0
+        while done < iw:
+            count = min(iw - done, max(1, rows // size))
+            z = q.sample(generator, count=count)
+            ids, mask = (tensor.repeat(count, 1) for tensor in (batch.decoder_ids, batch.decoder_mask))
+            log_px = -self.nll(z.flatten(0, 1), ids, mask).view(count, size).double()
+            weights = log_px + prior_log_prob(z).double() - q.log_prob(z).double()
+            total = torch.logaddexp(total, weights.logsumexp(0))
+            done += count
+        return total - torch.tensor(iw, dtype=torch.float64, device=total.device).log()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.linear.weight.device
+
+    def _check_latents(self, z: Tensor) -> None:
+        """Refuse what cannot be decoded."""
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            raise TypeError(f"latents must be a floating-point tensor (N, {self.latent_size})")
+        if z.ndim != 2 or z.shape[1] != self.latent_size or z.shape[0] == 0:
+            raise ValueError(f"latents must have the shape (N, {self.latent_size}), got {tuple(z.shape)}")
+        if not bool(z.isfinite().all()):
+            rows = torch.nonzero(~z.isfinite().all(1)).flatten().tolist()
+            raise ValueError(f"latents must be finite; row(s) {rows[:8]} have a NaN or an infinity")
+
+    # -- making, saving, loading
+
+    @classmethod
+    def from_scratch(cls, tokenizers: Tokenizers, **settings: Any) -> SentenceVAE:
+        """A small BERT and GPT-2 with random weights; see `fq_toolkit.optimus.building.small_networks`."""
+        from fq_toolkit.optimus.building import small_networks
+
+        names = ("width", "layers", "heads", "dropout", "positions")
+        sizes = {name: settings.pop(name) for name in names if name in settings}
+        return cls(*small_networks(tokenizers, **sizes), tokenizers, **settings)
+
+    @classmethod
+    def from_hub(
+        cls, encoder: str, decoder: str, *, latent_size: int = 32, mode: str = "memory", **options: Any
+    ) -> SentenceVAE:
+        """Pretrained networks and a new latent between them; see `fq_toolkit.optimus.hub.load_pretrained`."""
+        from fq_toolkit.optimus.hub import load_pretrained
+
+        networks = load_pretrained(encoder, decoder, **options)
+        return cls(*networks, latent_size=latent_size, mode=mode)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save networks, tokenizers and settings; see `fq_toolkit.optimus.saving.save_vae`."""
+        from fq_toolkit.optimus.saving import save_vae
+
+        save_vae(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> SentenceVAE:
+        """Load what `save_pretrained` saved; see `fq_toolkit.optimus.saving.load_vae`."""
+        from fq_toolkit.optimus.saving import load_vae
+
+        return load_vae(cls, folder, **options)
+
+
+def by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Row numbers of texts in groups of at most ``size``, texts of like length together: less padding."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    for start in range(0, len(order), at_least_one("batch_size", size)):
+        yield order[start : start + size]
