@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         quantize_discriminator,
     )
     from fq_toolkit.layers.latent_injection import inject_latent, load_latent, remove_latent
+    from fq_toolkit.layers.vln_pretraining_head import VLNPretrainingHead
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _HOME = {
     "FeatureQuantizer": "fq_toolkit.layers",
     "QuantizerOutput": "fq_toolkit.layers",
     "ResidualQuantizer": "fq_toolkit.layers",
+    "VLNPretrainingHead": "fq_toolkit.layers.vln_pretraining_head",
     "codebook_report": "fq_toolkit.layers",
     "collect_commitment": "fq_toolkit.layers",
     "commitment_loss": "fq_toolkit.layers",
@@ -43,6 +45,7 @@ __all__ = [
     "FeatureQuantizer",
     "QuantizerOutput",
     "ResidualQuantizer",
+    "VLNPretrainingHead",
     "__version__",
     "codebook_report",
     "collect_commitment",

@@ -22,6 +22,8 @@ SIGNATURES = {
     "process_group=None, device=None)",
     "QuantizerOutput": "(quantized, indices, loss, perplexity)",
     "ResidualQuantizer": "(dim, num_codes, *, num_levels, dropout=False, mode=None, strength=1.0, **options)",
+    "VLNPretrainingHead": "(hidden_size, vocab_size, num_actions=36, *, action_mode='cls', tie_to=None, "
+    "loss_weights=(1, 1))",
     "codebook_report": "(model)",
     "collect_commitment": "(model)",
     "commitment_loss": "(model)",
