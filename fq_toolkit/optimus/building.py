@@ -118,6 +118,22 @@ def with_latent(decoder: Any, latent_size: int, mode: str | None) -> Any:
     return decoder
 
 
+def speak(decoder: Any, tokenizer: Any) -> None:
+    """Let a decoder begin with BOS and end with EOS, and forget other habits of its checkpoint's ``generate``.
+
+    Many checkpoints say that one samples, with which temperature; a sentence VAE is greedy unless asked.
+    """
+    from transformers import GenerationConfig
+
+    bos, eos, pad = decoder_specials(tokenizer)
+    tokens = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+    if decoder.config.is_encoder_decoder:
+        tokens["decoder_start_token_id"] = bos
+    for name, token in tokens.items():
+        setattr(decoder.config, name, token)
+    decoder.generation_config = GenerationConfig(**tokens)
+
+
 def choose_max_length(encoder: Any, decoder: Any, tokenizer: Any, asked: int | None) -> int:
     """Tokens that a sentence may have: as asked, else as many as both networks read, up to 512.
 

@@ -32,12 +32,13 @@ def generate_ids(
     """
     from transformers import GenerationConfig
 
-    bos, eos, pad = decoder_specials(tokenizer)
+    bos, eos, _ = decoder_specials(tokenizer)
     options = {"do_sample": False, "num_beams": 1, "use_cache": True, **options}
     if options["do_sample"]:
         options.setdefault("top_k", 0)  # all tokens, unless asked otherwise: transformers would keep 50
+    # A sentence that has ended goes on in EOS until the others end: models warn of PAD in what they read.
     config = GenerationConfig(
-        bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, max_new_tokens=max_new_tokens, **options
+        bos_token_id=bos, eos_token_id=eos, pad_token_id=eos, max_new_tokens=max_new_tokens, **options
     )
     begin = torch.full((latent.shape[0], 1), bos, dtype=torch.long, device=latent.device)
     inputs: dict[str, Tensor] = {"input_ids": begin, "attention_mask": torch.ones_like(begin)}

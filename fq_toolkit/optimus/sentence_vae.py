@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fq_toolkit.layers.checks import at_least_one
 from fq_toolkit.optimus.batch import TextBatch, Tokenizers, check_texts, decoder_specials, make_batch
-from fq_toolkit.optimus.building import check_networks, choose_max_length, choose_pooling, with_latent
+from fq_toolkit.optimus.building import check_networks, choose_max_length, choose_pooling, speak, with_latent
 from fq_toolkit.optimus.decoding import decoder_logits, evaluating, generate_ids, texts_from_ids
 from fq_toolkit.optimus.interpolation import analogy_latents, interpolate_latents
 from fq_toolkit.optimus.losses import VAEOutput, token_nll, vae_loss
@@ -75,6 +75,7 @@ class SentenceVAE(nn.Module):
         self.pooling = choose_pooling(encoder, self.tokenizers.encoder, pooling)
         self.encoder = encoder
         self.decoder = with_latent(decoder, latent_size, mode)
+        speak(self.decoder, self.tokenizers.decoder)
         self.linear = nn.Linear(encoder.config.hidden_size, 2 * latent_size, bias=False)
         nn.init.normal_(self.linear.weight, std=init_std)
         self.linear.to(device=encoder.device, dtype=encoder.dtype)
