@@ -1,12 +1,17 @@
-"""Image datasets in memory. The default, scikit-learn's digits, needs no download."""
+"""Image datasets: scikit-learn's digits by name, and everything else by its path."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fq_toolkit.fqgan.array_files import find_idx, is_idx, read_idx_dataset, read_npz
+from fq_toolkit.fqgan.cifar_files import LabelledBytes, find_cifar, read_cifar
+from fq_toolkit.fqgan.image_folders import holds_images, read_image_folder
+from fq_toolkit.fqgan.pixels import Images, StoredImages, resize_and_crop
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
@@ -15,16 +20,22 @@ from fq_toolkit.training.extras import require
 class ImageDataset(NamedTuple):
     """Labelled images.
 
-    images: float32 (N, C, H, W) in [-1, 1].
+    images: (N, C, H, W) in [-1, 1]: a float32 tensor, or bytes that become one when looked at.
     labels: int64 (N,) in [0, num_classes).
     extractor: name of the feature extractor that evaluation uses for this dataset.
+    class_names: what the classes are called; empty where they are numbers.
+    found: what the files are, for people; empty for a dataset that comes by name.
+    annotations: labels that the files have and training does not use; feature extractors learn from them.
     """
 
     name: str
-    images: Tensor
+    images: Images
     labels: Tensor
     num_classes: int
     extractor: str
+    class_names: tuple[str, ...] = ()
+    found: str = ""
+    annotations: Tensor | None = None
 
 
 def load_digits() -> ImageDataset:
@@ -45,12 +56,109 @@ def load_digits() -> ImageDataset:
 DATASETS: dict[str, Callable[[], ImageDataset]] = {"digits": load_digits}
 
 
-def load_dataset(name: str) -> ImageDataset:
-    """Load a dataset by name.
+def load_dataset(source: str, *, size: int = 0, conditional: bool = True) -> ImageDataset:
+    """Load a dataset by name, or from files whose kind is found out.
+
+    Args:
+        source: a name, or the path of a CIFAR-10 or CIFAR-100 folder (python or binary), of IDX files (MNIST)
+            or their folder, of an npz file, or of an image folder.
+        size: scale the shorter side of every image to this and cut out the middle; 0 leaves them as they are.
+        conditional: use the labels; False makes one class of everything.
 
     Raises:
-        ConfigError: for an unknown name, with the nearest known one.
+        ConfigError: for an unknown name (with the nearest known one), or files that cannot be used.
     """
-    if name not in DATASETS:
-        raise ConfigError(f"unknown dataset {name!r}; {nearest(name, list(DATASETS))}")
-    return DATASETS[name]()
+    if source in DATASETS:
+        data = DATASETS[source]()
+        if size not in (0, data.images.shape[2]):
+            data = data._replace(images=_resized(data.images[:], size), extractor="data-cnn")
+    else:
+        data = _load_path(Path(source).expanduser(), size)
+    if len(data.images) == 0:
+        raise ConfigError(f"{source} holds no images")
+    if conditional:
+        return data
+    return data._replace(
+        labels=torch.zeros_like(data.labels), num_classes=1, class_names=(), annotations=data.labels
+    )
+
+
+def _load_path(path: Path, size: int) -> ImageDataset:
+    """Find out what kind of files a path holds, and read them."""
+    if not path.exists():
+        raise ConfigError(
+            f"unknown dataset {str(path)!r}; {nearest(str(path), list(DATASETS))} Nor is it a file or folder"
+        )
+    if path.is_file():
+        return _load_file(path, size)
+    cifar, idx = find_cifar(path), find_idx(path)
+    archives = sorted(path.glob("*.npz"))
+    kinds = [
+        *(["CIFAR batches"] if cifar else []),
+        *([f"IDX files ({idx.name})"] if idx else []),
+        *([f"npz files ({archives[0].name})"] if archives else []),
+        *(["images"] if holds_images(path) else []),
+    ]
+    if len(kinds) > 1:
+        raise ConfigError(f"{path} holds {' and '.join(kinds)}; give the file or folder that you mean")
+    if cifar:
+        return _from_bytes(path, read_cifar(*cifar), size, "cifar-cnn")
+    if idx:
+        return _load_file(idx, size)
+    if len(archives) > 1:
+        raise ConfigError(f"{path} holds {len(archives)} npz files; give one of them")
+    if archives:
+        return _load_file(archives[0], size)
+    if {"trainA", "trainB"} <= {below.name for below in path.iterdir()}:
+        raise ConfigError(
+            f"{path} holds two unpaired domains (trainA, trainB); "
+            f"they are for: fq-toolkit train ugatit --data {path}"
+        )
+    images, labels, names, found = read_image_folder(path, size=size)
+    classes = max(1, len(names))
+    extractor = "data-cnn" if classes > 1 else "random-cnn"
+    return ImageDataset(
+        path.name, images, labels, classes, extractor, names, _describe(found, images, classes)
+    )
+
+
+def _load_file(path: Path, size: int) -> ImageDataset:
+    if is_idx(path):
+        return _from_bytes(path, read_idx_dataset(path), size, "data-cnn")
+    if path.suffix == ".npz":
+        data = read_npz(path)
+        cifar = data.images.shape[1:] == (3, 32, 32) and data.num_classes == 10
+        return _from_bytes(path, data, size, "cifar-cnn" if cifar else "data-cnn")
+    packed = " It is packed: unpack it first." if path.suffix in (".gz", ".tgz", ".tar", ".zip") else ""
+    raise ConfigError(
+        f"{path} is no dataset.{packed} Expected a CIFAR folder, IDX files (…images-idx3-ubyte), an npz "
+        "file or a folder of images"
+    )
+
+
+def _from_bytes(path: Path, data: LabelledBytes, size: int, extractor: str) -> ImageDataset:
+    if len(data.labels) and data.num_classes > max(100, len(data.labels)):
+        raise ConfigError(
+            f"{path} has the label {data.num_classes - 1} but {len(data.labels)} images; "
+            "labels count the classes from 0 without gaps"
+        )
+    pixels = torch.from_numpy(data.images.copy())
+    if size and len(pixels):
+        pixels = resize_and_crop(pixels, size)
+    if extractor == "cifar-cnn" and pixels.shape[2:] != (32, 32):
+        extractor = "data-cnn"
+    images, labels = StoredImages.in_memory(pixels), torch.from_numpy(data.labels)
+    found = _describe(data.found, images, data.num_classes)
+    classes = max(1, data.num_classes)
+    extractor = extractor if classes > 1 else "random-cnn"
+    return ImageDataset(path.name, images, labels, classes, extractor, found=found)
+
+
+def _describe(kind: str, images: StoredImages, classes: int) -> str:
+    count, channels, height, width = images.shape
+    of = f"{classes} classes" if classes > 1 else "one class"
+    return f"{kind}: {count:,} images {channels}x{height}x{width}, {of}"
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

@@ -1,0 +1,81 @@
+"""Images as they are stored, in bytes, which become float32 in [-1, 1] only when they are looked at."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class StoredImages:
+    """Stands for a float32 tensor (N, C, H, W) in [-1, 1], in the operations that training needs.
+
+    Args:
+        fetch: row numbers int64 (n,) on the CPU -> uint8 (n, C, H, W).
+        shape: (N, C, H, W).
+        device: where looked-at images go.
+    """
+
+    def __init__(
+        self, fetch: Callable[[Tensor], Tensor], shape: tuple[int, int, int, int], device: torch.device
+    ) -> None:
+        self._fetch, self.shape, self.device = fetch, torch.Size(shape), device
+
+    @classmethod
+    def in_memory(cls, pixels: Tensor) -> "StoredImages":
+        """Keep uint8 (N, C, H, W): a quarter of the memory of floats."""
+        count, channels, height, width = pixels.shape
+        return cls(lambda rows: pixels[rows], (count, channels, height, width), torch.device("cpu"))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: "Tensor | slice | int") -> Tensor:
+        """Return images: (n, C, H, W) for row numbers (n,) or a slice, (C, H, W) for one number."""
+        if isinstance(rows, int):
+            return self[torch.tensor([range(len(self))[rows]])][0]
+        if isinstance(rows, slice):
+            rows = torch.arange(len(self))[rows]
+        return to_floats(self._fetch(rows.cpu()).to(self.device))
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Go through all images, ``size`` at a time."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self[rows]
+
+    def to(self, device: "torch.device | str") -> "StoredImages":
+        """Return the same images, which come to ``device`` when they are looked at."""
+        return StoredImages(self._fetch, tuple(self.shape), torch.device(device))  # type: ignore[arg-type]
+
+
+Images = Tensor | StoredImages
+
+
+def to_floats(pixels: Tensor) -> Tensor:
+    """Map bytes 0..255 to float32 -1..1."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Map floats -1..1 to bytes 0..255; what is outside is cut off."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def resize_and_crop(pixels: Tensor, size: int) -> Tensor:
+    """Scale the shorter side to ``size`` and cut the middle out of the longer one.
+
+    Args:
+        pixels: uint8 (N, C, H, W).
+        size: pixels of a side of the result, uint8 (N, C, size, size).
+    """
+    height, width = pixels.shape[2:]
+    scale = size / min(height, width)
+    target = (max(size, round(height * scale)), max(size, round(width * scale)))
+    if target != (height, width):
+        parts = [
+            functional.interpolate(part.float(), size=target, mode="bilinear", antialias=True)
+            for part in pixels.split(1024)
+        ]
+        pixels = torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    return pixels[:, :, top : top + size, left : left + size]
