@@ -6,14 +6,13 @@ Source: arXiv 2004.04092. The encoder reads ``[CLS] tokens [SEP]`` and the decod
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger("fq_toolkit")
+from fq_toolkit.layers.checks import at_least_one
 
 
 class Tokenizers(NamedTuple):
@@ -131,6 +130,13 @@ def check_texts(texts: Sequence[str]) -> None:
             raise TypeError(f"sentence {number} is {type(text).__name__}, expected str")
         if not text.strip():
             raise ValueError(f"sentence {number} is empty; leave empty lines out")
+
+
+def by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Row numbers of texts in groups of at most ``size``, texts of like length together: less padding."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    for start in range(0, len(order), at_least_one("batch_size", size)):
+        yield order[start : start + size]
 
 
 def decoder_specials(tokenizer: Any) -> tuple[int, int, int]:

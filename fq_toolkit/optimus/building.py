@@ -119,7 +119,7 @@ def with_latent(decoder: Any, latent_size: int, mode: str | None) -> Any:
 
 
 def speak(decoder: Any, tokenizer: Any) -> None:
-    """Let a decoder begin with BOS and end with EOS, and forget other habits of its checkpoint's ``generate``.
+    """Let a decoder begin with BOS, end with EOS, and forget other habits of its checkpoint.
 
     Many checkpoints say that one samples, with which temperature; a sentence VAE is greedy unless asked.
     """

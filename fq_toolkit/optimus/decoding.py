@@ -57,6 +57,24 @@ def texts_from_ids(tokenizer: Any, ids: Tensor) -> list[str]:
     ]
 
 
+def check_latents(z: Tensor, latent_size: int) -> None:
+    """Refuse what cannot be decoded.
+
+    Raises:
+        TypeError: not a tensor of floats.
+        ValueError: another shape than (N, latent_size), or a NaN or an infinity in it.
+    """
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        what = f"a tensor of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"latents must be a floating-point tensor (N, {latent_size}), got {what}")
+    if z.ndim != 2 or z.shape[1] != latent_size or z.shape[0] == 0:
+        raise ValueError(f"latents must have the shape (N, {latent_size}), got {tuple(z.shape)}")
+    finite = z.isfinite().all(1)
+    if not bool(finite.all()):
+        rows = torch.nonzero(~finite).flatten().tolist()
+        raise ValueError(f"latents must be finite; row(s) {rows[:8]} have a NaN or an infinity")
+
+
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Run a block without dropout and without gradients, and put the modes of all modules back."""

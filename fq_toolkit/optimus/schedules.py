@@ -32,8 +32,8 @@ class BetaSchedule:
 
     An autoencoder warm-up comes first: no KL term and no noise.  The schedule proper has the steps after it.
 
-    - ``"cyclical"``: ``cycles`` times 0, then a ramp, then ``beta``; see `cyclical_beta`.  The original has one
-      cycle when it fine-tunes and ten when it pretrains.
+    - ``"cyclical"``: ``cycles`` times 0, then a ramp, then ``beta``; see `cyclical_beta`.  The original has
+      one cycle when it fine-tunes and ten when it pretrains.
     - ``"monotonic"``: one cycle that begins with the ramp, over ``ratio_increase`` of the steps.
     - ``"constant"``: ``beta`` at once.
 
@@ -74,8 +74,8 @@ class BetaSchedule:
         between("ratio_increase", self.ratio_increase, 0, 1)
         if self.kind == "cyclical" and self.ratio_zero + self.ratio_increase > 1:
             raise ValueError(
-                f"ratio_zero {self.ratio_zero} and ratio_increase {self.ratio_increase} are parts of a cycle; "
-                "their sum must be at most 1"
+                f"ratio_zero={self.ratio_zero} and ratio_increase={self.ratio_increase} are parts of a "
+                "cycle; their sum must be at most 1"
             )
         if not 0 <= self.autoencoder_steps < self.steps:
             raise ValueError(
@@ -87,13 +87,17 @@ class BetaSchedule:
         """What holds in step ``step``, from 0; after the last step, what held in it."""
         if step < self.autoencoder_steps:
             return Phase(0.0, True)
-        step, steps = step - self.autoencoder_steps, self.steps - self.autoencoder_steps
         if self.kind == "constant":
             return Phase(self.beta, False)
-        one = self.kind == "monotonic"
-        cycles, ratio_zero = (1, 0.0) if one else (self.cycles, self.ratio_zero)
-        ratios = {"ratio_zero": ratio_zero, "ratio_increase": self.ratio_increase}
-        return Phase(self.beta * cyclical_beta(min(step, steps - 1), steps, cycles=cycles, **ratios), False)
+        cyclical = self.kind == "cyclical"
+        share = cyclical_beta(
+            min(step, self.steps - 1) - self.autoencoder_steps,
+            self.steps - self.autoencoder_steps,
+            cycles=self.cycles if cyclical else 1,
+            ratio_zero=self.ratio_zero if cyclical else 0.0,
+            ratio_increase=self.ratio_increase,
+        )
+        return Phase(self.beta * share, False)
 
 
 def cyclical_beta(
@@ -101,10 +105,10 @@ def cyclical_beta(
 ) -> float:
     """The original's annealing in closed form: in each cycle 0, then a linear ramp to 1, then 1.
 
-    With a period ``P = steps / cycles`` and the position i in the cycle, beta is 0 for ``i < ratio_zero P`` and
-    then ``(i - i_0) / (ratio_increase P)``, at most 1, where ``i_0`` is the first position of the ramp.  So the
-    ramp starts with one more 0, and its first value above 0 comes a step later than one would think.  The
-    original has it so, and so have we: its runs can be repeated.
+    With a period ``P = steps / cycles`` and the position i in the cycle, beta is 0 for ``i < ratio_zero P``
+    and then ``(i - i_0) / (ratio_increase P)``, at most 1, where ``i_0`` is the first position of the ramp.
+    So the ramp starts with one more 0, and its first value above 0 comes a step later than one would think.
+    The original has it so, and so have we: its runs can be repeated.
 
     Args:
         step: from 0.

@@ -6,7 +6,7 @@ Source: "Optimus: Organizing Sentences via Pre-trained Modeling of a Latent Spac
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,12 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from fq_toolkit.layers.checks import at_least_one
-from fq_toolkit.optimus.batch import TextBatch, Tokenizers, check_texts, decoder_specials, make_batch
+from fq_toolkit.optimus.batch import (
+    TextBatch,
+    Tokenizers,
+    by_length,
+    check_texts,
+    decoder_specials,
+    make_batch,
+)
 from fq_toolkit.optimus.building import check_networks, choose_max_length, choose_pooling, speak, with_latent
-from fq_toolkit.optimus.decoding import decoder_logits, evaluating, generate_ids, texts_from_ids
+from fq_toolkit.optimus.decoding import (
+    check_latents,
+    decoder_logits,
+    evaluating,
+    generate_ids,
+    texts_from_ids,
+)
+from fq_toolkit.optimus.importance import importance_estimate
 from fq_toolkit.optimus.interpolation import analogy_latents, interpolate_latents
 from fq_toolkit.optimus.losses import VAEOutput, token_nll, vae_loss
-from fq_toolkit.optimus.posterior import Posterior, prior_log_prob
+from fq_toolkit.optimus.posterior import Posterior
 
 logger = logging.getLogger("fq_toolkit")
 
@@ -201,7 +215,7 @@ class SentenceVAE(nn.Module):
         Raises:
             ValueError: latents of another shape or size, or that are not finite.
         """
-        self._check_latents(z)
+        check_latents(z, self.latent_size)
         at_least_one("max_new_tokens", max_new_tokens)
         # The last token needs no position, as nothing follows it.
         limit = min(max_new_tokens, self.max_length)
@@ -296,48 +310,18 @@ class SentenceVAE(nn.Module):
             (N,) in float64, on the CPU.
         """
         check_texts(texts)
-        at_least_one("iw", iw)
         result = torch.empty(len(texts), dtype=torch.float64)
         with evaluating(self):
             for rows in by_length(texts, batch_size):
                 batch = self.batch([texts[row] for row in rows])
-                result[rows] = self.importance(batch, iw, batch_size, generator).cpu()
+                estimate = importance_estimate(self, batch, draws=iw, rows=batch_size, generator=generator)
+                result[rows] = estimate.log_px.cpu()
         return result
-
-    def importance(
-        self, batch: TextBatch, iw: int, rows: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """`log_likelihood` of a batch, (B,) in float64; at most ``rows`` rows (or B if more) at once."""
-        q = self.posterior(batch.encoder_ids, batch.encoder_mask)
-        size = q.mean.shape[0]
-        total = torch.full((size,), -torch.inf, dtype=torch.float64, device=q.mean.device)
-        done = 0
-        while done < iw:
-            count = min(iw - done, max(1, rows // size))
-            z = q.sample(generator, count=count)
-            ids, mask = (tensor.repeat(count, 1) for tensor in (batch.decoder_ids, batch.decoder_mask))
-            log_px = -self.nll(z.flatten(0, 1), ids, mask).view(count, size).double()
-            weights = log_px + prior_log_prob(z).double() - q.log_prob(z).double()
-            total = torch.logaddexp(total, weights.logsumexp(0))
-            done += count
-        return total - torch.tensor(iw, dtype=torch.float64, device=total.device).log()
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.linear.weight.device
-
-    def _check_latents(self, z: Tensor) -> None:
-        """Refuse what cannot be decoded."""
-        if not isinstance(z, Tensor) or not z.is_floating_point():
-            raise TypeError(f"latents must be a floating-point tensor (N, {self.latent_size})")
-        if z.ndim != 2 or z.shape[1] != self.latent_size or z.shape[0] == 0:
-            raise ValueError(f"latents must have the shape (N, {self.latent_size}), got {tuple(z.shape)}")
-        if not bool(z.isfinite().all()):
-            rows = torch.nonzero(~z.isfinite().all(1)).flatten().tolist()
-            raise ValueError(f"latents must be finite; row(s) {rows[:8]} have a NaN or an infinity")
-
-    # -- making, saving, loading
 
     @classmethod
     def from_scratch(cls, tokenizers: Tokenizers, **settings: Any) -> SentenceVAE:
@@ -370,10 +354,3 @@ class SentenceVAE(nn.Module):
         from fq_toolkit.optimus.saving import load_vae
 
         return load_vae(cls, folder, **options)
-
-
-def by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
-    """Row numbers of texts in groups of at most ``size``, texts of like length together: less padding."""
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    for start in range(0, len(order), at_least_one("batch_size", size)):
-        yield order[start : start + size]

@@ -1,0 +1,85 @@
+"""Pretrained networks for a sentence VAE, and the special tokens that its decoder needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fq_toolkit.optimus.batch import Tokenizers
+from fq_toolkit.training.errors import RunError
+
+#: Role -> token that is added where a tokenizer has none of its own, in the original's order.
+TEXT_TOKENS = {"pad_token": "<PAD>", "bos_token": "<BOS>", "eos_token": "<EOS>"}
+
+
+def load_pretrained(encoder: str, decoder: str, **options: Any) -> tuple[Any, Any, Tokenizers]:
+    """Load an encoder and a decoder with their tokenizers.
+
+    The decoder gains <PAD>, <BOS> and <EOS> where it lacks them: GPT-2 as 50257, 50258 and 50259, as in the
+    original.  GPT-2's tokenizer puts a space in front of a text, so that a first word is like any other.
+
+    Args:
+        encoder: name on the hub, or a folder: ``"bert-base-cased"``.
+        decoder: name on the hub, or a folder: ``"gpt2"``.
+        **options: of ``from_pretrained``, for all four: ``local_files_only``, ``cache_dir``, ``token`` ...
+
+    Returns:
+        Encoder, decoder and tokenizers.
+
+    Raises:
+        RunError: a name that is no folder, while the hub is out of reach or does not have it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    reader = _load(AutoTokenizer, encoder, options)
+    network = _load(_encoder_class(_load(AutoConfig, encoder, options)), encoder, options)
+    config = _load(AutoConfig, decoder, options)
+    space = {"add_prefix_space": True} if config.model_type == "gpt2" else {}
+    writer = _load(AutoTokenizer, decoder, {**options, **space})
+    generator = _load(AutoModelForCausalLM, decoder, options)
+    add_text_tokens(writer, generator)
+    return network, generator, Tokenizers(reader, writer)
+
+
+def add_text_tokens(tokenizer: Any, decoder: Any) -> int:
+    """Give a decoder and its tokenizer PAD, BOS and EOS tokens where they have none, in place.
+
+    GPT-2's <|endoftext|>, which is BOS and EOS in one, counts as none: a sentence could not end where another
+    begins.  New rows of the embedding are drawn as the model draws its own.
+
+    Args:
+        tokenizer: of the decoder.
+        decoder: a language model of transformers.
+
+    Returns:
+        How many tokens were added.
+    """
+    ids = {role: getattr(tokenizer, f"{role}_id") for role in TEXT_TOKENS}
+    shared = len(set(ids.values())) < len(ids)
+    before = len(tokenizer)
+    for role, token in TEXT_TOKENS.items():  # one by one: their ids follow this order
+        if shared or ids[role] is None:
+            tokenizer.add_special_tokens({role: token})
+    if len(tokenizer) > decoder.get_input_embeddings().weight.shape[0]:
+        decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return len(tokenizer) - before
+
+
+def _encoder_class(config: Any) -> Any:
+    """What loads an encoder: AutoModel, but of T5 and its kin the encoder alone."""
+    import transformers
+
+    if not config.is_encoder_decoder:
+        return transformers.AutoModel
+    return transformers.AutoModelForTextEncoding
+
+
+def _load(kind: Any, name: str, options: dict[str, Any]) -> Any:
+    """``from_pretrained``, with an error in one sentence."""
+    try:
+        return kind.from_pretrained(name, **options)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"cannot load {name!r}: it is no folder with what is needed, and the hub is out of reach or does "
+            f"not have it ({reason}); give a local folder, or run once with a connection"
+        ) from error

@@ -1,0 +1,72 @@
+"""How much of a latent space is in use: mutual information and active units.
+
+Source: arXiv 2004.04092, section 4.1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fq_toolkit.layers.checks import at_least_one
+from fq_toolkit.optimus.posterior import Posterior
+
+
+def mutual_information(
+    posterior: Posterior, *, generator: torch.Generator | None = None, chunk: int = 512
+) -> float:
+    """``I_q(x; z) = E log q(z|x) - E log q(z)`` in nats, with ``q(z) = 1/N sum_n q(z|x_n)``.
+
+    One z is drawn per sentence, and the same one is in both terms.  It is 0 where all posteriors are the
+    same, and never above log N, which it reaches where they do not overlap: compare figures of the same N.
+
+    Args:
+        posterior: of N sentences, (N, nz); not of a part of them, as the aggregate is over all.
+        generator: source of the draws.
+        chunk: draws that are compared with all N at once.
+
+    Returns:
+        The estimate.
+    """
+    at_least_one("chunk", chunk)
+    mean, logvar = posterior.mean.double(), posterior.logvar.double()
+    exact = Posterior(mean - mean.mean(0), logvar)  # MI knows no place; products of small numbers are exact
+    z = exact.sample(generator)
+    own = exact.log_prob(z)
+    aggregate = torch.cat([_log_aggregate(part, exact) for part in z.split(chunk)])
+    return float((own - aggregate).mean())
+
+
+def active_units(posterior: Posterior, *, threshold: float = 0.01) -> int:
+    """Dimensions whose posterior mean has a variance over the sentences above the threshold.
+
+    Args:
+        posterior: of N sentences, (N, nz), N at least 2.
+        threshold: of the variance (the one with N - 1).
+
+    Returns:
+        Their number, between 0 and nz.
+
+    Example:
+        >>> import torch
+        >>> mean = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+        >>> active_units(Posterior(mean, torch.zeros(2, 2)))
+        1
+    """
+    if posterior.mean.shape[0] < 2:
+        raise ValueError("active units are counted over at least two sentences, got one")
+    return int((posterior.mean.double().var(0) > threshold).sum())
+
+
+def _log_aggregate(z: Tensor, posterior: Posterior) -> Tensor:
+    """``log 1/N sum_n N(z; mean_n, var_n)`` of latents (M, nz): (M,).
+
+    The square is multiplied out, so that it is three products of matrices and M x N x nz never exists.
+    """
+    mean, logvar = posterior
+    precision = (-logvar).exp()
+    offset = (mean.square() * precision + logvar).sum(1) + mean.shape[1] * math.log(2 * math.pi)
+    quadratic = z.square() @ precision.T - 2 * z @ (mean * precision).T + offset
+    return (-0.5 * quadratic).logsumexp(1) - math.log(mean.shape[0])

@@ -1,0 +1,240 @@
+"""A sentence VAE as a folder, and back.
+
+``encoder/`` and ``decoder/`` are ordinary folders of transformers, which the classes of the two networks load
+by themselves; ``tokenizers/encoder/`` and ``tokenizers/decoder/`` likewise.  ``posterior.safetensors`` holds
+the projection of the sentence vector, and ``vae.json`` the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fq_toolkit.layers.latent_injection import load_latent
+from fq_toolkit.optimus.batch import Tokenizers
+from fq_toolkit.training.atomic import explain, sync_folder
+from fq_toolkit.training.errors import RunError
+
+SETTINGS = "vae.json"
+WEIGHTS = "posterior.safetensors"
+VERSION = 1
+_NAMES = {"version", "latent_size", "pooling", "max_length"}
+
+
+def save_vae(vae: Any, folder: str | Path) -> None:
+    """Save a sentence VAE, whole or not at all.
+
+    Everything is written beside the folder and renamed into place when it is complete, so that a crash or a
+    full disk leaves what was there before.  (A kill between the two renames that replace an earlier model
+    leaves both, whole, under the names ``.NAME.PID.old`` and ``.NAME.PID.tmp``.)
+
+    Args:
+        vae: a `SentenceVAE`.
+        folder: a new one, an empty one, or one that holds an earlier model, which is replaced.
+
+    Raises:
+        ValueError: the folder holds something else.
+        RunError: it cannot be written.
+    """
+    target = Path(os.path.abspath(folder))
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file; give a folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / SETTINGS).is_file():
+        raise ValueError(f"{str(folder)!r} holds other files than a sentence VAE's; give a new folder")
+    part, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        _write(vae, part)
+        for path in part.rglob("*"):
+            _sync(path)
+        if target.is_dir():
+            os.rename(target, old)
+            try:
+                os.rename(part, target)
+            except OSError:
+                os.rename(old, target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(part, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {explain(error)}. Nothing half-written was left.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def load_vae(
+    kind: Any,
+    folder: str | Path,
+    *,
+    latent_size: int | None = None,
+    device: torch.device | str | None = None,
+    projector: Any = None,
+) -> Any:
+    """Load a sentence VAE, in eval mode.
+
+    Args:
+        kind: the class, `SentenceVAE` or one derived from it.
+        folder: what `save_vae` wrote, a run folder with it in ``model/``, or the name of a repository on the
+            hub that holds it.
+        latent_size: what the caller relies on; another one in the folder is an error.
+        device: where to; the CPU by default.
+        projector: the module that was given to `inject_latent`, where one was.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: files that are missing, damaged or of a later version, or another latent size.
+        RunError: no such folder, and no such repository within reach.
+    """
+    place = find_model(folder)
+    settings = _read_settings(place)
+    if latent_size is not None and latent_size != settings["latent_size"]:
+        raise ValueError(
+            f"{str(place)!r} was saved with latent_size={settings['latent_size']}, and "
+            f"latent_size={latent_size} is asked for; load it with its own, or train another model"
+        )
+    del settings["version"]
+    tokenizers = Tokenizers(*(_load_tokenizer(place / "tokenizers" / role) for role in Tokenizers._fields))
+    with _without_progress_bars():
+        decoder = load_latent(place / "decoder", projector=projector)
+        encoder = _load_network(place / "encoder")
+    vae = kind(encoder, decoder, tokenizers, **settings)
+    weights = load_file(place / WEIGHTS)
+    problem = _misfit(weights, vae)
+    if problem:
+        raise ValueError(f"{str(place / WEIGHTS)!r} does not belong to the model beside it: {problem}")
+    vae.linear.load_state_dict(weights)
+    vae.linear.to(weights["weight"].dtype)
+    return vae.eval() if device is None else vae.eval().to(device)
+
+
+def find_model(folder: str | Path) -> Path:
+    """The folder with the files of a sentence VAE: this one, its ``model/``, or a download from the hub.
+
+    Raises:
+        ValueError: a folder without such files.
+        RunError: no folder, and the hub has no such repository or is out of reach.
+    """
+    path = Path(folder)
+    for place in (path, path / "model"):
+        if (place / SETTINGS).is_file():
+            return place
+    if path.is_dir():
+        raise ValueError(
+            f"{str(folder)!r} holds no sentence VAE: neither it nor its folder model has a {SETTINGS}"
+        )
+    return _download(str(folder))
+
+
+def _download(name: str) -> Path:
+    """A repository of the hub as a local folder."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        place = Path(snapshot_download(name))
+    except Exception as error:  # a bad name, no network, no such repository, no permission
+        raise RunError(
+            f"there is no folder {name!r}, and no sentence VAE of that name could be had from the hub "
+            f"({type(error).__name__}); give the folder of a run or of a saved model"
+        ) from error
+    if not (place / SETTINGS).is_file():
+        raise ValueError(f"the repository {name!r} holds no sentence VAE: it has no {SETTINGS}")
+    return place
+
+
+def _write(vae: Any, folder: Path) -> None:
+    """All files of a model, into an empty folder."""
+    vae.encoder.save_pretrained(folder / "encoder")
+    vae.decoder.save_pretrained(folder / "decoder")
+    for role, tokenizer in vae.tokenizers._asdict().items():
+        tokenizer.save_pretrained(folder / "tokenizers" / role)
+    weights = {name: value.detach().cpu().contiguous() for name, value in vae.linear.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    settings = {
+        "version": VERSION,
+        "latent_size": vae.latent_size,
+        "pooling": vae.pooling,
+        "max_length": vae.max_length,
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_settings(place: Path) -> dict[str, Any]:
+    """The settings, checked."""
+    file = place / SETTINGS
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is damaged: {error}") from error
+    version = settings.get("version") if isinstance(settings, dict) else None
+    if version != VERSION:
+        raise ValueError(
+            f"{str(file)!r} has version {version!r}, and this fq-toolkit reads version {VERSION}; "
+            "use the fq-toolkit that wrote it"
+        )
+    if set(settings) != _NAMES:
+        odd = sorted(set(settings) ^ _NAMES)
+        raise ValueError(f"{str(file)!r} is damaged: these settings are missing or unknown: {', '.join(odd)}")
+    return settings
+
+
+def _load_network(folder: Path) -> Any:
+    """A network by the class that wrote it: an encoder of T5 is not what AutoModel makes of its config."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    name = (config.architectures or [""])[0]
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise ValueError(f"transformers has no class {name!r}, which the network in {str(folder)!r} is of")
+    return kind.from_pretrained(folder, config=config)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Read small files in silence."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _misfit(weights: dict[str, torch.Tensor], vae: Any) -> str | None:
+    """What is wrong with the weights of the projection, or None."""
+    if set(weights) != {"weight"}:
+        return f"it holds {sorted(weights)}"
+    found, wanted = tuple(weights["weight"].shape), tuple(vae.linear.weight.shape)
+    return None if found == wanted else f"its weight is {found}, and {wanted} is needed"
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder to the disk."""
+    if path.is_dir():
+        sync_folder(path)
+        return
+    with suppress(PermissionError), open(path, "rb") as file:
+        os.fsync(file.fileno())
