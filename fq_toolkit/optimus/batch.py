@@ -47,8 +47,10 @@ class TextBatch(NamedTuple):
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TextBatch:
         """The same batch on a device."""
-        moved = (tensor.to(device, non_blocking=non_blocking) for tensor in self[:4])
-        return TextBatch(*moved, truncated=self.truncated)
+        read, read_mask, written, written_mask = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in self[:4]
+        )
+        return TextBatch(read, read_mask, written, written_mask, self.truncated)
 
 
 class TokenRows(NamedTuple):

@@ -66,6 +66,7 @@ def check_networks(encoder: Any, decoder: Any, tokenizers: Tokenizers) -> None:
     from transformers import PreTrainedModel
 
     decoder_specials(tokenizers.decoder)
+    model: Any
     for role, model, tokenizer in zip(("encoder", "decoder"), (encoder, decoder), tokenizers, strict=True):
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"{role} must be a model of transformers, got {type(model).__name__}")

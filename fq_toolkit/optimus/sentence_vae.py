@@ -285,8 +285,8 @@ class SentenceVAE(nn.Module):
             return self.analogy([a], [b], [c], degree, **options)[0]
         if not len(a) == len(b) == len(c):
             raise ValueError(f"expected three lists of one length, got {len(a)}, {len(b)} and {len(c)}")
-        means = self.encode([*a, *b, *c]).mean.chunk(3)
-        return self.decode(analogy_latents(*means, degree), **options)
+        of_a, of_b, of_c = self.encode([*a, *b, *c]).mean.chunk(3)
+        return self.decode(analogy_latents(of_a, of_b, of_c, degree), **options)
 
     def log_likelihood(
         self,
