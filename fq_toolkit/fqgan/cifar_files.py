@@ -176,14 +176,12 @@ class _Layout(NamedTuple):
     classes: int
 
 
-_TEN, _HUNDRED = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"), ("train",)
+_TEN = tuple(f"data_batch_{i}" for i in range(1, 6))
+_TEN_BINARY = tuple(f"{name}.bin" for name in _TEN)
 LAYOUTS = (
     _Layout("CIFAR-10, python", "cifar-10-batches-py", _TEN, "data_batch_1", b"labels", 10),
-    _Layout(
-        *("CIFAR-10, binary", "cifar-10-batches-bin"),
-        *(tuple(f"{name}.bin" for name in _TEN), "data_batch_1.bin", 1, 10),
-    ),
-    _Layout("CIFAR-100, python", "cifar-100-python", _HUNDRED, "meta", b"fine_labels", 100),
+    _Layout("CIFAR-10, binary", "cifar-10-batches-bin", _TEN_BINARY, "data_batch_1.bin", 1, 10),
+    _Layout("CIFAR-100, python", "cifar-100-python", ("train",), "meta", b"fine_labels", 100),
     _Layout("CIFAR-100, binary", "cifar-100-binary", ("train.bin",), "fine_label_names.txt", 2, 100),
 )
 

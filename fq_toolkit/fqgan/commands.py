@@ -1,16 +1,11 @@
 """The commands for FQ-GAN runs: options are read here, the work is done elsewhere."""
 
-import argparse
-import dataclasses
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
 
-from fq_toolkit.fqgan.config import TRAINER, FQGANConfig, preset
-from fq_toolkit.training.config import load_config, to_json
-from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.fqgan.config import FQGANConfig, preset
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
 TRAIN_HELP = """Train an FQ-GAN.
 
@@ -20,82 +15,13 @@ evaluation.json. Ctrl-C saves; --resume goes on bit by bit."""
 
 
 def train_command(arguments: list[str]) -> int:
-    """Run ``train fqgan``.
+    """Run ``train fqgan``."""
+    from fq_toolkit.fqgan.trainer import GAN_TRAINER
 
-    Returns:
-        The exit status: 0, or 128 + the number of the signal that stopped the run.
-    """
-    tyro = require("tyro", purpose="the command line")
-    options = _parse_train(tyro, arguments)
-    if options.print_config:
-        sys.stdout.write(to_json(options.config, trainer=TRAINER))
-        return 0
-    from fq_toolkit.fqgan.trainer import dry_run, train
-    from fq_toolkit.training.progress import format_duration, make_reporter
+    def defaults(words: list[str]) -> FQGANConfig:
+        return preset(first_look(words, "preset").preset or "digits")
 
-    if options.dry_run:
-        report = dry_run(options.config, out=options.out, resume=options.resume)
-        sys.stdout.write(report + "\n" if report else "")
-        return 0
-    result = train(options.config, out=options.out, resume=options.resume, reporter=make_reporter(sys.stderr))
-    if not result.is_main_process:
-        return 0 if result.signal is None else 128 + result.signal
-    if result.signal is not None:
-        name = "Ctrl-C" if result.signal == signal.SIGINT else signal.Signals(result.signal).name
-        sys.stdout.write(
-            f"Stopped by {name} and saved at step {result.step} of {options.config.steps}. "
-            f"Go on with: fq-toolkit train fqgan --resume {result.run}\n"
-        )
-        return 128 + result.signal
-    sys.stdout.write(
-        f"{result.evaluation}\n{result.step} steps in {format_duration(result.seconds)} of training\n"
-        f"run folder: {result.run} (samples.png, curves.png, metrics.csv)\n"
-    )
-    return 0
-
-
-def _first_look(arguments: list[str]) -> argparse.Namespace:
-    """Find the options that decide what the defaults of all others are."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset")
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--resume", type=Path)
-    return parser.parse_known_args(arguments)[0]
-
-
-def _parse_train(tyro: Any, arguments: list[str]) -> Any:
-    """Read the options of ``train fqgan``: those given, over --resume's or --config's, over the preset's."""
-    first = _first_look(arguments)
-    if first.resume and first.config:
-        raise ConfigError("--resume takes the options of the run, --config those of a file: give one of them")
-    if first.resume:
-        from fq_toolkit.training.run_folder import RunFolder
-
-        default = load_config(FQGANConfig, RunFolder.open(first.resume).config, trainer=TRAINER)
-    elif first.config:
-        default = load_config(FQGANConfig, first.config, trainer=TRAINER)
-    else:
-        default = preset(first.preset or "digits")
-    if first.preset:
-        preset(first.preset)
-
-    conf = tyro.conf
-
-    @dataclasses.dataclass(frozen=True)
-    class TrainOptions:
-        out: Path | None = None
-        """New run folder; by default runs/fqgan-PRESET-FQ-seedSEED-TIME."""
-        resume: Path | None = None
-        """Go on with the run in this folder, bit by bit."""
-        dry_run: conf.FlagCreatePairsOff[bool] = False  # type: ignore[name-defined]
-        """Build everything, do one step, write nothing."""
-        print_config: conf.FlagCreatePairsOff[bool] = False  # type: ignore[name-defined]
-        """Print the options as JSON and stop."""
-        config_file: Annotated[Path | None, conf.arg(name="config")] = None
-        """Options from a config.json; those on the command line win."""
-        config: Annotated[FQGANConfig, conf.arg(name="")] = default
-
-    return tyro.cli(TrainOptions, args=arguments, prog="fq-toolkit train fqgan", description=TRAIN_HELP)
+    return run_train_command(GAN_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
 
 
 def sample_command(run: Path, arguments: list[str]) -> int:
@@ -155,15 +81,6 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
 def plot_command(run: Path, arguments: list[str]) -> int:
     """Run ``plot RUN``."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        sys.stdout.write("usage: fq-toolkit plot RUN\nDraw curves.png from metrics.csv.\n")
-        return 0
-    if arguments:
-        raise ConfigError(f"plot takes no options; got {' '.join(arguments)}")
-    from fq_toolkit.fqgan.trainer import draw_curves
-    from fq_toolkit.training.run_folder import RunFolder
+    from fq_toolkit.fqgan.trainer import GAN_TRAINER
 
-    folder = RunFolder.open(run)
-    draw_curves(folder)
-    sys.stdout.write(f"{folder.curves}\n")
-    return 0
+    return run_plot_command(GAN_TRAINER, run, arguments)

@@ -15,8 +15,18 @@ class FQGANConfig:
 
     preset: str = "digits"
     """Where the other options start."""
+    family: Literal["residual", "biggan", "stylegan2"] = "residual"
+    """Networks and losses: a small residual GAN, BigGAN for 32, 64 or 128 pixels, StyleGAN2."""
     data: str = "digits"
-    """Dataset: digits (scikit-learn's, 16x16, comes with the package)."""
+    """Images: a folder or file, or digits (scikit-learn's, 16x16, comes with the package)."""
+    image_size: int = 0
+    """Scale and cut the images to this size in pixels; 0 leaves them as they are."""
+    conditional: bool = True
+    """Use the classes of the images."""
+    flip: bool = False
+    """Mirror half of the real images."""
+    extractor: str = "auto"
+    """What measures images: auto, digits-cnn, cifar-cnn, data-cnn, random-cnn, or NAME:TORCHSCRIPT_FILE."""
     seed: int = 0
     """Of weights, noise and data order."""
     steps: int = 700
@@ -25,7 +35,7 @@ class FQGANConfig:
     fq: Literal["none", "regularize", "straight_through"] = "regularize"
     """Feature quantization: off; the loss of the released code; or the paper's quantized features."""
     fq_layers: tuple[int, ...] = (0, 1, 2)
-    """Discriminator blocks (from 0) whose output is quantized."""
+    """Discriminator blocks whose output is quantized: from 0, or from -1 counted from the last."""
     num_codes: int = 64
     """Dictionary size K of each layer."""
     commitment: float = 1.0
@@ -36,19 +46,35 @@ class FQGANConfig:
     """Start of the dictionary: rows of the first batch, k-means on it, or noise as in the release."""
     fq_warmup: int = 140
     """straight_through only: steps over which the strength of quantization rises from 0 to 1."""
+    fq_ema: Literal["smoothed", "debiased"] = "smoothed"
+    """Moving averages: as in the PyTorch release, or debiased as in its TensorFlow part."""
     fq_revive: float = 0.0
     """Restart codes whose moving count falls below this; 0 never does."""
     fq_in_generator_loss: bool = True
     """Add the commitment of the fakes to the generator's loss, as released."""
     fq_update_in_generator_step: bool = False
     """Let the dictionary move in the generator's step too, as released."""
+    fq_update_per: Literal["micro_batch", "update"] = "micro_batch"
+    """With accumulate > 1: move the dictionary in every forward, as released, or once per update."""
 
     channels: int = 32
-    """Width: the first discriminator block and the last generator block."""
+    """Width. residual: first discriminator block; biggan: ch of the paper; stylegan2: the widest layer."""
     latent_size: int = 64
     """Size of the noise z."""
+    initial: Literal["orthogonal", "normal"] = "orthogonal"
+    """biggan: weights start orthogonal, or from N(0, 0.02^2)."""
+    attention: int = 0
+    """biggan: size in pixels of the maps with self-attention; 0 for none."""
+    shared_size: int = 0
+    """biggan: size of a class embedding that all norms share; 0 gives each norm its own."""
+    hierarchical: bool = False
+    """biggan: every generator block sees its own part of z."""
+    style_mixing: float = 0.9
+    """stylegan2: how often the styles of a batch come from two noises."""
     batch_size: int = 64
-    """Real images per discriminator update and process; as many fakes."""
+    """Real images per forward of the discriminator and process; as many fakes."""
+    accumulate: int = 1
+    """Forwards per update: batch_size times this is the batch."""
     d_steps: int = 1
     """Discriminator updates per generator update."""
     g_lr: float = 4e-4
@@ -57,6 +83,16 @@ class FQGANConfig:
     """Adam learning rate of the discriminator."""
     betas: tuple[float, float] = (0.0, 0.999)
     """Adam betas of both."""
+    adam_eps: float = 1e-8
+    """Adam epsilon of both."""
+    r1_weight: float = 0.0
+    """Penalty on the squared gradient of D at real images (R1's gamma); 0 for none."""
+    r1_every: int = 16
+    """Steps from one R1 penalty to the next; it counts so many times."""
+    path_weight: float = 0.0
+    """stylegan2: penalty on uneven path lengths of the generator; 0 for none."""
+    path_every: int = 4
+    """Steps from one path-length penalty to the next; it counts so many times."""
     ema_decay: float = 0.99
     """Moving average of the generator's weights, with a ramp; it is what is sampled and evaluated."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -78,15 +114,19 @@ class FQGANConfig:
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
         positive = (
-            "steps", "num_codes", "channels", "latent_size", "d_steps", "log_every", "keep_checkpoints",
+            "steps", "num_codes", "channels", "latent_size", "accumulate", "d_steps", "r1_every",
+            "path_every", "log_every", "keep_checkpoints",
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("checkpoint_every", "evaluate_every", "fq_warmup", "fq_revive", "commitment", "seed"):
+        for name in (
+            "checkpoint_every", "evaluate_every", "fq_warmup", "fq_revive", "commitment", "seed",
+            "image_size", "attention", "shared_size", "r1_weight", "path_weight",
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("g_lr", "d_lr"):
+        for name in ("g_lr", "d_lr", "adam_eps"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 < {name} < 1")
         for name in ("decay", "ema_decay"):
@@ -100,12 +140,15 @@ class FQGANConfig:
             )
         if self.eval_samples < 2:
             raise ConfigError(f"eval_samples is {self.eval_samples}; expected at least 2")
-        if len(set(self.fq_layers)) != len(self.fq_layers) or any(layer < 0 for layer in self.fq_layers):
-            raise ConfigError(f"fq_layers are {self.fq_layers}; expected distinct block numbers from 0")
+        if not 0 <= self.style_mixing <= 1:
+            raise ConfigError(f"style_mixing is {self.style_mixing}; expected a probability, 0 to 1")
+        if len(set(self.fq_layers)) != len(self.fq_layers):
+            raise ConfigError(f"fq_layers are {self.fq_layers}; expected distinct block numbers")
+        if self.path_weight and self.family != "stylegan2":
+            raise ConfigError("path_weight needs a generator with styles: give --family stylegan2")
+        if self.image_size and (self.image_size < 8 or self.image_size & (self.image_size - 1)):
+            raise ConfigError(f"image_size is {self.image_size}; expected 0 or 8, 16, 32, 64, ...")
 
-
-# Options that may change on resume: they decide how long and how closely one looks, not what is computed.
-FREE_ON_RESUME = frozenset({"steps", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
 
 PRESETS: dict[str, FQGANConfig] = {"digits": FQGANConfig()}
 

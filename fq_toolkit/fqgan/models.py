@@ -1,18 +1,30 @@
-"""Generator and discriminator of the small class-conditional GAN, and the table of model families."""
+"""Residual generator and discriminator; the small class-conditional GAN of the digits."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fq_toolkit.fqgan.blocks import DiscriminatorBlock, GeneratorBlock, normalized, orthogonal
+from fq_toolkit.fqgan.blocks import (
+    ConditionalBatchNorm,
+    DiscriminatorBlock,
+    GeneratorBlock,
+    SelfAttention,
+    Start,
+    normalized,
+    orthogonal,
+    plain_conv,
+)
 from fq_toolkit.fqgan.config import FQGANConfig
-from fq_toolkit.fqgan.datasets import ImageDataset
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import isolated_rng
+
+# Number of channels -> layer that is put after a block.
+MakeQuantizer = Callable[[int], nn.Module]
 
 
 class ResidualGenerator(nn.Module):
@@ -31,8 +43,10 @@ class ResidualGenerator(nn.Module):
         super().__init__()
         self.latent_size, self.num_classes = latent_size, num_classes
         self.linear = orthogonal(nn.Linear(latent_size, 16 * widths[0]))
+        make_norm = partial(ConditionalBatchNorm, num_classes=num_classes)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(inputs, outputs, num_classes) for inputs, outputs in itertools.pairwise(widths)
+            GeneratorBlock(inputs, outputs, make_norm, plain_conv)
+            for inputs, outputs in itertools.pairwise(widths)
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.to_image = orthogonal(nn.Conv2d(widths[-1], image_channels, 3, padding=1))
@@ -48,7 +62,8 @@ class ResidualGenerator(nn.Module):
 class ResidualDiscriminator(nn.Module):
     """Residual blocks with spectral norm, sum pooling, projection onto the class (arXiv 1802.05637).
 
-    After block i the features pass ``quantizers[str(i)]`` if there is one: this is where FQ-GAN acts.
+    After block i the features pass ``quantizers[str(i)]`` if there is one: this is where FQ-GAN acts. Then
+    comes ``attention[str(i)]`` if there is one.
 
     Args:
         num_classes: classes of the projection.
@@ -56,6 +71,8 @@ class ResidualDiscriminator(nn.Module):
         down: whether each block halves the size.
         image_channels: channels of the image.
         quantizers: block number -> layer from (B, C, H, W) to the same.
+        attention: numbers of the blocks that are followed by self-attention.
+        start: how the weights start.
     """
 
     def __init__(
@@ -66,77 +83,120 @@ class ResidualDiscriminator(nn.Module):
         down: tuple[bool, ...],
         image_channels: int,
         quantizers: dict[int, nn.Module],
+        attention: tuple[int, ...] = (),
+        start: Start = orthogonal,
     ) -> None:
         super().__init__()
         inputs = (image_channels, *widths)
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(inputs[i], widths[i], down=down[i], first=i == 0) for i in range(len(widths))
+            DiscriminatorBlock(inputs[i], widths[i], down=down[i], first=i == 0, start=start)
+            for i in range(len(widths))
         )
         self.quantizers = nn.ModuleDict({str(i): layer for i, layer in sorted(quantizers.items())})
-        self.linear = normalized(nn.Linear(widths[-1], 1))
-        self.project = normalized(nn.Embedding(num_classes, widths[-1]))
+        self.attention = nn.ModuleDict({str(i): SelfAttention(widths[i], start=start) for i in attention})
+        self.linear = normalized(nn.Linear(widths[-1], 1), start)
+        self.project = normalized(nn.Embedding(num_classes, widths[-1]), start)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Score images (B, image_channels, H, W) of classes int64 (B,) -> (B,); higher is more real."""
+    def forward(self, images: Tensor, labels: Tensor, parts: int = 1) -> Tensor:
+        """Score images.
+
+        Args:
+            images: (B, image_channels, H, W).
+            labels: classes, int64 (B,).
+            parts: how many equally large batches are concatenated. Nothing here looks across samples, so it
+                makes no difference; StyleGAN2's discriminator does.
+
+        Returns:
+            (B,); higher is more real.
+        """
         hidden = images
         for i, block in enumerate(self.blocks):
             hidden = block(hidden)
             if str(i) in self.quantizers:
                 hidden = self.quantizers[str(i)](hidden)
+            if str(i) in self.attention:
+                hidden = self.attention[str(i)](hidden)
         pooled = functional.relu(hidden).sum(dim=(2, 3))
         return self.linear(pooled).squeeze(1) + (self.project(labels) * pooled).sum(1)
 
 
+class ImageShape(NamedTuple):
+    """What networks have to know about the images."""
+
+    channels: int
+    height: int
+    width: int
+    num_classes: int
+
+
 class Networks(NamedTuple):
-    """A generator ``G(z, labels) -> images`` and a discriminator ``D(images, labels) -> scores``."""
+    """A generator ``G(z, labels) -> images`` and a discriminator ``D(images, labels, parts) -> scores``.
 
-    generator: ResidualGenerator
-    discriminator: ResidualDiscriminator
+    The generator has ``latent_size`` and ``num_classes``; the discriminator has ``quantizers``, a ModuleDict
+    from the number of a block to the layer after it.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
 
 
-def build_networks(
-    config: FQGANConfig, data: ImageDataset, make_quantizer: Callable[[int], nn.Module] | None
-) -> Networks:
-    """Build both networks for a dataset of square images, 8, 16, 32, ... pixels wide.
+def block_numbers(config: FQGANConfig, blocks: int) -> tuple[int, ...]:
+    """Return ``config.fq_layers`` counted from the first block.
 
-    Args:
-        config: widths and layers.
-        data: gives image size and classes.
-        make_quantizer: number of channels -> layer that goes after each of ``config.fq_layers``; None for no
-            FQ.
+    Raises:
+        ConfigError: for a block that does not exist, or one that is named twice.
+    """
+    if config.fq == "none":
+        return ()
+    numbers = tuple(layer + blocks if layer < 0 else layer for layer in config.fq_layers)
+    if not all(0 <= number < blocks for number in numbers) or len(set(numbers)) != len(numbers):
+        raise ConfigError(
+            f"fq_layers are {config.fq_layers}; this discriminator has blocks 0 to {blocks - 1} (or -{blocks} "
+            "to -1, counted from the last), each at most once"
+        )
+    return numbers
+
+
+def make_quantizers(
+    config: FQGANConfig, make_quantizer: MakeQuantizer | None, widths: Mapping[int, int]
+) -> dict[int, nn.Module]:
+    """Make the layers for (number of a block -> its channels); the other weights do not depend on them."""
+    if make_quantizer is None:
+        return {}
+    with isolated_rng(config.seed):
+        return {number: make_quantizer(width) for number, width in widths.items()}
+
+
+def build_residual(config: FQGANConfig, shape: ImageShape, make_quantizer: MakeQuantizer | None) -> Networks:
+    """Build both networks for square images, 8, 16, 32, ... pixels wide.
 
     Raises:
         ConfigError: when the images do not fit the family, or a quantized block does not exist.
     """
-    channels, size = data.images.shape[1], data.images.shape[2]
+    size = shape.height
     doublings = (size // 4).bit_length() - 1
-    if size != 4 * 2**doublings or doublings < 1 or data.images.shape[3] != size:
-        raise ConfigError(
-            f"images are {tuple(data.images.shape[2:])}; expected square, 8, 16, 32, ... pixels"
-        )
+    if size != 4 * 2**doublings or doublings < 1 or shape.width != size:
+        raise ConfigError(f"images are {(size, shape.width)}; expected square, 8, 16, 32, ... pixels")
     # Discriminator: halve down to 4x4, then one block at that size. The generator mirrors it.
     widths = tuple(config.channels * 2**i for i in range(doublings)) + (config.channels * 2**doublings,)
-    blocks = len(widths)
-    if config.fq != "none" and any(layer >= blocks for layer in config.fq_layers):
-        raise ConfigError(
-            f"fq_layers are {config.fq_layers}; this discriminator has blocks 0 to {blocks - 1}"
-        )
+    numbers = block_numbers(config, len(widths))
     generator = ResidualGenerator(
         latent_size=config.latent_size,
-        num_classes=data.num_classes,
+        num_classes=shape.num_classes,
         widths=widths[::-1],
-        image_channels=channels,
+        image_channels=shape.channels,
     )
-    with isolated_rng(config.seed):  # the other weights are the same with and without quantization
-        quantizers = {i: make_quantizer(widths[i]) for i in config.fq_layers} if make_quantizer else {}
     discriminator = ResidualDiscriminator(
-        num_classes=data.num_classes,
+        num_classes=shape.num_classes,
         widths=widths,
-        down=tuple(i < doublings for i in range(blocks)),
-        image_channels=channels,
-        quantizers=quantizers,
+        down=tuple(i < doublings for i in range(len(widths))),
+        image_channels=shape.channels,
+        quantizers=make_quantizers(config, make_quantizer, {i: widths[i] for i in numbers}),
     )
-    return Networks(
-        generator.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-        discriminator.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-    )
+    return Networks(generator, discriminator)
+
+
+def build_networks(config, data, make_quantizer):  # for the time being: see families.py
+    from fq_toolkit.fqgan.families import build_networks
+
+    return build_networks(config, data, make_quantizer)

@@ -9,13 +9,14 @@ from fq_toolkit.fqgan.evaluation import Evaluation, Evaluator
 from fq_toolkit.fqgan.extractors import load_extractor
 from fq_toolkit.fqgan.models import build_networks
 from fq_toolkit.fqgan.sampling import Sampler, class_columns, save_grid, to_bytes
-from fq_toolkit.fqgan.trainer import calibrated_sampler, make_accelerator, write_evaluation
+from fq_toolkit.fqgan.trainer import calibrated_sampler, write_evaluation
 from fq_toolkit.training.atomic import explain
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import CheckpointError, ConfigError, RunError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.seeding import isolated_rng
+from fq_toolkit.training.session import make_accelerator
 
 
 class TrainedRun(NamedTuple):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fq_toolkit.fqgan.pixels import to_pixels
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.batchnorm import recalibrate_batchnorm
 from fq_toolkit.training.extras import require
@@ -63,8 +64,7 @@ def class_columns(sampler: Sampler, classes: "list[int] | range", rows: int) -> 
 
 def to_bytes(images: Tensor) -> np.ndarray:
     """Turn images (n, C, H, W) in [-1, 1] into uint8 (n, H, W, C)."""
-    scaled = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+    return to_pixels(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def save_grid(images: Tensor, path: Path, *, columns: int, titles: "list[str] | None" = None) -> None:

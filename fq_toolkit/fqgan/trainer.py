@@ -2,19 +2,15 @@
 
 import copy
 import json
-import logging
-import platform
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit import __version__
-from fq_toolkit.fqgan.config import FREE_ON_RESUME, TRAINER, FQGANConfig
+from fq_toolkit.fqgan.config import TRAINER, FQGANConfig
 from fq_toolkit.fqgan.datasets import ImageDataset, load_dataset
 from fq_toolkit.fqgan.evaluation import EVALUATION_SEED, Evaluation, Evaluator
 from fq_toolkit.fqgan.extractors import load_extractor
@@ -29,27 +25,16 @@ from fq_toolkit.fqgan.quantization import (
 )
 from fq_toolkit.fqgan.sampling import Sampler, class_columns, save_grid
 from fq_toolkit.layers import commitment_loss, frozen
+from fq_toolkit.training import session
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.averaging import WeightAverage
-from fq_toolkit.training.config import changes, load_config, save_config
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
-from fq_toolkit.training.loop import LoopResult, Schedule, restore, run_loop
-from fq_toolkit.training.metrics_log import MetricsLog
+from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.optimizer_state import load_optimizer
-from fq_toolkit.training.plots import plot_curves
-from fq_toolkit.training.progress import (
-    LineReporter,
-    Reporter,
-    SilentReporter,
-    format_duration,
-    format_values,
-)
+from fq_toolkit.training.progress import Reporter
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
-
-log = logging.getLogger("fq_toolkit")
+from fq_toolkit.training.session import Trainer, TrainResult
 
 PREVIEW_ROWS = 8
 
@@ -260,6 +245,12 @@ class FQGAN:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
+    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
+        """Write ``samples.png`` and, after the last step, ``evaluation.json``."""
+        self.preview(run.samples)
+        if complete and self.last_evaluation is not None:
+            write_evaluation(run, self.config, self.last_evaluation, step=result.step, seconds=result.seconds)
+
 
 def calibrated_sampler(generator: nn.Module, *, truncation: float | None = None) -> Sampler:
     """Return a sampler of a copy of the generator with fresh, reproducible batch-norm statistics."""
@@ -269,35 +260,23 @@ def calibrated_sampler(generator: nn.Module, *, truncation: float | None = None)
     return sampler
 
 
-def make_accelerator(config: FQGANConfig) -> Any:
-    """Return accelerate's view of the devices and processes.
-
-    Raises:
-        MissingExtraError: without accelerate.
-    """
-    accelerate = require("accelerate", purpose="training")
-    # Without a GPU it has to be told so, or several processes on CPUs do not find each other.
-    cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    return accelerate.Accelerator(cpu=cpu, mixed_precision=config.precision)
+def build_gan(config: FQGANConfig, accelerator: Any) -> FQGAN:
+    """Load the data and build the task."""
+    return FQGAN(config, load_dataset(config.data), accelerator)
 
 
-class TrainResult(NamedTuple):
-    """How a run ended.
+def run_name(config: FQGANConfig) -> str:
+    """Return the first part of a default folder name."""
+    return f"{TRAINER}-{config.preset}-{config.fq}-seed{config.seed}"
 
-    run: its folder.
-    step: steps done.
-    seconds: of training, without evaluation, over all sessions.
-    signal: the signal that stopped it, or None.
-    evaluation: the final measurement; None when stopped early.
-    is_main_process: whether this process is the one that writes and speaks.
-    """
 
-    run: Path
-    step: int
-    seconds: float
-    signal: int | None
-    evaluation: Evaluation | None
-    is_main_process: bool
+GAN_TRAINER = Trainer(
+    name=TRAINER,
+    config_class=FQGANConfig,
+    build=build_gan,
+    run_name=run_name,
+    artifacts=("samples.png", "curves.png", "metrics.csv"),
+)
 
 
 def train(
@@ -308,109 +287,10 @@ def train(
     reporter: Reporter | None = None,
     stop_after: int | None = None,
 ) -> TrainResult:
-    """Train, or go on with a run, and leave a complete run folder.
-
-    Args:
-        config: all options; None takes the defaults, or with ``resume`` those of the run.
-        out: the new run folder; by default ``runs/fqgan-PRESET-FQ-seedSEED-TIME``.
-        resume: the run folder to go on with instead.
-        reporter: told about the progress; by default lines in the log.
-        stop_after: stop and save after this many steps in all, as Ctrl-C would.
-
-    Raises:
-        ConfigError: for options that do not fit, or that changed since the run started.
-        RunError: when the run folder cannot be used, a file cannot be written, or training diverges.
-        MissingExtraError: without a package of the extra ``train``.
-    """
-    if resume is not None:
-        if out is not None:
-            raise ConfigError("a resumed run stays in its folder: give either out or resume")
-        config = resumed_config(config, resume)
-    config = config or FQGANConfig()
-    accelerator = make_accelerator(config)
-    reporter = (reporter or LineReporter()) if accelerator.is_main_process else SilentReporter()
-    run = _open_run(config, out, resume, accelerator)
-
-    data = load_dataset(config.data)
-    gan = FQGAN(config, data, accelerator)
-    reporter.note(f"run folder: {run.path}\n{gan.summary()}")
-    gan.prepare_evaluation()
-    result = run_loop(
-        gan,
-        accelerator=accelerator,
-        run=run,
-        metrics=MetricsLog(run.metrics, gan.columns()),
-        schedule=Schedule(config.steps, config.log_every, config.checkpoint_every, config.evaluate_every),
-        reporter=reporter,
-        keep_checkpoints=config.keep_checkpoints,
-        resume=resume is not None,
-        stop_after=stop_after,
+    """Train a GAN, or go on with a run: :func:`fq_toolkit.training.session.train` of this trainer."""
+    return session.train(
+        GAN_TRAINER, config, out=out, resume=resume, reporter=reporter, stop_after=stop_after
     )
-    evaluation = gan.last_evaluation if result.step == config.steps else None
-    if accelerator.is_main_process:
-        _finish(run, gan, result, evaluation)
-    accelerator.wait_for_everyone()
-    return TrainResult(
-        run.path, result.step, result.seconds, result.signal, evaluation, accelerator.is_main_process
-    )
-
-
-def resumed_config(requested: FQGANConfig | None, run: Path) -> FQGANConfig:
-    """Return the options to go on with: those of the run, and of the requested ones what may change.
-
-    Raises:
-        ConfigError: naming every option that changed and may not, with its old and new value.
-        RunError: when there is no run.
-    """
-    saved = load_config(FQGANConfig, RunFolder.open(run).config, trainer=TRAINER)
-    refused = [c for c in changes(saved, requested or saved) if c.name not in FREE_ON_RESUME]
-    if refused:
-        listing = "".join(f"\n  {change}" for change in refused)
-        raise ConfigError(
-            f"these options differ from those that {run} was started with, so it would not be the same run:"
-            f"{listing}\nLeave them out to go on with the run, or start a new one. "
-            f"May change: {', '.join(sorted(FREE_ON_RESUME))}."
-        )
-    return requested or saved
-
-
-def run_name(config: FQGANConfig) -> str:
-    """Return the first part of a default folder name."""
-    return f"{TRAINER}-{config.preset}-{config.fq}-seed{config.seed}"
-
-
-def _open_run(config: FQGANConfig, out: Path | None, resume: Path | None, accelerator: Any) -> RunFolder:
-    """Make or open the run folder on the main process and write the configuration; agree on it everywhere."""
-    from accelerate.utils import broadcast_object_list
-
-    if resume is not None:
-        run = RunFolder.open(resume)
-    else:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        path = out or Path("runs") / f"{run_name(config)}-{stamp}"
-        run = RunFolder(Path(broadcast_object_list([str(path)])[0]))
-    if accelerator.is_main_process:
-        if resume is not None:
-            run.check_writable()
-        else:
-            run = RunFolder.create(run.path)
-        save_config(config, run.config, trainer=TRAINER)
-    accelerator.wait_for_everyone()
-    return run
-
-
-def _finish(run: RunFolder, gan: FQGAN, result: LoopResult, evaluation: Evaluation | None) -> None:
-    """Write ``samples.png``, ``curves.png`` and, after the last step, ``evaluation.json``."""
-    gan.preview(run.samples)
-    draw_curves(run)
-    if evaluation is not None:
-        write_evaluation(run, gan.config, evaluation, step=result.step, seconds=result.seconds)
-
-
-def draw_curves(run: RunFolder) -> None:
-    """Draw ``curves.png`` from ``metrics.csv``."""
-    config = load_config(FQGANConfig, run.config, trainer=TRAINER)
-    plot_curves(run.metrics, run.curves, title=f"{config.preset}, fq {config.fq}, seed {config.seed}")
 
 
 def write_evaluation(
@@ -423,47 +303,6 @@ def write_evaluation(
         **evaluation._asdict(),
         "fq": config.fq,
         "seed": config.seed,
-        "versions": {
-            "fq_toolkit": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": platform.machine(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
+        **session.provenance(),
     }
     write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def dry_run(config: FQGANConfig, *, out: Path | None = None, resume: Path | None = None) -> str:
-    """Build everything, do one step, write nothing.
-
-    Returns:
-        What was built, how long a step takes and what a run would write; empty beside the main process.
-
-    Raises:
-        ConfigError: as :func:`train` would.
-        RunError: when there is no run to resume, or its checkpoint is damaged.
-    """
-    if resume is not None:
-        config = resumed_config(config, resume)
-    accelerator = make_accelerator(config)
-    gan = FQGAN(config, load_dataset(config.data), accelerator)
-    first = 0
-    if resume is not None:
-        first, saved = RunFolder.open(resume).checkpoints().load()
-        restore(gan, accelerator, saved)
-    gan.step(first)  # the first step is slower than the rest
-    started = time.monotonic()
-    values = {name: float(value) for name, value in gan.step(first + 1).items()}
-    seconds = time.monotonic() - started
-    if not accelerator.is_main_process:
-        return ""
-    left = max(0, config.steps - first)
-    folder = resume or out or Path("runs") / f"{run_name(config)}-TIME"
-    return (
-        f"{gan.summary()}\n{format_values(values)}\n"
-        f"{seconds:.3f} s a step, about {format_duration(seconds * left)} for {left} steps\n"
-        f"Nothing was written. A run writes config.json, metrics.csv, checkpoints/ (the last "
-        f"{config.keep_checkpoints}), samples.png, curves.png and evaluation.json into {folder}"
-    )

@@ -78,7 +78,8 @@ def load_unpaired(source: str, *, size: int) -> UnpairedDataset:
     missing = [part for part in PARTS if part not in present]
     note = f" (no {' and '.join(missing)}: tested on the training images)" if missing else ""
     counts = ", ".join(f"{part} {len(images)}" for part, images in zip(PARTS, (*train, *test), strict=True))
-    return UnpairedDataset(folder.name, *train, *test, f"unpaired folders: {counts}{note}")
+    found = f"unpaired folders: {counts}{note}"
+    return UnpairedDataset(folder.name, train[0], train[1], test[0], test[1], found)
 
 
 def digits_and_negatives(size: int) -> UnpairedDataset:
@@ -91,7 +92,8 @@ def digits_and_negatives(size: int) -> UnpairedDataset:
     held = {name: torch.arange(len(half)) % 5 == 4 for name, half in halves.items()}
     train = [_sized(half[~held[name]], loading_size(size)) for name, half in halves.items()]
     test = [_sized(half[held[name]], size) for name, half in halves.items()]
-    return UnpairedDataset("digits", *train, *test, "digits (A) and negatives of other digits (B)")
+    found = "digits (A) and negatives of other digits (B)"
+    return UnpairedDataset("digits", train[0], train[1], test[0], test[1], found)
 
 
 def _sized(images: Tensor, size: int) -> Tensor:

@@ -36,6 +36,7 @@ from benchmarks.study_statistics import differences, overhead, student_interval
 from fq_toolkit.fqgan import config as configuration
 from fq_toolkit.fqgan import datasets, extractors, trainer
 from fq_toolkit.fqgan.config import FQGANConfig
+from fq_toolkit.training import session
 from fq_toolkit.training.errors import DivergedError
 
 SETTING = Setting(
@@ -256,7 +257,7 @@ def tiny(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(extractors, "EPOCHS", 1)
     monkeypatch.setitem(datasets.DATASETS, "digits", lambda: few)
     monkeypatch.setitem(configuration.PRESETS, "digits", TINY)
-    monkeypatch.setattr(trainer, "plot_curves", lambda metrics, target, title: target.write_bytes(b""))
+    monkeypatch.setattr(session, "plot_curves", lambda metrics, target, title: target.write_bytes(b""))
     monkeypatch.setattr(study_fqgan, "run_gates", lambda names, device: {})
     monkeypatch.setattr(machine, "commit", lambda: ("abc", False))
     yield TINY
@@ -323,7 +324,7 @@ def test_with_one_seed_all_arms_start_alike(tiny):
     starts = []
     for arm in ARMS:
         config = dataclasses.replace(tiny, fq=arm, seed=5)
-        gan = trainer.FQGAN(config, datasets.load_dataset("digits"), trainer.make_accelerator(config))
+        gan = trainer.FQGAN(config, datasets.load_dataset("digits"), session.make_accelerator(config))
         weights = [*gan.generator.parameters(), *gan.discriminator.parameters()]
         starts.append([*(weight.detach() for weight in weights), torch.rand(3), gan.order.next()])
     for start in starts[1:]:

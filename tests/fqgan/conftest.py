@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fq_toolkit.fqgan import datasets, extractors, trainer
+from fq_toolkit.fqgan import datasets, extractors
 from fq_toolkit.fqgan.config import FQGANConfig
+from fq_toolkit.training import session
 
 TINY = FQGANConfig(
     steps=4, fq_warmup=3, num_codes=8, channels=4, latent_size=8, batch_size=8, eval_samples=20,
@@ -38,6 +39,6 @@ def small_and_plain() -> Iterator[None]:
     data = datasets.load_digits()
     few = data._replace(images=data.images[:300], labels=data.labels[:300])
     patch.setitem(datasets.DATASETS, "digits", lambda: few)
-    patch.setattr(trainer, "plot_curves", lambda metrics, target, title: target.write_bytes(b""))
+    patch.setattr(session, "plot_curves", lambda metrics, target, title: target.write_bytes(b""))
     yield
     patch.undo()

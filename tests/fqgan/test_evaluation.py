@@ -56,7 +56,7 @@ def test_the_cache_is_used_and_checked(
     assert torch.equal(torch.randn(2), expected)  # training it did not touch the random state
     calls = []
     train = extractors._train
-    monkeypatch.setattr(extractors, "_train", lambda d: calls.append(1) or train(d))
+    monkeypatch.setattr(extractors, "_train", lambda *args: calls.append(1) or train(*args))
     torch.manual_seed(3)
     second = extractors.digits_cnn(data)
     assert torch.equal(torch.randn(2), expected)  # nor did loading it

@@ -14,10 +14,11 @@ from fq_toolkit.fqgan import datasets, extractors, trainer
 from fq_toolkit.fqgan.config import FQGANConfig
 from fq_toolkit.training.checkpoints import Checkpoints
 from fq_toolkit.training.errors import RunError
+from fq_toolkit.training import session
 from fq_toolkit.training.packing import pack
 
 extractors.EPOCHS = 1
-trainer.plot_curves = lambda *_, **__: None
+session.plot_curves = lambda *_, **__: None
 folder = Path(sys.argv[1])
 config = FQGANConfig(
     steps=4, num_codes=8, channels=4, latent_size=8, batch_size=8, eval_samples=21,

@@ -16,12 +16,13 @@ from fq_toolkit import collect_commitment
 from fq_toolkit.fqgan.config import FQGANConfig
 from fq_toolkit.fqgan.datasets import load_digits
 from fq_toolkit.fqgan.runs import evaluate_run, load_run, sample_run
-from fq_toolkit.fqgan.trainer import FQGAN, dry_run, train
+from fq_toolkit.fqgan.trainer import FQGAN, GAN_TRAINER, train
 from fq_toolkit.training.checkpoints import Checkpoints
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import CheckpointError, ConfigError, DivergedError, RunError
 from fq_toolkit.training.metrics_log import read_metrics
 from fq_toolkit.training.packing import pack
+from fq_toolkit.training.session import dry_run
 
 pytestmark = pytest.mark.usefixtures("small_and_plain")
 
@@ -140,7 +141,11 @@ def test_a_truncated_checkpoint(tiny: FQGANConfig, tmp_path: Path) -> None:
     run = train(tiny, out=tmp_path / "run").run
     newest = run / "checkpoints" / "step_00000004.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])
-    for use in (lambda: train(resume=run), lambda: load_run(run), lambda: dry_run(tiny, resume=run)):
+    for use in (
+        lambda: train(resume=run),
+        lambda: load_run(run),
+        lambda: dry_run(GAN_TRAINER, tiny, resume=run),
+    ):
         with pytest.raises(CheckpointError, match=r"1000 bytes instead of .* go on from step 2"):
             use()
     assert load_run(run, step=2).step == 2
@@ -288,7 +293,7 @@ def test_several_discriminator_steps(tiny: FQGANConfig) -> None:
 
 def test_dry_run_writes_nothing(tiny: FQGANConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text = dry_run(tiny)
+    text = dry_run(GAN_TRAINER, tiny)
     assert "Nothing was written" in text
     assert "s a step" in text
     assert "fq regularize, K 8, after block 0 (4 channels)" in text

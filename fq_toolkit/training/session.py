@@ -1,0 +1,272 @@
+"""One run from its options to its folder: what every trainer does around the loop.
+
+A paper describes itself with a :class:`Trainer`; :func:`train` and :func:`dry_run` do the rest.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from fq_toolkit import __version__
+from fq_toolkit.training.config import changes, load_config, save_config
+from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.extras import require
+from fq_toolkit.training.loop import LoopResult, Schedule, Task, restore, run_loop
+from fq_toolkit.training.metrics_log import MetricsLog
+from fq_toolkit.training.plots import plot_curves
+from fq_toolkit.training.progress import (
+    LineReporter,
+    Reporter,
+    SilentReporter,
+    format_duration,
+    format_values,
+)
+from fq_toolkit.training.run_folder import RunFolder
+
+# Options that may change on resume: they decide how long and how closely one looks, not what is computed.
+FREE_ON_RESUME = frozenset({"steps", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
+
+Config = TypeVar("Config")
+
+
+class TrainingTask(Task, Protocol):
+    """A task of the loop that can also introduce itself and leave its results in a run folder."""
+
+    last_evaluation: Any
+    """The last measurement, None before the first; its ``str`` is what the command line prints."""
+
+    def summary(self) -> str:
+        """Return one line: data, networks, settings, device."""
+
+    def columns(self) -> list[str]:
+        """Return the columns of ``metrics.csv`` after ``step``: seconds, metrics, gauges, evaluation."""
+
+    def prepare_evaluation(self) -> None:
+        """Do once, before the first step, what evaluations need. Called on every process."""
+
+    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
+        """Write pictures and, when ``complete``, ``evaluation.json``. Called on the main process."""
+
+
+@dataclass(frozen=True)
+class Trainer(Generic[Config]):
+    """What a paper tells about its trainer.
+
+    Args:
+        name: on the command line and in ``config.json``.
+        config_class: frozen dataclass of all options. It has ``steps``, ``log_every``, ``checkpoint_every``,
+            ``keep_checkpoints``, ``evaluate_every``, ``device`` and ``precision``.
+        build: (options, accelerator) -> the task.
+        run_name: options -> first part of a default folder name.
+        artifacts: the files of a finished run that a user opens first.
+        free_on_resume: options that may change on resume.
+    """
+
+    name: str
+    config_class: type[Config]
+    build: Callable[[Config, Any], TrainingTask]
+    run_name: Callable[[Config], str]
+    artifacts: tuple[str, ...] = ("curves.png", "metrics.csv")
+    free_on_resume: frozenset[str] = FREE_ON_RESUME
+
+
+class TrainResult(NamedTuple):
+    """How a run ended.
+
+    run: its folder.
+    step: steps done.
+    seconds: of training, without evaluation, over all sessions.
+    signal: the signal that stopped it, or None.
+    evaluation: the final measurement; None when stopped early.
+    is_main_process: whether this process is the one that writes and speaks.
+    """
+
+    run: Path
+    step: int
+    seconds: float
+    signal: int | None
+    evaluation: Any
+    is_main_process: bool
+
+
+def make_accelerator(config: Any) -> Any:
+    """Return accelerate's view of the devices and processes, by ``config.device`` and ``config.precision``.
+
+    Raises:
+        MissingExtraError: without accelerate.
+    """
+    accelerate = require("accelerate", purpose="training")
+    # Without a GPU it has to be told so, or several processes on CPUs do not find each other.
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    return accelerate.Accelerator(cpu=cpu, mixed_precision=config.precision)
+
+
+def train(
+    trainer: Trainer[Config],
+    config: Config | None = None,
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    reporter: Reporter | None = None,
+    stop_after: int | None = None,
+) -> TrainResult:
+    """Train, or go on with a run, and leave a complete run folder.
+
+    Args:
+        trainer: which.
+        config: all options; None takes the defaults, or with ``resume`` those of the run.
+        out: the new run folder; by default ``runs/RUN_NAME-TIME``.
+        resume: the run folder to go on with instead.
+        reporter: told about the progress; by default lines in the log.
+        stop_after: stop and save after this many steps in all, as Ctrl-C would.
+
+    Raises:
+        ConfigError: for options that do not fit, or that changed since the run started.
+        RunError: when the run folder cannot be used, a file cannot be written, or training diverges.
+        MissingExtraError: without a package of the extra ``train``.
+    """
+    if resume is not None:
+        if out is not None:
+            raise ConfigError("a resumed run stays in its folder: give either out or resume")
+        config = resumed_config(trainer, config, resume)
+    options: Any = config or trainer.config_class()
+    accelerator = make_accelerator(options)
+    reporter = (reporter or LineReporter()) if accelerator.is_main_process else SilentReporter()
+    run = open_run(trainer, options, out=out, resume=resume, accelerator=accelerator)
+
+    task = trainer.build(options, accelerator)
+    reporter.note(f"run folder: {run.path}\n{task.summary()}")
+    task.prepare_evaluation()
+    result = run_loop(
+        task,
+        accelerator=accelerator,
+        run=run,
+        metrics=MetricsLog(run.metrics, task.columns()),
+        schedule=Schedule(options.steps, options.log_every, options.checkpoint_every, options.evaluate_every),
+        reporter=reporter,
+        keep_checkpoints=options.keep_checkpoints,
+        resume=resume is not None,
+        stop_after=stop_after,
+    )
+    complete = result.step == options.steps
+    if accelerator.is_main_process:
+        task.finish(run, result, complete=complete)
+        draw_curves(trainer, run)
+    accelerator.wait_for_everyone()
+    return TrainResult(
+        run.path,
+        result.step,
+        result.seconds,
+        result.signal,
+        task.last_evaluation if complete else None,
+        accelerator.is_main_process,
+    )
+
+
+def resumed_config(trainer: Trainer[Config], requested: Config | None, run: Path) -> Config:
+    """Return the options to go on with: those of the run, and of the requested ones what may change.
+
+    Raises:
+        ConfigError: naming every option that changed and may not, with its old and new value.
+        RunError: when there is no run.
+    """
+    saved = load_config(trainer.config_class, RunFolder.open(run).config, trainer=trainer.name)
+    refused = [c for c in changes(saved, requested or saved) if c.name not in trainer.free_on_resume]
+    if refused:
+        listing = "".join(f"\n  {change}" for change in refused)
+        raise ConfigError(
+            f"these options differ from those that {run} was started with, so it would not be the same run:"
+            f"{listing}\nLeave them out to go on with the run, or start a new one. "
+            f"May change: {', '.join(sorted(trainer.free_on_resume))}."
+        )
+    return requested or saved
+
+
+def open_run(
+    trainer: Trainer[Config], config: Config, *, out: Path | None, resume: Path | None, accelerator: Any
+) -> RunFolder:
+    """Make or open the run folder on the main process and write the configuration; agree on it everywhere."""
+    from accelerate.utils import broadcast_object_list
+
+    if resume is not None:
+        run = RunFolder.open(resume)
+    else:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        path = out or Path("runs") / f"{trainer.run_name(config)}-{stamp}"
+        run = RunFolder(Path(broadcast_object_list([str(path)])[0]))
+    if accelerator.is_main_process:
+        if resume is not None:
+            run.check_writable()
+        else:
+            run = RunFolder.create(run.path)
+        save_config(config, run.config, trainer=trainer.name)
+    accelerator.wait_for_everyone()
+    return run
+
+
+def draw_curves(trainer: Trainer[Any], run: RunFolder) -> None:
+    """Draw ``curves.png`` from ``metrics.csv``."""
+    config = load_config(trainer.config_class, run.config, trainer=trainer.name)
+    plot_curves(run.metrics, run.curves, title=trainer.run_name(config))
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a figure is read with: versions, machine, device, threads. Goes to JSON."""
+    return {
+        "versions": {
+            "fq_toolkit": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def dry_run(
+    trainer: Trainer[Config], config: Config, *, out: Path | None = None, resume: Path | None = None
+) -> str:
+    """Build everything, do two steps, write nothing.
+
+    Returns:
+        What was built, how long a step takes and what a run would write; empty beside the main process.
+
+    Raises:
+        ConfigError: as :func:`train` would.
+        RunError: when there is no run to resume, or its checkpoint is damaged.
+    """
+    if resume is not None:
+        config = resumed_config(trainer, config, resume)
+    options: Any = config
+    accelerator = make_accelerator(options)
+    task = trainer.build(config, accelerator)
+    first = 0
+    if resume is not None:
+        first, saved = RunFolder.open(resume).checkpoints().load()
+        restore(task, accelerator, saved)
+    task.step(first)  # the first step is slower than the rest
+    started = time.monotonic()
+    values = read_values(task.step(first + 1))
+    seconds = time.monotonic() - started
+    if not accelerator.is_main_process:
+        return ""
+    left = max(0, options.steps - first)
+    folder = resume or out or Path("runs") / f"{trainer.run_name(config)}-TIME"
+    return (
+        f"{task.summary()}\n{format_values(values)}\n"
+        f"{seconds:.3f} s a step, about {format_duration(seconds * left)} for {left} steps\n"
+        f"Nothing was written. A run writes config.json, checkpoints/ (the last {options.keep_checkpoints}), "
+        f"evaluation.json, {', '.join(trainer.artifacts)} into {folder}"
+    )
+
+
+def read_values(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the metrics of a step as numbers; waits for the device."""
+    return {name: float(value) for name, value in values.items()}
