@@ -13,7 +13,10 @@ from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
 
 # Name of a trainer -> the module with its train_command, sample_command, evaluate_command and plot_command.
-TRAINERS = {"fqgan": "fq_toolkit.fqgan.commands"}
+TRAINERS = {
+    "fqgan": "fq_toolkit.fqgan.commands",
+    "speaker": "fq_toolkit.prevalent.speaker_commands",
+}
 
 
 class Command(NamedTuple):
@@ -89,13 +92,18 @@ def on_a_run(command: str) -> Callable[[list[str]], int]:
 
         if words[:1] in (["-h"], ["--help"]):
             for name in TRAINERS:
-                getattr(trainer_commands(name), f"{command}_command")(Path("RUN"), ["--help"])
+                help_of = getattr(trainer_commands(name), f"{command}_command", None)
+                if help_of is not None:
+                    help_of(Path("RUN"), ["--help"])
             return 0
         if not words or words[0].startswith("-"):
             raise ConfigError(f"{command} needs a run folder first: fq-toolkit {command} RUN [options]")
         folder = Path(words[0])
-        module = trainer_commands(RunFolder.open(folder).trainer())
-        return int(getattr(module, f"{command}_command")(folder, words[1:]))
+        trainer = RunFolder.open(folder).trainer()
+        run_command = getattr(trainer_commands(trainer), f"{command}_command", None)
+        if run_command is None:
+            raise ConfigError(f"{folder} is a run of `{trainer}`, which has no `{command}`")
+        return int(run_command(folder, words[1:]))
 
     return run
 
@@ -148,6 +156,9 @@ COMMANDS = {
         "evaluate RUN", "measure a run again: fid[...] with its floor, accuracy", on_a_run("evaluate")
     ),
     "plot": Command("plot RUN", "draw curves.png again, also while the run goes on", on_a_run("plot")),
+    "augment": Command(
+        "augment RUN", "new paths with instructions of a trained speaker", on_a_run("augment")
+    ),
     "score": Command(
         "score PRED ANN", "official scores of navigation predictions: r2r, ndh, hanna", run_score
     ),

@@ -21,6 +21,23 @@ FIRST_ID = 1_000_000
 """Path ids of augmented paths begin here, above those of R2R."""
 
 
+def training_world(world: NavWorld, training: Iterable[NavItem]) -> NavWorld:
+    """Return the scans of the training split alone, in the order of the world.
+
+    Args:
+        world: the graphs of all splits.
+        training: items of the training split.
+
+    Raises:
+        DataError: for a scan that the world lacks.
+    """
+    scans = {item.scan for item in training}
+    lost = sorted(scans - set(world.names))
+    if lost:
+        world.scan(lost[0])  # says that it is missing
+    return NavWorld(world.scan(name) for name in world.names if name in scans)
+
+
 def sample_new_paths(
     world: NavWorld,
     count: int,
@@ -166,7 +183,7 @@ def augment_records(
                     speaker, env, _bare_items(batch), sample=sample or number > 0, generator=generator
                 )
                 for record, item in zip(batch, told, strict=True):
-                    record["instructions"][number] = item.instruction  # type: ignore[index]
+                    record["instructions"][number] = item.instruction
     finally:
         speaker.train(was_training)
     check_disjoint(_bare_items(records), held_out, source="the augmented paths")

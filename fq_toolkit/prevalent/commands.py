@@ -2,12 +2,29 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.extras import require
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """Turn a DataError into the RunError that the command line prints.
+
+    Raises:
+        RunError: for a DataError.
+    """
+    from fq_toolkit.prevalent.files import DataError
+
+    try:
+        yield
+    except DataError as error:
+        raise RunError(str(error)) from error
 
 
 def score_command(arguments: list[str]) -> int:
@@ -53,9 +70,5 @@ def score_command(arguments: list[str]) -> int:
             write_atomic(out, (json.dumps(scores, indent=2) + "\n").encode())
         return 0
 
-    from fq_toolkit.prevalent.files import DataError
-
-    try:
+    with data_errors():
         return int(tyro.cli(score, args=arguments, prog="fq-toolkit score"))
-    except DataError as error:
-        raise RunError(str(error)) from error

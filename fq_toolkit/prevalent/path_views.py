@@ -1,6 +1,7 @@
 """What one sees on the way along an annotated path: the input of the speaker."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ def path_actions(world: NavWorld, item: NavItem) -> list[int]:
     except DataError as error:
         raise DataError(f"item {item.instr_id!r}: {error}") from error
     actions = []
-    for here, there in zip(nodes[:-1], nodes[1:], strict=True):
+    for here, there in pairwise(nodes):
         slots = ((scan.neighbors[here] == there) & scan.mask[here]).nonzero()[0]
         if not len(slots):
             raise DataError(

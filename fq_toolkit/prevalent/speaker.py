@@ -116,12 +116,18 @@ class Speaker(nn.Module):
         """
         return self._say(tokens[:, :-1], self.see(paths), paths.mask, None)[0]
 
-    def loss(self, paths: PathViews, tokens: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the words of instructions, ``[SEP]`` included; 0-dim."""
-        scores = self(paths, tokens)
-        return F.cross_entropy(
-            scores.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=self.vocabulary.pad
-        )
+    def loss(self, scores: Tensor, tokens: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the words of instructions, ``[SEP]`` included.
+
+        Args:
+            scores: (B, L - 1, V), as `forward` returns them.
+            tokens: int64 (B, L).
+
+        Returns:
+            0-dim.
+        """
+        wanted = tokens[:, 1:].flatten()
+        return F.cross_entropy(scores.flatten(0, 1).float(), wanted, ignore_index=self.vocabulary.pad)
 
     def encode(self, instructions: Sequence[str]) -> Tensor:
         """Return token numbers (B, L) of instructions, cut to 80 and to the longest of them."""
