@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -151,8 +151,8 @@ def block_numbers(config: FQGANConfig, blocks: int) -> tuple[int, ...]:
     numbers = tuple(layer + blocks if layer < 0 else layer for layer in config.fq_layers)
     if not all(0 <= number < blocks for number in numbers) or len(set(numbers)) != len(numbers):
         raise ConfigError(
-            f"fq_layers are {config.fq_layers}; this discriminator has blocks 0 to {blocks - 1} (or -{blocks} "
-            "to -1, counted from the last), each at most once"
+            f"fq_layers are {config.fq_layers}; this discriminator has blocks 0 to {blocks - 1} (or, counted "
+            f"from the last, -{blocks} to -1), each at most once"
         )
     return numbers
 
@@ -196,7 +196,8 @@ def build_residual(config: FQGANConfig, shape: ImageShape, make_quantizer: MakeQ
     return Networks(generator, discriminator)
 
 
-def build_networks(config, data, make_quantizer):  # for the time being: see families.py
+def build_networks(config: FQGANConfig, data: Any, make_quantizer: MakeQuantizer | None) -> Networks:
+    """Build the networks of a family."""
     from fq_toolkit.fqgan.families import build_networks
 
     return build_networks(config, data, make_quantizer)
