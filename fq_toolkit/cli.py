@@ -15,6 +15,7 @@ from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
 # Name of a trainer -> the module with its train_command, sample_command, evaluate_command and plot_command.
 TRAINERS = {
     "fqgan": "fq_toolkit.fqgan.commands",
+    "prevalent": "fq_toolkit.prevalent.pretraining_commands",
     "speaker": "fq_toolkit.prevalent.speaker_commands",
 }
 

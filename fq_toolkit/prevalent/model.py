@@ -77,6 +77,9 @@ class PrevalentModel(nn.Module):
         self.cross_layers = nn.ModuleList(CrossLayer(config) for _ in range(config.cross_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.apply(self._initialize)
+        last = self.cross_layers[-1]  # its vision stream leads nowhere; the released weights have it
+        for unused in (last.vision_attention, last.vision_feed_forward):
+            unused.requires_grad_(False)
         self.register_load_state_dict_pre_hook(_accept_released)
 
     def _initialize(self, module: nn.Module) -> None:

@@ -1,0 +1,77 @@
+"""Runs of the pretraining, read back from their folder."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from fq_toolkit.prevalent.masking import WordMasker
+from fq_toolkit.prevalent.pretraining import (
+    PretrainingNetwork,
+    PretrainingScores,
+    save_model,
+    score_steps,
+    write_evaluation,
+)
+from fq_toolkit.prevalent.pretraining_config import TRAINER, PretrainingConfig
+from fq_toolkit.prevalent.pretraining_data import PretrainingData, load_pretraining_data
+from fq_toolkit.training.config import load_config
+from fq_toolkit.training.errors import CheckpointError, ConfigError
+from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.session import make_accelerator
+
+
+class PretrainedRun(NamedTuple):
+    """A run read back: its network at one of its checkpoints, and what it was trained on."""
+
+    folder: RunFolder
+    config: PretrainingConfig
+    data: PretrainingData
+    network: PretrainingNetwork
+    step: int
+    seconds: float
+
+
+def load_run(path: Path, *, step: int | None = None) -> PretrainedRun:
+    """Read a run folder.
+
+    Args:
+        path: the folder.
+        step: which checkpoint; the newest by default.
+
+    Raises:
+        RunError: when it is no run folder.
+        CheckpointError: when the checkpoint is missing, damaged or of another model.
+        ConfigError: when it is a run of another trainer.
+        DataError: when what it was trained on is not there any more.
+    """
+    folder = RunFolder.open(path)
+    config = load_config(PretrainingConfig, folder.config, trainer=TRAINER)
+    checkpoint = folder.checkpoints().load(step)
+    data = load_pretraining_data(config)
+    network = PretrainingNetwork(config, vocab_size=len(data.vocabulary), vision_size=data.train.vision_size)
+    try:
+        network.load_state_dict(checkpoint.state["task"]["network"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}"
+        ) from error
+    network.to(make_accelerator(config).device).eval()
+    return PretrainedRun(folder, config, data, network, checkpoint.step, checkpoint.state["seconds"])
+
+
+def evaluate_run(run: PretrainedRun, *, limit: int | None = None) -> PretrainingScores:
+    """Measure a run again; write ``evaluation.json`` and ``model/``.
+
+    Args:
+        run: the run.
+        limit: time steps of held-out paths; by default as many as the run's options say.
+
+    Raises:
+        ConfigError: for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"steps to look at: {limit}; expected at least 1")
+    masker = WordMasker(run.data.vocabulary, share=run.config.mask_share)
+    scores = score_steps(run.network, run.data.validation, masker, limit=limit or run.config.eval_steps)
+    save_model(run.folder, run.network.model, run.data)
+    write_evaluation(run.folder, run.config, run.data, scores, step=run.step, seconds=run.seconds)
+    return scores
