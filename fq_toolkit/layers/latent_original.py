@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class OriginalCheckpoint(NamedTuple):
 def read_original(path: str | Path) -> OriginalCheckpoint:
     """Read a checkpoint of the release, without running code from it.
 
-    Only tensors, plain containers and ``argparse.Namespace`` are unpickled.
+    Only tensors, numbers, plain containers and ``argparse.Namespace`` are unpickled.
 
     Args:
         path: a file ``training.bin`` or ``pytorch_model.bin``, or the folder that holds it.
@@ -60,7 +61,7 @@ def read_original(path: str | Path) -> OriginalCheckpoint:
         file = found[0]
     elif not file.is_file():
         raise ValueError(f"there is no file {str(file)!r}")
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(_harmless()):
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     state = loaded.get("model_state_dict", loaded)
     args = loaded.get("args")
@@ -71,6 +72,15 @@ def read_original(path: str | Path) -> OriginalCheckpoint:
             f"{str(file)!r} holds neither an encoder nor a decoder; its keys begin with {list(state)[:3]}"
         )
     return checkpoint
+
+
+def _harmless() -> list[Any]:
+    """What may be unpickled besides tensors: the command line, and numpy's numbers, of which beta is one."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    # The release was written by numpy 1, which had the function in another module.
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    kinds = [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "b1")]
+    return [argparse.Namespace, np.dtype, *names, *kinds]
 
 
 def split_original(state: Mapping[str, Tensor]) -> OriginalCheckpoint:

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -145,7 +147,9 @@ def encoder_state() -> dict[str, torch.Tensor]:
 def released(folder: Path, kind: str) -> Path:
     """Write a run's folder as the original does; return what to load."""
     decoder, encoder = original_state(), encoder_state()
-    args = argparse.Namespace(latent_size=NZ, beta=1.0, latent_as_gpt_emb=True, latent_as_gpt_memory=True)
+    # The trainer takes beta out of an array, so that it is a number of numpy's.
+    beta = np.float64(0.5)
+    args = argparse.Namespace(latent_size=NZ, beta=beta, latent_as_gpt_emb=1, device=torch.device("cuda"))
     if kind == "decoder":
         (folder / "checkpoint-decoder-9").mkdir()
         torch.save(decoder, folder / "checkpoint-decoder-9" / "pytorch_model.bin")
@@ -153,7 +157,7 @@ def released(folder: Path, kind: str) -> Path:
     (folder / "checkpoint-full-9").mkdir()
     both = {f"decoder.{key}": value for key, value in decoder.items()}
     both |= {f"encoder.{key}": value for key, value in encoder.items()}
-    full = {"iter": 9, "model_state_dict": both, "optimizer_state_dict": {}, "beta": 1.0, "args": args}
+    full = {"iter": 9, "model_state_dict": both, "optimizer_state_dict": {}, "beta": beta, "args": args}
     torch.save(full, folder / "checkpoint-full-9" / "training.bin")
     return folder / "checkpoint-full-9" / "training.bin"
 
@@ -172,6 +176,7 @@ def test_a_full_checkpoint_holds_the_encoder_and_the_command_line_too(tmp_path: 
     checkpoint = read_original(released(tmp_path, "full"))
     assert checkpoint.args is not None
     assert checkpoint.args["latent_size"] == NZ
+    assert checkpoint.args["beta"] == 0.5
     assert checkpoint.encoder is not None
     assert sorted(checkpoint.encoder) == sorted(encoder_state())
     torch.save(encoder_state(), tmp_path / "pytorch_model.bin")
@@ -179,6 +184,20 @@ def test_a_full_checkpoint_holds_the_encoder_and_the_command_line_too(tmp_path: 
     assert alone.decoder is None
     assert alone.encoder is not None
     assert sorted(alone.encoder) == sorted(encoder_state())
+
+
+def test_numbers_that_numpy_1_wrote_are_read(tmp_path: Path) -> None:
+    torch.save({**encoder_state(), "beta": np.float64(0.5)}, tmp_path / "pytorch_model.bin")
+    new, old = tmp_path / "pytorch_model.bin", tmp_path / "old" / "pytorch_model.bin"
+    old.parent.mkdir()
+    with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("data.pkl"):
+                assert b"core.multiarray\nscalar" in content
+                content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            target.writestr(name, content)
+    assert read_original(old).encoder is not None
 
 
 class Evil:
