@@ -15,6 +15,7 @@ from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
 # Name of a trainer -> the module with its train_command, sample_command, evaluate_command and plot_command.
 TRAINERS = {
     "fqgan": "fq_toolkit.fqgan.commands",
+    "optimus": "fq_toolkit.optimus.commands",
     "prevalent": "fq_toolkit.prevalent.pretraining_commands",
     "speaker": "fq_toolkit.prevalent.speaker_commands",
 }
@@ -152,7 +153,15 @@ def run_env(words: list[str]) -> int:
 
 COMMANDS = {
     "train": Command("train fqgan", "train a GAN with feature quantization", run_train),
-    "sample": Command("sample RUN", "draw new images from a run", on_a_run("sample")),
+    "sample": Command("sample RUN", "new images or sentences from a run", on_a_run("sample")),
+    "reconstruct": Command(
+        "reconstruct RUN", "sentences through the latent of a VAE and back", on_a_run("reconstruct")
+    ),
+    "interpolate": Command(
+        "interpolate RUN", "sentences on the way from one to another", on_a_run("interpolate")
+    ),
+    "analogy": Command("analogy RUN", "what is to C as B is to A", on_a_run("analogy")),
+    "play": Command("play RUN", "type sentences to a VAE: interpolate, analogy", on_a_run("play")),
     "evaluate": Command(
         "evaluate RUN", "measure a run again: fid[...] with its floor, accuracy", on_a_run("evaluate")
     ),

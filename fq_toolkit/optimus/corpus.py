@@ -74,8 +74,8 @@ def load_corpus(data: str, valid: str | None = None, *, text_key: str = "text", 
     elif valid is None:
         if len(found.texts) < 20:
             raise ConfigError(
-                f"{data} has {len(found.texts)} sentences; at least 20 are needed to keep every twentieth for "
-                "measuring, or give a file of its own with --valid"
+                f"{data} has {len(found.texts)} sentences; at least 20 are needed to keep every twentieth "
+                "for measuring, or give a file of its own with --valid"
             )
         held_out = Sentences(found.texts[::20], {})
         found = Sentences([text for i, text in enumerate(found.texts) if i % 20], found.skipped)

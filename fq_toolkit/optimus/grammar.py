@@ -74,6 +74,11 @@ def sentences(factors: Factors) -> tuple[str, ...]:
     return tuple(f"{number} {mood}{noun} {verb}{rest}{place} ." for mood in LABELS[factors.label])
 
 
+def _say(factors: Factors, way: int) -> str:
+    ways = sentences(factors)
+    return ways[way % len(ways)]
+
+
 def combinations() -> Iterator[Factors]:
     """Return all combinations of factors, always in the same order."""
     return (Factors(*values) for values in itertools.product(*FACTORS.values()))
@@ -175,12 +180,10 @@ class GrammarCorpus:
             b = other._replace(**{factor: getattr(expected, factor)})
             c = expected._replace(**{factor: str(old)})
             if {a, b, c} <= trained:
-                words = random.integers(2), random.integers(2)  # a and b differ in the factor alone
-                said = [
-                    sentences(f)[i % len(sentences(f))]
-                    for f, i in zip((a, b, c), (words[0], *words), strict=True)
-                ]
-                found.append(Analogy(*said, factor, expected))
+                first, second = int(random.integers(2)), int(random.integers(2))
+                # a and b are worded alike: they differ in the factor alone.
+                said = [_say(a, first), _say(b, first), _say(c, second)]
+                found.append(Analogy(said[0], said[1], said[2], factor, expected))
         return found
 
 

@@ -12,7 +12,7 @@ from fq_toolkit.training.run_folder import RunFolder
 # --task -> the module whose train_command(words) trains it. Its trainer is called optimus for the first task
 # and optimus-TASK for the others; config.json of its runs and the command line's table have that name.
 TASKS = {
-    "vae": "fq_toolkit.optimus.commands",
+    "vae": "fq_toolkit.optimus.commands_train",
 }
 DEFAULT = "vae"
 

@@ -1,0 +1,91 @@
+"""Finished and unfinished runs: a sentence VAE back from its folder, and a new measurement."""
+
+import dataclasses
+from pathlib import Path
+
+from fq_toolkit.optimus.config import TRAINER, OptimusConfig
+from fq_toolkit.optimus.corpus import Corpus, load_corpus
+from fq_toolkit.optimus.evaluation import Evaluation, Evaluator, write_evaluation
+from fq_toolkit.optimus.sentence_vae import SentenceVAE
+from fq_toolkit.optimus.trainer import MODEL, build_vae
+from fq_toolkit.training.checkpoints import Checkpoint
+from fq_toolkit.training.config import load_config
+from fq_toolkit.training.errors import CheckpointError
+from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.session import make_accelerator
+
+
+def load_model(path: Path, *, step: int | None = None) -> SentenceVAE:
+    """Read the model of a run, ready to encode and decode.
+
+    Args:
+        path: the run folder.
+        step: of which checkpoint, for which the run's data are needed again; by default ``model/``, which is
+            written when training ends or is stopped, else the newest checkpoint.
+
+    Raises:
+        RunError: when it is no run folder, or its model is damaged.
+        CheckpointError: when the checkpoint is missing, damaged or of another model.
+        ConfigError: when it is a run of another trainer, or its data are gone.
+    """
+    folder = RunFolder.open(path)
+    config = load_config(OptimusConfig, folder.config, trainer=TRAINER)
+    device = make_accelerator(config).device
+    if step is None and (path / MODEL).is_dir():
+        return SentenceVAE.from_pretrained(path / MODEL, device=device)
+    checkpoint = folder.checkpoints().load(step)
+    return _from_checkpoint(config, _corpus(config), checkpoint, path).to(device).eval()
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    step: int | None = None,
+    sentences: int | None = None,
+    iw_samples: int | None = None,
+    analogies: int | None = None,
+) -> Evaluation:
+    """Measure a run again and write ``evaluation.json``.
+
+    Args:
+        path: the run folder.
+        step: which checkpoint; the newest by default.
+        sentences: to measure with; by default as the run's options say, like the next two.
+        iw_samples: draws per sentence of the importance-weighted likelihood.
+        analogies: scored ones, on the grammar.
+
+    Raises:
+        RunError, CheckpointError, ConfigError: as :func:`load_model`.
+    """
+    folder = RunFolder.open(path)
+    config = load_config(OptimusConfig, folder.config, trainer=TRAINER)
+    config = dataclasses.replace(
+        config,
+        eval_sentences=config.eval_sentences if sentences is None else sentences,
+        iw_samples=config.iw_samples if iw_samples is None else iw_samples,
+        eval_analogies=config.eval_analogies if analogies is None else analogies,
+    )
+    checkpoint = folder.checkpoints().load(step)
+    corpus = _corpus(config)
+    vae = _from_checkpoint(config, corpus, checkpoint, path).to(make_accelerator(config).device)
+    result = Evaluator(config, corpus)(vae)
+    write_evaluation(folder, config, result, step=checkpoint.step, seconds=checkpoint.state["seconds"])
+    return result
+
+
+def _corpus(config: OptimusConfig) -> Corpus:
+    return load_corpus(config.data, config.valid, text_key=config.text_key, limit=config.limit)
+
+
+def _from_checkpoint(
+    config: OptimusConfig, corpus: Corpus, checkpoint: Checkpoint, path: Path
+) -> SentenceVAE:
+    vae = build_vae(config, corpus.train)
+    try:
+        vae.load_state_dict(checkpoint.state["task"]["vae"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}. "
+            f"Are the sentences of {config.data} still those of the run?"
+        ) from error
+    return vae

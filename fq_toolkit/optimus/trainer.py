@@ -1,0 +1,295 @@
+"""The sentence-VAE trainer: one update, its state, its evaluation, and what it leaves behind."""
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fq_toolkit.layers.latent_injection import inject_latent
+from fq_toolkit.optimus.bucketing import BucketedIndices
+from fq_toolkit.optimus.building import small_networks
+from fq_toolkit.optimus.config import FREE_ON_RESUME, SMALL, TRAINER, OptimusConfig
+from fq_toolkit.optimus.corpus import Corpus, describe_skipped, load_corpus
+from fq_toolkit.optimus.evaluation import Evaluation, Evaluator, write_evaluation
+from fq_toolkit.optimus.hub import load_pretrained
+from fq_toolkit.optimus.schedules import BetaSchedule
+from fq_toolkit.optimus.sentence_vae import SentenceVAE
+from fq_toolkit.optimus.showcase import Showcase, make_showcase
+from fq_toolkit.optimus.tokenized import TokenizedTexts, tokenize_corpus
+from fq_toolkit.optimus.tokenizer_training import train_tokenizers
+from fq_toolkit.training import session
+from fq_toolkit.training.errors import CheckpointError, ConfigError
+from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.optimizer_state import load_optimizer
+from fq_toolkit.training.progress import Reporter
+from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.seeding import rank_seed, seed_everything
+from fq_toolkit.training.session import Trainer, TrainResult
+
+# Folder in the run folder that SentenceVAE.from_pretrained reads.
+MODEL = "model"
+# The learning rate ends at this share of its top.
+FINAL_LR = 0.1
+
+
+class OptimusTask:
+    """A sentence VAE in training: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
+
+    Args:
+        config: all options.
+        corpus: the sentences.
+        accelerator: an ``accelerate.Accelerator``.
+
+    Raises:
+        ConfigError: when the sentences do not fill a batch.
+    """
+
+    def __init__(self, config: OptimusConfig, corpus: Corpus, accelerator: Any) -> None:
+        self.config, self.corpus, self.accelerator = config, corpus, accelerator
+        rank, world = accelerator.process_index, accelerator.num_processes
+        seed_everything(config.seed)  # the same weights everywhere
+        with accelerator.main_process_first():  # the others then read the cache
+            self.vae = build_vae(config, corpus.train)
+            self.data = tokenize_corpus(corpus.train, self.vae.tokenizers, max_length=config.max_length)
+        self.vae.to(accelerator.device)
+        self.order = data_order(config, self.data, rank=rank, world=world)
+        self.schedule = beta_schedule(config)
+        self.evaluator = Evaluator(config, corpus)
+        self.last_evaluation: Evaluation | Showcase | None = None
+        self._beta, self._lr = 0.0, 0.0
+        self.optimizer = make_optimizer(self.vae, config)
+        # The wrapped one is for the pass that is followed by a backward; under DDP it averages gradients.
+        self.wrapped, self.optimizer = accelerator.prepare(self.vae, self.optimizer)
+        self.vae.train()
+        seed_everything(rank_seed(config.seed, rank))  # other noise on every process
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Update once, from ``accumulate`` batches. Waits for nothing on the device."""
+        config, phase = self.config, self.schedule(step)
+        self._beta, self._lr = phase.beta, learning_rate(config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr
+        sums: dict[str, Tensor] = {}
+        parts = self.order.next().split(config.batch_size)
+        for number, rows in enumerate(parts):
+            batch = self.data.batch(rows).to(self.accelerator.device, non_blocking=True)
+            last = number == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    out = self.wrapped(
+                        batch,
+                        beta=phase.beta,
+                        free_bits=config.free_bits,
+                        length_weighted=config.length_weighted,
+                        deterministic=phase.deterministic,
+                    )
+                self.accelerator.backward(out.loss.mean() / len(parts))
+            values = {"loss/total": out.loss, "loss/nll": out.nll, "loss/kl": out.kl}
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0) + value.detach().mean() / len(parts)
+        if config.clip:
+            self.accelerator.clip_grad_norm_(self.vae.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return sums
+
+    def summary(self) -> str:
+        """Return what is trained on what, and what was left out, in two lines at most."""
+        config, device = self.config, self.accelerator.device
+        sizes = [sum(w.numel() for w in part.parameters()) for part in (self.vae.encoder, self.vae.decoder)]
+        where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        if self.accelerator.num_processes > 1:
+            where += f", {self.accelerator.num_processes} processes"
+        skipped = dict(self.corpus.skipped)
+        if self.data.too_long:
+            skipped[f"longer than {config.max_length} tokens"] = self.data.too_long
+        lines = [
+            f"{len(self.data):,} sentences, {len(self.evaluator.texts):,} to measure with; "
+            f"{type(self.vae.encoder).__name__} {sizes[0]:,} and {self.vae.decoder.config.model_type} "
+            f"{sizes[1]:,} weights; latent {config.latent_size} by {config.mode}; beta {config.schedule}, "
+            f"free bits {config.free_bits:g}; {where}",
+            describe_skipped(skipped),
+        ]
+        return "\n".join(filter(None, lines))
+
+    def gauges(self) -> dict[str, float]:
+        """Return what the schedules said last."""
+        return {"schedule/beta": self._beta, "learning rate/lr": self._lr}
+
+    def columns(self) -> list[str]:
+        """Return the columns of ``metrics.csv``."""
+        names = ["seconds", "loss/total", "loss/nll", "loss/kl", "schedule/beta", "learning rate/lr"]
+        return [*names, *self.evaluator.columns()]
+
+    def prepare_evaluation(self) -> None:
+        """Nothing has to be made first: the sentences to measure with are chosen when the task is built."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure on the sentences kept for that; the random state of training is not touched."""
+        result = self.last_evaluation = self.evaluator(self.vae)
+        return self.evaluator.values(result)
+
+    def is_finite(self) -> bool:
+        """Return whether all weights are finite."""
+        return bool(torch.stack([w.detach().isfinite().all() for w in self.vae.parameters()]).all())
+
+    def state(self) -> dict[str, Any]:
+        """Return weights, optimizer, the place in the data, and by what one knows the data."""
+        scaler = self.accelerator.scaler
+        return {
+            "vae": dict(self.vae.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.state_dict(),
+            "data": self.data.fingerprint(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: when the sentences are not those of the run.
+        """
+        if state["data"] != self.data.fingerprint():
+            raise CheckpointError(
+                f"the sentences of {self.config.data} are not those the run was started with: it cannot go "
+                "on. Bring the file back, or start a new run."
+            )
+        self.vae.load_state_dict(state["vae"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.order.load_state_dict(state["order"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
+        """Write ``model/`` and, after the last step, ``evaluation.json`` and ``examples.txt``."""
+        self.vae.save_pretrained(run.path / MODEL)
+        if complete and isinstance(self.last_evaluation, Evaluation):
+            figures = self.last_evaluation
+            write_evaluation(run, self.config, figures, step=result.step, seconds=result.seconds)
+            self.last_evaluation = make_showcase(self.vae, self.corpus, figures)
+            self.last_evaluation.write(run)
+
+
+def build_vae(config: OptimusConfig, sentences: list[str]) -> SentenceVAE:
+    """Return the networks of a run at its start.
+
+    Raises:
+        RunError: when a pretrained network cannot be loaded.
+        ConfigError: when the networks have no room for ``max_length`` tokens, or no such pooling.
+    """
+    if config.encoder == SMALL:
+        tokenizers = train_tokenizers(sentences, config.vocab_size, kind=config.tokenizer)
+        encoder, decoder = small_networks(
+            tokenizers,
+            layers=config.layers,
+            width=config.width,
+            heads=config.heads,
+            dropout=config.dropout,
+            positions=config.max_length + 1,  # the memory takes the decoder's first
+        )
+    else:
+        encoder, decoder, tokenizers = load_pretrained(config.encoder, config.decoder)
+    inject_latent(decoder, config.mode, config.latent_size, init_std=config.init_std)
+    try:
+        return SentenceVAE(
+            encoder,
+            decoder,
+            tokenizers,
+            latent_size=config.latent_size,
+            pooling=config.pooling,
+            max_length=config.max_length,
+            init_std=config.init_std,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def data_order(config: OptimusConfig, data: TokenizedTexts, *, rank: int, world: int) -> BucketedIndices:
+    """Return the order of the sentences, one update at a time.
+
+    Raises:
+        ConfigError: when the sentences do not fill a batch.
+    """
+    try:
+        rows = config.batch_size * config.accumulate
+        return BucketedIndices(data.lengths(), rows, seed=config.seed, rank=rank, world=world)
+    except ValueError as error:
+        raise ConfigError(f"too few sentences of at most {config.max_length} tokens: {error}") from error
+
+
+def beta_schedule(config: OptimusConfig) -> BetaSchedule:
+    """Return step -> beta and whether noise is left out."""
+    try:
+        return BetaSchedule(
+            steps=config.steps,
+            kind=config.schedule,
+            beta=config.beta,
+            cycles=config.n_cycle,
+            ratio_zero=config.ratio_zero,
+            ratio_increase=config.ratio_increase,
+            autoencoder_steps=config.autoencoder_warmup,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def learning_rate(config: OptimusConfig, step: int) -> float:
+    """Return the rate of a step: a linear rise, then a cosine down to a tenth.
+
+    Args:
+        config: ``lr``, ``lr_warmup`` and ``steps``.
+        step: from 0.
+    """
+    rise = min(1.0, (step + 1) / max(1, config.lr_warmup))
+    fall = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / config.steps))
+    return config.lr * rise * (FINAL_LR + (1 - FINAL_LR) * fall)
+
+
+def make_optimizer(model: nn.Module, config: OptimusConfig) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on matrices alone: not on biases and norms."""
+    trained = [w for w in model.parameters() if w.requires_grad]
+    groups = [
+        {"params": [w for w in trained if w.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [w for w in trained if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def build_task(config: OptimusConfig, accelerator: Any) -> OptimusTask:
+    """Load the data and build the task."""
+    corpus = load_corpus(config.data, config.valid, text_key=config.text_key, limit=config.limit)
+    return OptimusTask(config, corpus, accelerator)
+
+
+def run_name(config: OptimusConfig) -> str:
+    """Return the first part of a default folder name."""
+    return f"{TRAINER}-{config.preset}-{config.mode}-{config.schedule}-seed{config.seed}"
+
+
+OPTIMUS_TRAINER = Trainer(
+    name=TRAINER,
+    config_class=OptimusConfig,
+    build=build_task,
+    run_name=run_name,
+    artifacts=("model/", "examples.txt", "curves.png", "metrics.csv"),
+    free_on_resume=FREE_ON_RESUME,
+)
+
+
+def train(
+    config: OptimusConfig | None = None,
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    reporter: Reporter | None = None,
+    stop_after: int | None = None,
+) -> TrainResult:
+    """Train a sentence VAE, or go on with a run; see :func:`fq_toolkit.training.session.train`."""
+    return session.train(
+        OPTIMUS_TRAINER, config, out=out, resume=resume, reporter=reporter, stop_after=stop_after
+    )
