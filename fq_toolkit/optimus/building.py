@@ -66,11 +66,11 @@ def check_networks(encoder: Any, decoder: Any, tokenizers: Tokenizers) -> None:
     from transformers import PreTrainedModel
 
     decoder_specials(tokenizers.decoder)
-    model: Any
     for role, model, tokenizer in zip(("encoder", "decoder"), (encoder, decoder), tokenizers, strict=True):
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"{role} must be a model of transformers, got {type(model).__name__}")
-        rows, words = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+        table: Any = model.get_input_embeddings()
+        rows, words = table.weight.shape[0], len(tokenizer)
         if words > rows:
             raise ValueError(
                 f"the {role} embeds {rows} tokens and its tokenizer has {words}; "

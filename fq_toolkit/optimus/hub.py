@@ -28,16 +28,24 @@ def load_pretrained(encoder: str, decoder: str, **options: Any) -> tuple[Any, An
     Raises:
         RunError: a name that is no folder, while the hub is out of reach or does not have it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizers = load_tokenizers(encoder, decoder, **options)
+    reader = _load(_encoder_class(_load(AutoConfig, encoder, options)), encoder, options)
+    writer = _load(AutoModelForCausalLM, decoder, options)
+    add_text_tokens(tokenizers.decoder, writer)
+    return reader, writer, tokenizers
+
+
+def load_tokenizers(encoder: str, decoder: str, **options: Any) -> Tokenizers:
+    """Load the tokenizers of an encoder and a decoder as they are; see `load_pretrained`."""
+    from transformers import AutoTokenizer
 
     reader = _load(AutoTokenizer, encoder, options)
-    network = _load(_encoder_class(_load(AutoConfig, encoder, options)), encoder, options)
-    config = _load(AutoConfig, decoder, options)
-    space = {"add_prefix_space": True} if config.model_type == "gpt2" else {}
-    writer = _load(AutoTokenizer, decoder, {**options, **space})
-    generator = _load(AutoModelForCausalLM, decoder, options)
-    add_text_tokens(writer, generator)
-    return network, generator, Tokenizers(reader, writer)
+    writer = _load(AutoTokenizer, decoder, options)
+    if "GPT2" in type(writer).__name__:
+        writer = _load(AutoTokenizer, decoder, {**options, "add_prefix_space": True})
+    return Tokenizers(reader, writer)
 
 
 def add_text_tokens(tokenizer: Any, decoder: Any) -> int:

@@ -8,10 +8,8 @@ the projection of the sentence vector, and ``vae.json`` the settings.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from fq_toolkit.layers.latent_injection import load_latent
 from fq_toolkit.optimus.batch import Tokenizers
-from fq_toolkit.training.atomic import explain, sync_folder
+from fq_toolkit.optimus.whole_folder import whole_folder
 from fq_toolkit.training.errors import RunError
 
 SETTINGS = "vae.json"
@@ -32,46 +30,16 @@ _NAMES = {"version", "latent_size", "pooling", "max_length"}
 def save_vae(vae: Any, folder: str | Path) -> None:
     """Save a sentence VAE, whole or not at all.
 
-    Everything is written beside the folder and renamed into place when it is complete, so that a crash or a
-    full disk leaves what was there before.  (A kill between the two renames that replace an earlier model
-    leaves both, whole, under the names ``.NAME.PID.old`` and ``.NAME.PID.tmp``.)
-
     Args:
         vae: a `SentenceVAE`.
         folder: a new one, an empty one, or one that holds an earlier model, which is replaced.
 
     Raises:
         ValueError: the folder holds something else.
-        RunError: it cannot be written.
+        RunError: it cannot be written; what was there before is untouched.
     """
-    target = Path(os.path.abspath(folder))
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{str(folder)!r} is a file; give a folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / SETTINGS).is_file():
-        raise ValueError(f"{str(folder)!r} holds other files than a sentence VAE's; give a new folder")
-    part, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+    with whole_folder(folder, replaces=SETTINGS) as part:
         _write(vae, part)
-        for path in part.rglob("*"):
-            _sync(path)
-        if target.is_dir():
-            os.rename(target, old)
-            try:
-                os.rename(part, target)
-            except OSError:
-                os.rename(old, target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(part, target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {explain(error)}. Nothing half-written was left.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def load_vae(
@@ -229,12 +197,3 @@ def _misfit(weights: dict[str, torch.Tensor], vae: Any) -> str | None:
         return f"it holds {sorted(weights)}"
     found, wanted = tuple(weights["weight"].shape), tuple(vae.linear.weight.shape)
     return None if found == wanted else f"its weight is {found}, and {wanted} is needed"
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or a folder to the disk."""
-    if path.is_dir():
-        sync_folder(path)
-        return
-    with suppress(PermissionError), open(path, "rb") as file:
-        os.fsync(file.fileno())
