@@ -121,11 +121,5 @@ def _complete(
             f"{str(path)!r} has no {missing}; give the folder with checkpoint-encoder-N and "
             "checkpoint-decoder-N in it, or checkpoint-full-N"
         )
-    return OriginalRun(
-        found.encoder,
-        found.decoder,
-        configs.get("encoder", {}),
-        configs.get("decoder", {}),
-        found.args or {},
-        step,
-    )
+    config, args = {role: configs.get(role, {}) for role in ROLES}, found.args or {}
+    return OriginalRun(found.encoder, found.decoder, config["encoder"], config["decoder"], args, step)
