@@ -101,6 +101,30 @@ def load_r2r(
     return _finish(items, path, world, max_tokens, tokenize, held_out)
 
 
+def hanna_items(records: list[dict[str, Any]], source: Path | str) -> list[NavItem]:
+    """Return the items of the records of a HANNA file.
+
+    Args:
+        records: as in `load_hanna`.
+        source: file or name, for messages.
+
+    Raises:
+        DataError: naming source and item.
+    """
+    items = []
+    for position, record in enumerate(records):
+        identifier, where = _named(source, position, record, "path_id")
+        lists = field(record, "paths", list, where)
+        paths = [strings({"paths": entry}, "paths", f"{where}, path {i}") for i, entry in enumerate(lists)]
+        if len({entry[0] for entry in paths}) != 1:
+            raise DataError(f"{where}: paths must be a list of paths with one common start")
+        goals = tuple(dict.fromkeys(entry[-1] for entry in paths))
+        scan, heading = field(record, "scan", str, where), _heading(record, where)
+        for number, text in enumerate(strings(record, "instructions", where)):
+            items.append(NavItem(f"{identifier}_{number}", scan, heading, paths[0], goals, text))
+    return items
+
+
 def load_hanna(
     path: str | Path,
     *,
@@ -121,17 +145,8 @@ def load_hanna(
     Raises:
         DataError: naming file and item.
     """
-    path, items = Path(path), []
-    for position, record in enumerate(read_records(path)):
-        identifier, where = _named(path, position, record, "path_id")
-        lists = field(record, "paths", list, where)
-        paths = [strings({"paths": entry}, "paths", f"{where}, path {i}") for i, entry in enumerate(lists)]
-        if len({entry[0] for entry in paths}) != 1:
-            raise DataError(f"{where}: paths must be a list of paths with one common start")
-        goals = tuple(dict.fromkeys(entry[-1] for entry in paths))
-        scan, heading = field(record, "scan", str, where), _heading(record, where)
-        for number, text in enumerate(strings(record, "instructions", where)):
-            items.append(NavItem(f"{identifier}_{number}", scan, heading, paths[0], goals, text))
+    path = Path(path)
+    items = hanna_items(read_records(path), path)
     return _finish(items, path, world, max_tokens, tokenize, held_out)
 
 
@@ -172,34 +187,30 @@ def dialog_text(target: str, turns: Iterable[tuple[str, str]]) -> str:
     return " ".join(words)
 
 
-def load_ndh(
-    path: str | Path,
+def ndh_items(
+    records: list[dict[str, Any]],
+    source: Path | str,
     *,
     target: PathType = "trusted",
-    world: NavWorld | None = None,
     max_words: int | None = None,
-    held_out: Iterable[NavItem] = (),
 ) -> list[NavItem]:
-    """Load an NDH file: one item per dialog turn, named ``<inst_idx>``.
-
-    Episodes start level, as in the official task: the elevations of its file are those of another camera.
+    """Return the items of the records of an NDH file.
 
     Args:
-        path: JSON list of CVDN's navigation from dialog history.
-        target: which path is the annotated one: ``"planner"``, ``"player"`` or ``"trusted"``.
-        world: as in `load_r2r`.
-        max_words: keep at most this many words of target and dialog; the oldest, on the left, go.
-        held_out: as in `load_r2r`.
+        records: as in `load_ndh`.
+        source: file or name, for messages.
+        target: as in `load_ndh`.
+        max_words: as in `load_ndh`.
 
     Raises:
-        DataError: naming file and item.
+        DataError: naming source and item.
         ValueError: for an unknown target.
     """
     if target not in get_args(PathType):
         raise ValueError(f"target must be one of {', '.join(map(repr, get_args(PathType)))}, got {target!r}")
-    path, items = Path(path), []
-    for position, record in enumerate(read_records(path)):
-        identifier, where = _named(path, position, record, "inst_idx")
+    items = []
+    for position, record in enumerate(records):
+        identifier, where = _named(source, position, record, "inst_idx")
         planner = strings(record, "planner_path", where)
         chosen: Sequence[str] = planner
         if target != "planner":
@@ -227,6 +238,34 @@ def load_ndh(
                 regions=strings(record, "end_panos", where),
             )
         )
+    return items
+
+
+def load_ndh(
+    path: str | Path,
+    *,
+    target: PathType = "trusted",
+    world: NavWorld | None = None,
+    max_words: int | None = None,
+    held_out: Iterable[NavItem] = (),
+) -> list[NavItem]:
+    """Load an NDH file: one item per dialog turn, named ``<inst_idx>``.
+
+    Episodes start level, as in the official task: the elevations of its file are those of another camera.
+
+    Args:
+        path: JSON list of CVDN's navigation from dialog history.
+        target: which path is the annotated one: ``"planner"``, ``"player"`` or ``"trusted"``.
+        world: as in `load_r2r`.
+        max_words: keep at most this many words of target and dialog; the oldest, on the left, go.
+        held_out: as in `load_r2r`.
+
+    Raises:
+        DataError: naming file and item.
+        ValueError: for an unknown target.
+    """
+    path = Path(path)
+    items = ndh_items(read_records(path), path, target=target, max_words=max_words)
     return _finish(items, path, world, None, str.split, held_out)
 
 

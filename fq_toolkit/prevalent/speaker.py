@@ -15,13 +15,17 @@ from fq_toolkit.prevalent.path_views import PathViews
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.training.atomic import write_atomic
 
+MOST_STEPS = 100
+"""Steps of the longest path that can be described."""
+
 
 class Speaker(nn.Module):
     """The model that writes instructions for paths.
 
     A BiLSTM reads the features of the neighbours that the path goes to; each of its states attends over the
     36 views seen there; a second BiLSTM reads what was found. A LSTM decoder with attention over the steps
-    says one word after another.
+    says one word after another. Beside the second BiLSTM each step keeps a direct view of where it goes, and
+    its number: from a few hundred instructions the words for things are hardly learned without.
 
     Args:
         vocabulary: the words it may say.
@@ -62,6 +66,8 @@ class Speaker(nn.Module):
         self.moves = nn.LSTM(width, half, bidirectional=True, batch_first=True)
         self.view_query = nn.Linear(hidden_size, width, bias=False)
         self.merge_views = nn.Linear(hidden_size + width, hidden_size)
+        self.direct = nn.Linear(width, hidden_size)
+        self.number = nn.Embedding(MOST_STEPS, hidden_size)
         self.steps = nn.LSTM(hidden_size, half, bidirectional=True, batch_first=True)
         self.words = nn.Embedding(len(vocabulary), word_size, padding_idx=vocabulary.pad)
         self.decoder = nn.LSTM(word_size, hidden_size, batch_first=True)
@@ -76,13 +82,20 @@ class Speaker(nn.Module):
         return self.project.weight.device
 
     def see(self, paths: PathViews) -> Tensor:
-        """Return the context (B, T, H) of the steps of paths."""
+        """Return the context (B, T, H) of the steps of paths.
+
+        Raises:
+            ValueError: for more than 100 steps.
+        """
         moved = self._read(self.moves, self.dropout(paths.chosen), paths.mask)
         batch, steps = paths.mask.shape
+        if steps > MOST_STEPS:
+            raise ValueError(f"a path has {steps} steps; the speaker describes at most {MOST_STEPS}")
         query = self.view_query(self.dropout(moved)).flatten(0, 1)
         seen = attend(query, paths.views.flatten(0, 1)).view(batch, steps, -1)
         merged = torch.tanh(self.merge_views(torch.cat([moved, seen], dim=-1)))
-        return self.dropout(self._read(self.steps, self.dropout(merged), paths.mask))
+        read = self.dropout(self._read(self.steps, self.dropout(merged), paths.mask))
+        return read + self.direct(paths.chosen) + self.number.weight[:steps]
 
     @staticmethod
     def _read(layer: nn.LSTM, inputs: Tensor, mask: Tensor) -> Tensor:

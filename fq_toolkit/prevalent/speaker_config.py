@@ -37,7 +37,7 @@ class SpeakerConfig:
     validation_items: int = 200
     """mini: instructions of each validation split."""
 
-    steps: int = 600
+    steps: int = 400
     """Updates."""
     batch_size: int = 32
     """Paths per update."""
@@ -53,7 +53,7 @@ class SpeakerConfig:
     """Of encoder and decoder."""
     word_size: int = 64
     """Of word embeddings."""
-    dropout: float = 0.1
+    dropout: float = 0.2
     """Of states and words."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
