@@ -15,6 +15,7 @@ from fq_toolkit.training.run_folder import RunFolder
 COUNT, STEPS = 10, 5
 _SEED = 7
 _MAX_NEW_TOKENS = 40
+_POOL = 500
 
 
 class ShownAnalogy(NamedTuple):
@@ -68,7 +69,8 @@ def make_showcase(vae: SentenceVAE, corpus: Corpus, figures: Evaluation) -> Show
     for measuring, and nobody knows the right answer.
     """
     random = np.random.default_rng(_SEED)
-    drawn = [corpus.valid[i] for i in random.integers(len(corpus.valid), size=5 * COUNT)]
+    pool = [text for text in corpus.valid[:_POOL] if _fits(vae, text)]
+    drawn = [pool[i] for i in random.integers(len(pool), size=5 * COUNT)]
     ends_a, ends_b, a, b, c = (drawn[i * COUNT : (i + 1) * COUNT] for i in range(5))
     paths = [
         vae.interpolate(*ends, STEPS, max_new_tokens=_MAX_NEW_TOKENS)
@@ -83,3 +85,8 @@ def make_showcase(vae: SentenceVAE, corpus: Corpus, figures: Evaluation) -> Show
         right = [parse(answer) == q.expected for answer, q in zip(answers, questions, strict=True)]
     shown = [ShownAnalogy(*row) for row in zip(a, b, c, answers, right, strict=True)]
     return Showcase(figures, paths, shown)
+
+
+def _fits(vae: SentenceVAE, text: str) -> bool:
+    """Return whether both networks read the whole sentence."""
+    return all(len(tokenizer(text)["input_ids"]) + 2 <= vae.max_length for tokenizer in vae.tokenizers)
