@@ -15,9 +15,11 @@ from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
 # Name of a trainer -> the module with its train_command, sample_command, evaluate_command and plot_command.
 TRAINERS = {
     "fqgan": "fq_toolkit.fqgan.commands",
+    "ugatit": "fq_toolkit.fqgan.ugatit_commands",
     "optimus": "fq_toolkit.optimus.commands",
     "prevalent": "fq_toolkit.prevalent.pretraining_commands",
     "speaker": "fq_toolkit.prevalent.speaker_commands",
+    "ndh": "fq_toolkit.prevalent.ndh_commands",
 }
 
 
@@ -154,6 +156,8 @@ def run_env(words: list[str]) -> int:
 COMMANDS = {
     "train": Command("train fqgan", "train a GAN with feature quantization", run_train),
     "sample": Command("sample RUN", "new images or sentences from a run", on_a_run("sample")),
+    "codebook": Command("codebook RUN", "pictures of which patches share a code", on_a_run("codebook")),
+    "translate": Command("translate RUN", "a folder of images into the other domain", on_a_run("translate")),
     "reconstruct": Command(
         "reconstruct RUN", "sentences through the latent of a VAE and back", on_a_run("reconstruct")
     ),

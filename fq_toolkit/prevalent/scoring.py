@@ -1,6 +1,6 @@
 """Scores of prediction files by the official definitions of R2R, NDH and HANNA."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,8 +64,8 @@ def _measure(
     items: Sequence[NavItem],
     records: Sequence[dict[str, Any]],
     world: NavWorld,
-    annotations: Path,
-    predictions: Path,
+    annotations: Path | str,
+    predictions: Path | str,
     **options: Any,
 ) -> PathMetrics:
     """Measure the trajectories; items without goal cannot be scored."""
@@ -150,8 +150,33 @@ def score_ndh(
     predictions, annotations = Path(predictions), Path(annotations)
     items = load_ndh(annotations, target=target)
     records = load_predictions(predictions, items)
-    found = _measure(items, records, world, annotations, predictions)
     planner = load_planner_goals(annotations)
+    return ndh_scores(items, records, world, planner, annotations=annotations, predictions=predictions)
+
+
+def ndh_scores(
+    items: Sequence[NavItem],
+    records: Sequence[dict[str, Any]],
+    world: NavWorld,
+    planner: Mapping[str, str],
+    *,
+    annotations: Path | str = "items",
+    predictions: Path | str = "predictions",
+) -> NDHScores:
+    """Score trajectories of NDH items that are in memory.
+
+    Args:
+        items: as from `load_ndh`.
+        records: for each item one, with its viewpoints as ``"path"``.
+        world: the graphs.
+        planner: ``inst_idx`` -> end of the planner's path.
+        annotations: file or name, for messages.
+        predictions: file or name, for messages.
+
+    Raises:
+        DataError: as `score_r2r`.
+    """
+    found = _measure(items, records, world, annotations, predictions)
     progress, passed = np.zeros((2, len(items)))
     for row, (item, record) in enumerate(zip(items, records, strict=True)):
         scan = world.scan(item.scan)
@@ -191,6 +216,29 @@ def score_hanna(predictions: str | Path, annotations: str | Path, world: NavWorl
     predictions, annotations = Path(predictions), Path(annotations)
     items = load_hanna(annotations)
     records = load_predictions(predictions, items)
+    return hanna_scores(items, records, world, annotations=annotations, predictions=predictions)
+
+
+def hanna_scores(
+    items: Sequence[NavItem],
+    records: Sequence[dict[str, Any]],
+    world: NavWorld,
+    *,
+    annotations: Path | str = "items",
+    predictions: Path | str = "predictions",
+) -> HannaScores:
+    """Score trajectories of HANNA items that are in memory.
+
+    Args:
+        items: as from `load_hanna`.
+        records: for each item one, with its viewpoints as ``"path"``, and perhaps ``"agent_ask"``.
+        world: the graphs.
+        annotations: file or name, for messages.
+        predictions: file or name, for messages.
+
+    Raises:
+        DataError: as `score_r2r`.
+    """
     found = _measure(items, records, world, annotations, predictions, success_radius=2.0, inclusive=True)
     requests = [
         field(record, "agent_ask", list, f"{predictions}: {item.instr_id!r}").count(1)

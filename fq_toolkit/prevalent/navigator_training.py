@@ -1,0 +1,262 @@
+"""What the trainers of NDH and HANNA share: the agent, an update, state, and the results of a run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fq_toolkit.prevalent.environment_dropout import draw_feature_mask
+from fq_toolkit.prevalent.follower import FollowerAgent
+from fq_toolkit.prevalent.items import NavItem
+from fq_toolkit.prevalent.model import FOLDER, PrevalentModel
+from fq_toolkit.prevalent.model_config import PrevalentConfig
+from fq_toolkit.prevalent.navigator_config import NavigatorConfig
+from fq_toolkit.prevalent.predictions import save_predictions
+from fq_toolkit.prevalent.pretraining import VOCABULARY
+from fq_toolkit.prevalent.r2r_data import Split
+from fq_toolkit.prevalent.triplets import TOKENS
+from fq_toolkit.prevalent.vocabulary import Vocabulary
+from fq_toolkit.training.atomic import write_atomic
+from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.optimizer_state import load_optimizer
+from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.sampling_order import ShuffledIndices
+from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
+from fq_toolkit.training.session import provenance
+
+ANGLES = 128
+
+
+def keep_end(text: str, vocabulary: Vocabulary, limit: int = TOKENS - 2) -> str:
+    """Return the last words of a text that fit: a dialog is cut on the left, its oldest words go first.
+
+    Args:
+        text: a dialog, or any text.
+        vocabulary: which says how many tokens a word has.
+        limit: tokens.
+
+    Example:
+        >>> keep_end("one two three", Vocabulary.train(["one two three"]), limit=2)
+        'two three'
+    """
+    kept: list[str] = []
+    left = limit
+    for word in reversed(text.split()):
+        left -= len(vocabulary.pieces(word))
+        if left < 0:
+            break
+        kept.append(word)
+    return " ".join(reversed(kept))
+
+
+def build_follower(config: NavigatorConfig, texts: Sequence[str], feature_dim: int) -> FollowerAgent:
+    """Return an agent: from a pretraining run, or from scratch with the words of some texts.
+
+    Raises:
+        DataError: for a pretraining run that is unfinished, damaged, or of another width of features.
+    """
+    width = feature_dim + ANGLES
+    if config.pretrained is not None:
+        model = PrevalentModel.from_pretrained(config.pretrained)
+        vocabulary = Vocabulary.from_file(Path(config.pretrained) / FOLDER / VOCABULARY)
+    else:
+        vocabulary = Vocabulary.train(texts)
+        sizes = PrevalentConfig.tiny(vocab_size=len(vocabulary), vision_size=width)
+        model = PrevalentModel(
+            replace(sizes, text_layers=config.text_layers, cross_layers=config.cross_layers)
+        )
+    return FollowerAgent(
+        model, vocabulary, feature_dim=feature_dim, hidden_size=config.hidden_size, dropout=config.dropout
+    )
+
+
+class Figures(Protocol):
+    """Scores of one split: a NamedTuple of floats."""
+
+    def _asdict(self) -> dict[str, float]: ...
+
+
+class NavigatorTraining:
+    """An agent in training: the task that the loop drives. A task of the field says what its losses are.
+
+    Args:
+        config: all options.
+        train: what is trained on.
+        validation: split name -> what is measured.
+        agent: a follower.
+        extra: other networks that are trained with it, by name.
+        accelerator: an ``accelerate.Accelerator``.
+    """
+
+    name = "navigator"
+    id_field = "instr_id"
+    loss_names: tuple[str, ...] = ("navigation",)
+    score_names: tuple[str, ...] = ("SR", "SPL")
+
+    def __init__(
+        self,
+        config: NavigatorConfig,
+        train: Split,
+        validation: Mapping[str, Split],
+        agent: FollowerAgent,
+        accelerator: Any,
+        extra: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self.options, self.train, self.validation, self.accelerator = config, train, validation, accelerator
+        device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+        self.networks = nn.ModuleDict({"agent": agent, **(extra or {})}).to(device)
+        self.agent = agent
+        self.env = train.env(device)
+        self.order = ShuffledIndices(
+            len(train.items),
+            min(config.batch_size, len(train.items)),
+            seed=config.seed,
+            rank=rank,
+            world=world,
+        )
+        encoder = {id(weight) for weight in agent.model.parameters()}
+        parts = (
+            ([w for w in self.networks.parameters() if id(w) not in encoder], config.lr),
+            (list(agent.model.parameters()), config.model_lr),
+        )
+        optimizer = torch.optim.AdamW(
+            [{"params": weights, "lr": lr} for weights, lr in parts], weight_decay=config.weight_decay
+        )
+        self.optimizer = accelerator.prepare(optimizer)
+        self.last_evaluation: Any = None
+        self.predictions: dict[str, list[dict[str, Any]]] = {}
+        seed_everything(rank_seed(config.seed, rank))
+
+    def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
+        """Return the parts of the loss of a batch, by their names; their sum is minimized."""
+        raise NotImplementedError
+
+    def predict(self, split: Split) -> list[dict[str, Any]]:
+        """Let the agent do all items of a split; records in the official submission format."""
+        raise NotImplementedError
+
+    def score(self, split: Split, predictions: list[dict[str, Any]]) -> Figures:
+        """Return the official scores of predictions that are in the order of the items."""
+        raise NotImplementedError
+
+    def teacher_probability(self, step: int) -> float:
+        """Return the share of steps in which the teacher acts: scheduled sampling."""
+        config = self.options
+        done = step / max(1, config.steps - 1)
+        return config.teacher_start + (config.teacher_end - config.teacher_start) * min(1.0, done)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Do one update."""
+        config, rows = self.options, self.order.next().tolist()
+        mask = None
+        if config.feature_dropout:
+            mask = draw_feature_mask(
+                self.agent.feature_dim, config.feature_dropout, device=self.accelerator.device
+            )
+        self.networks.train()
+        self.optimizer.zero_grad()
+        with self.accelerator.autocast():
+            parts = self.losses([self.train.items[row] for row in rows], step, mask)
+        self.accelerator.backward(torch.stack(list(parts.values())).sum())
+        if self.accelerator.num_processes > 1:  # the agent is called once a step of a walk, so no DDP wrapper
+            for weight in self.networks.parameters():
+                if weight.grad is not None:
+                    weight.grad = self.accelerator.reduce(weight.grad, reduction="mean")
+        self.accelerator.clip_grad_norm_(self.networks.parameters(), config.clip)
+        self.optimizer.step()
+        return {f"loss/{name}": value.detach() for name, value in parts.items()}
+
+    def summary(self) -> str:
+        """Return one line: data, network, device."""
+        counts = ", ".join(f"{len(s.items)} {s.name}" for s in (self.train, *self.validation.values()))
+        noise = " (features synthesised)" if self.train.synthesised else ""
+        size = sum(weight.numel() for weight in self.networks.parameters())
+        start = f"pretrained by {self.options.pretrained}" if self.options.pretrained else "from scratch"
+        return (
+            f"items: {counts}{noise}; agent of {size:,} weights, {start}, "
+            f"{len(self.agent.vocabulary)} words; {self.accelerator.device}"
+        )
+
+    def gauges(self) -> dict[str, float]:
+        """Return nothing: the losses say it."""
+        return {}
+
+    def columns(self) -> list[str]:
+        """Return the columns of ``metrics.csv``."""
+        losses = [f"loss/{name}" for name in self.loss_names]
+        return [
+            "seconds",
+            *losses,
+            *(f"{score}/{split}" for split in self.validation for score in self.score_names),
+        ]
+
+    def prepare_evaluation(self) -> None:
+        """Nothing has to be prepared."""
+
+    def measure(self) -> dict[str, Figures]:
+        """Return the scores of each validation split; weights, modes and random state stay as they were."""
+        self.networks.eval()
+        with isolated_rng(0), torch.no_grad():
+            self.predictions = {name: self.predict(split) for name, split in self.validation.items()}
+        return {name: self.score(split, self.predictions[name]) for name, split in self.validation.items()}
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure, and return the columns."""
+        found = self.measure()
+        self.last_evaluation = self.report(found)
+        return {
+            f"{score}/{name}": figures._asdict()[score]
+            for name, figures in found.items()
+            for score in self.score_names
+        }
+
+    def report(self, found: Mapping[str, Figures]) -> Any:
+        """Return the scores as an object whose ``str`` is printed."""
+        raise NotImplementedError
+
+    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
+        """Write predictions in the submission format and, when complete, ``evaluation.json``."""
+        if complete and self.last_evaluation is not None:
+            self.write_results(run, training_seconds=round(result.seconds, 1), step=result.step)
+
+    def write_results(self, run: RunFolder, **more: Any) -> None:
+        """Write ``predictions-SPLIT.json`` and ``evaluation.json``."""
+        for name, records in self.predictions.items():
+            save_predictions(run.path / f"predictions-{name}.json", records, id_field=self.id_field)
+        record = {
+            **more,
+            "scores": {name: figures._asdict() for name, figures in self.last_evaluation.scores.items()},
+            "items": {name: len(split.items) for name, split in self.validation.items()},
+            "features_synthesised": self.train.synthesised,
+            "seed": self.options.seed,
+            "world_seed": self.options.world_seed,
+            **provenance(),
+        }
+        write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+
+    def is_finite(self) -> bool:
+        """Return whether all weights are finite."""
+        weights = [weight.detach().isfinite().all() for weight in self.networks.parameters()]
+        return bool(torch.stack(weights).all())
+
+    def state(self) -> dict[str, Any]:
+        """Return weights, optimizer and the place in the data."""
+        scaler = self.accelerator.scaler
+        return {
+            "networks": dict(self.networks.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned."""
+        self.networks.load_state_dict(state["networks"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.order.load_state_dict(state["order"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,96 @@
+"""What the NDH trainer trains and validates on: dialogs in generated worlds, or the files of CVDN."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fq_toolkit.prevalent.annotations import load_ndh, load_planner_goals, ndh_items
+from fq_toolkit.prevalent.feature_sources import SYNTHETIC, open_features
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.items import NavItem
+from fq_toolkit.prevalent.mini_dialogs import dialog_records
+from fq_toolkit.prevalent.miniworld import MiniWorld
+from fq_toolkit.prevalent.navigator_config import MINI
+from fq_toolkit.prevalent.ndh_config import NDHConfig
+from fq_toolkit.prevalent.r2r_data import UNSEEN, Split
+from fq_toolkit.prevalent.world import NavWorld
+
+
+class NDHData(NamedTuple):
+    """The splits, and for each validation split ``inst_idx`` -> end of the planner's path."""
+
+    train: Split
+    validation: dict[str, Split]
+    planner: Mapping[str, Mapping[str, str]]
+
+
+def load_ndh_data(config: NDHConfig) -> NDHData:
+    """Load or generate all splits.
+
+    Raises:
+        DataError: naming file and item, for damaged files, viewpoints that do not exist, unreachable goals,
+            missing features, or a dialog of a validation split in the training split.
+        ConfigError: for an unknown kind of feature file.
+    """
+    data = _mini(config) if config.data == MINI else _real(config)
+    if config.limit is None:
+        return data
+    short = {name: s._replace(items=s.items[: config.limit]) for name, s in data.validation.items()}
+    return data._replace(train=data.train._replace(items=data.train.items[: config.limit]), validation=short)
+
+
+def _mini(config: NDHConfig) -> NDHData:
+    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.feature_dim)
+    unseen = MiniWorld(
+        config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.feature_dim
+    )
+    train = Split("train", _items(config, seen, config.train_items, 1)[0], seen, seen.features())
+    validation, planner = {}, {}
+    known = {(item.scan, item.path) for item in train.items}
+    for name, world, seed in (("val_seen", seen, 2), ("val_unseen", unseen, 3)):
+        items, records = _items(config, world, 2 * config.validation_items, seed)
+        items = [item for item in items if (item.scan, item.path) not in known][: config.validation_items]
+        features = train.features if world is seen else world.features()
+        validation[name] = Split(name, items, world, features)
+        planner[name] = {str(record["inst_idx"]): record["planner_path"][-1] for record in records}
+    return NDHData(train, validation, planner)
+
+
+def _items(
+    config: NDHConfig, world: MiniWorld, count: int, seed: int
+) -> tuple[list[NavItem], list[dict[str, Any]]]:
+    records = dialog_records(world, count, seed=seed)
+    return ndh_items(records, f"MiniWorld({world.seed})", target=config.target), records
+
+
+def _real(config: NDHConfig) -> NDHData:
+    folder, world = Path(config.data), NavWorld.from_connectivity(str(config.connectivity))
+    files = {
+        name: folder / f"NDH_{name}.json"
+        for name in ("val_seen", "val_unseen")
+        if (folder / f"NDH_{name}.json").exists()
+    }
+    found = {name: load_ndh(path, target=config.target, world=world) for name, path in files.items()}
+    source = folder / "NDH_train.json"
+    # Short ways in the same building may well coincide; in a building of val_unseen none may.
+    items = load_ndh(source, target=config.target, world=world, held_out=found.get("val_unseen", ()))
+    check_dialogs(items, [item for rows in found.values() for item in rows], source=str(source))
+    features = open_features(config.features, world, dim=config.feature_dim)
+    train = Split("train", items, world, features, config.features == SYNTHETIC)
+    validation = {name: train._replace(name=name, items=rows) for name, rows in found.items()}
+    return NDHData(train, validation, {name: load_planner_goals(path) for name, path in files.items()})
+
+
+def check_dialogs(training: Iterable[NavItem], held_out: Iterable[NavItem], *, source: str) -> None:
+    """Check that no held-out turn is in a training set: the same scan, path and dialog.
+
+    Raises:
+        DataError: naming the source and both items.
+    """
+    secret = {(item.scan, item.path, item.instruction): item.instr_id for item in held_out}
+    for item in training:
+        other = secret.get((item.scan, item.path, item.instruction))
+        if other is not None:
+            raise DataError(
+                f"{source}: item {item.instr_id!r} is the held-out item {other!r}: leave it out of training"
+            )

@@ -1,0 +1,114 @@
+"""The NDH trainer: imitation with scheduled sampling on dialog history; measured by goal progress."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fq_toolkit.prevalent.a2c import imitation_loss
+from fq_toolkit.prevalent.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.items import NavItem
+from fq_toolkit.prevalent.navigator_training import NavigatorTraining, build_follower, keep_end
+from fq_toolkit.prevalent.ndh_config import TRAINER, NDHConfig
+from fq_toolkit.prevalent.ndh_data import NDHData, load_ndh_data
+from fq_toolkit.prevalent.r2r_data import Split
+from fq_toolkit.prevalent.scoring import NDHScores, ndh_scores
+from fq_toolkit.training.seeding import seed_everything
+from fq_toolkit.training.session import Trainer
+
+
+class NDHEvaluation(NamedTuple):
+    """Scores by split."""
+
+    scores: Mapping[str, NDHScores]
+    counts: Mapping[str, int]
+    target: str
+    synthesised: bool
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name} ({self.counts[name]} dialog turns, target {self.target}): goal progress "
+            f"{found.GP:.2f} m  SR {100 * found.SR:.1f} %  SPL {100 * found.SPL:.1f} %  "
+            f"NE {found.NE:.2f} m  OPSR {100 * found.OPSR:.1f} %"
+            for name, found in self.scores.items()
+        ]
+        if self.synthesised:
+            lines.append("features synthesised: these figures say nothing about vision")
+        return "\n".join(lines)
+
+
+class NDHTraining(NavigatorTraining):
+    """An agent that learns to go on from a dialog.
+
+    Args:
+        config: all options.
+        data: the splits.
+        accelerator: an ``accelerate.Accelerator``.
+
+    Source: CVDN, arXiv 1907.04957; PREVALENT, arXiv 2002.10638, section 4.3.
+    """
+
+    name = TRAINER
+    id_field = "inst_idx"
+    score_names = ("GP", "SR", "SPL", "OPSR")
+
+    def __init__(self, config: NDHConfig, data: NDHData, accelerator: Any) -> None:
+        seed_everything(config.seed)
+        agent = build_follower(
+            config, [item.instruction for item in data.train.items], data.train.features.dim
+        )
+        super().__init__(
+            config,
+            cut_dialogs(data.train, agent),
+            {name: cut_dialogs(split, agent) for name, split in data.validation.items()},
+            agent,
+            accelerator,
+        )
+        self.planner, self.target = data.planner, config.target
+
+    def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
+        """Return the cross-entropy of the teacher's actions along a walk that both take turns in."""
+        walk = rollout(
+            self.agent,
+            self.env,
+            items,
+            "student",
+            max_steps=self.options.max_steps,
+            teacher_probability=self.teacher_probability(step),
+            feature_mask=feature_mask,
+        )
+        return {"navigation": imitation_loss(walk)}
+
+    def predict(self, split: Split) -> list[dict[str, Any]]:
+        """Let the agent follow all dialogs greedily."""
+        env, found = split.env(self.agent.device), []
+        for start in range(0, len(split.items), 64):
+            items = split.items[start : start + 64]
+            found += rollout(self.agent, env, items, "argmax", max_steps=self.options.max_steps).trajectories
+        return found
+
+    def score(self, split: Split, predictions: list[dict[str, Any]]) -> NDHScores:
+        """Return the official scores."""
+        records = [{**r, "path": [pose[0] for pose in r["trajectory"]]} for r in predictions]
+        return ndh_scores(split.items, records, split.world, self.planner[split.name], annotations=split.name)
+
+    def report(self, found: Mapping[str, Any]) -> NDHEvaluation:
+        """Return the scores with what they were taken on."""
+        counts = {name: len(split.items) for name, split in self.validation.items()}
+        return NDHEvaluation(found, counts, self.target, self.train.synthesised)
+
+
+def cut_dialogs(split: Split, agent: FollowerAgent) -> Split:
+    """Return a split whose dialogs fit the agent: the oldest words, on the left, go."""
+    return split._replace(
+        items=[i._replace(instruction=keep_end(i.instruction, agent.vocabulary)) for i in split.items]
+    )
+
+
+NDH_TRAINER = Trainer(
+    name=TRAINER,
+    config_class=NDHConfig,
+    build=lambda config, accelerator: NDHTraining(config, load_ndh_data(config), accelerator),
+    run_name=lambda config: f"{TRAINER}-{config.preset}-{config.target}-seed{config.seed}",
+    artifacts=("predictions-*.json", "curves.png", "metrics.csv"),
+)
