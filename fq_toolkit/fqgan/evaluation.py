@@ -209,21 +209,37 @@ class Evaluator:
         total = self.accelerator.reduce(
             torch.tensor([float(hits)], device=self.accelerator.device), reduction="sum"
         )
-        real_rows, fake_rows = self.real.all.rows.tensor(), fake.rows.tensor()
-        covered = coverage(real_rows, fake_rows)
-        return Evaluation(
-            fid=frechet_distance(self.real.all.moments, fake.moments),
-            floor=self.real.floor,
-            accuracy=float(total) / samples if knows_classes else None,
-            samples=samples,
-            extractor=self.extractor.name,
-            holdout_accuracy=self.extractor.holdout_accuracy,
-            kid=kernel_distance(real_rows, fake_rows),
-            kid_floor=self.real.kid_floor,
-            precision=covered.precision,
-            recall=covered.recall,
-            real_precision=self.real.precision,
-            inception_score=fake.inception_score(),
-            real_inception_score=self.real.all.inception_score(),
-            real_images=self.real.all.moments.count,
-        )
+        accuracy = float(total) / samples if knows_classes else None
+        return summarize(self.real, fake, self.extractor, samples=samples, accuracy=accuracy)
+
+
+def summarize(
+    real: RealStatistics, fake: Statistics, extractor: Extractor, *, samples: int, accuracy: float | None
+) -> Evaluation:
+    """Compare two sets of images by all measures.
+
+    Args:
+        real: of the real images.
+        fake: of the generated ones, of all processes.
+        extractor: the ruler of both.
+        samples: generated images.
+        accuracy: see :class:`Evaluation`.
+    """
+    real_rows, fake_rows = real.all.rows.tensor(), fake.rows.tensor()
+    covered = coverage(real_rows, fake_rows)
+    return Evaluation(
+        fid=frechet_distance(real.all.moments, fake.moments),
+        floor=real.floor,
+        accuracy=accuracy,
+        samples=samples,
+        extractor=extractor.name,
+        holdout_accuracy=extractor.holdout_accuracy,
+        kid=kernel_distance(real_rows, fake_rows),
+        kid_floor=real.kid_floor,
+        precision=covered.precision,
+        recall=covered.recall,
+        real_precision=real.precision,
+        inception_score=fake.inception_score(),
+        real_inception_score=real.all.inception_score(),
+        real_images=real.all.moments.count,
+    )

@@ -82,15 +82,13 @@ def _named(lines: list[str]) -> str:
     return "".join(f"\n  {line}" for line in lines[:_NAMED]) + more
 
 
-def read_images(paths: list[Path], *, size: int = 0) -> StoredImages:
+def read_images(paths: list[Path], *, size: int = 0, channels: int = 0) -> StoredImages:
     """Read pictures into memory, or prepare to read them from disk when they are too many for it.
 
     Args:
         paths: the files.
         size: see :func:`read_image`; 0 demands that all have one size already.
-
-    Returns:
-        Gray images if all files are gray, else colour.
+        channels: 1 for gray, 3 for colour; 0 for gray if all files are gray, else colour.
 
     Raises:
         ConfigError: naming the files that are broken, or two of different size.
@@ -101,7 +99,7 @@ def read_images(paths: list[Path], *, size: int = 0) -> StoredImages:
     if broken:
         raise _broken(broken)
     heads = [look for look in looks if not isinstance(look, str)]
-    channels = 1 if all(mode in _GRAY for _, mode in heads) else 3
+    channels = channels or (1 if all(mode in _GRAY for _, mode in heads) else 3)
     width, height = (size, size) if size else heads[0][0]
     if not size:
         other = next((i for i, (found, _) in enumerate(heads) if found != (width, height)), None)

@@ -67,6 +67,20 @@ def to_bytes(images: Tensor) -> np.ndarray:
     return to_pixels(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
+def save_image(image: Tensor, path: Path) -> None:
+    """Write one image (1 or 3, H, W) in [-1, 1] as a PNG of its own size, atomically.
+
+    Raises:
+        MissingExtraError: without pillow.
+        RunError: when the file cannot be written.
+    """
+    pixels = to_bytes(image[None])[0]
+    pictures = require("PIL.Image", purpose="writing images")
+    buffer = io.BytesIO()
+    pictures.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())
+
+
 def save_grid(images: Tensor, path: Path, *, columns: int, titles: "list[str] | None" = None) -> None:
     """Write images as one PNG, atomically; small ones are enlarged to about 64 pixels without smoothing.
 

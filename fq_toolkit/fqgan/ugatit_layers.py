@@ -1,0 +1,111 @@
+"""The two ideas of U-GAT-IT as layers: attention by class activation maps, adaptive layer-instance norm."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+EPS = 1e-5
+
+
+class Attended(NamedTuple):
+    """What a class activation map makes of features.
+
+    features: (B, C, H, W), weighted and mixed.
+    logits: (B, 2): of the average-pooled and the max-pooled features; which domain they come from.
+    """
+
+    features: Tensor
+    logits: Tensor
+
+
+class ClassActivationMap(nn.Module):
+    """Learns on pooled features which domain an image is from, and weights the features with what it learned.
+
+    ``logits = (w_avg . avgpool(x), w_max . maxpool(x))`` and
+    ``features = act(conv1x1([w_avg * x, w_max * x]))``.
+
+    Args:
+        channels: C.
+        activation: goes after the 1x1 convolution.
+
+    Source: U-GAT-IT, arXiv 1907.10830, section 2.1.
+    """
+
+    def __init__(self, channels: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.average = nn.Linear(channels, 1, bias=False)
+        self.maximum = nn.Linear(channels, 1, bias=False)
+        self.mix = nn.Conv2d(2 * channels, channels, 1)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Attended:
+        """Attend to x (B, C, H, W)."""
+        # Each weight is looked up once: under spectral norm every look is a power iteration.
+        average, maximum = self.average.weight, self.maximum.weight
+        logits = torch.cat(
+            [functional.linear(x.mean(dim=(2, 3)), average), functional.linear(x.amax(dim=(2, 3)), maximum)],
+            1,
+        )
+        weighted = torch.cat([x * average[0, :, None, None], x * maximum[0, :, None, None]], 1)
+        return Attended(self.activation(self.mix(weighted)), logits)
+
+
+def layer_instance_norm(x: Tensor, rho: Tensor) -> Tensor:
+    """Return ``rho * IN(x) + (1 - rho) * LN(x)``.
+
+    IN normalizes every channel of every image, LN every image; variances are biased, eps is 1e-5.
+
+    Args:
+        x: (B, C, H, W).
+        rho: (C,), in [0, 1].
+
+    Source: U-GAT-IT, arXiv 1907.10830, equation 1.
+    """
+    by_instance = functional.instance_norm(x, eps=EPS)
+    by_layer = functional.layer_norm(x, x.shape[1:], eps=EPS)
+    share = rho[:, None, None]
+    return share * by_instance + (1 - share) * by_layer
+
+
+class AdaLIN(nn.Module):
+    """Adaptive layer-instance norm: ``gamma * layer_instance_norm(x) + beta``, gamma and beta from outside.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.rho = nn.Parameter(torch.full((channels,), 0.9))
+
+    def forward(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        """Normalize x (B, C, H, W), then scale and shift by gamma and beta (B, C)."""
+        return layer_instance_norm(x, self.rho) * gamma[:, :, None, None] + beta[:, :, None, None]
+
+
+class LIN(nn.Module):
+    """Layer-instance norm with a gain and a bias of its own.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.rho = nn.Parameter(torch.zeros(channels))
+        self.gamma = nn.Parameter(torch.ones(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (B, C, H, W)."""
+        return layer_instance_norm(x, self.rho) * self.gamma[:, None, None] + self.beta[:, None, None]
+
+
+@torch.no_grad()
+def clip_rho(model: nn.Module) -> None:
+    """Put every rho back into [0, 1]; to be called after each update."""
+    for module in model.modules():
+        if isinstance(module, (AdaLIN, LIN)):
+            module.rho.clamp_(0, 1)
