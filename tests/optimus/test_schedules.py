@@ -28,7 +28,8 @@ def original(steps: int, cycles: int, ratio_zero: float, ratio_increase: float) 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    steps=st.integers(2, 120), cycles=st.integers(1, 12), zero=st.integers(0, 99), increase=st.integers(1, 100)
+    steps=st.integers(2, 120), cycles=st.integers(1, 12), zero=st.integers(0, 99),
+    increase=st.integers(1, 100),
 )  # fmt: skip
 def test_equals_the_original_loop(steps: int, cycles: int, zero: int, increase: int) -> None:
     cycles = min(cycles, steps)
