@@ -110,8 +110,8 @@ def latent_section(rows: Sequence[Row]) -> list[str]:
     shape = GENERATION_SHAPES[0]
     return [
         f"Greedy generation of T tokens for B latents by a GPT-2 from scratch ({shape.layers} layers of "
-        f"width {shape.width}, vocabulary {shape.vocabulary:,}), tokens per second. The original's loop takes one "
-        "text after another and recomputes the prefix for each token:",
+        f"width {shape.width}, vocabulary {shape.vocabulary:,}), tokens per second. The original's loop takes "
+        "one text after another and recomputes the prefix for each token:",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fq_toolkit.layers.latent_merge import can_merge, merge_slots
 from fq_toolkit.layers.latent_projector import Slots
 
 #: Name of the keyword that carries the memory through the model's forward.
@@ -155,6 +156,11 @@ def attend_with_slots(
         Output (B, Q, query heads, value_dim), and weights (B, query heads, Q, slots + K) or None.
     """
     count = slots[0].shape[2]
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if can_merge(base, query, key, value, attention_mask, options):
+        causal = bool(causal) and query.shape[2] > 1
+        return merge_slots(query, key, value, slots, causal=causal, scale=options.get("scaling")), None
     keys, values = (
         torch.cat([slot.to(text).expand(text.shape[0], -1, -1, -1), text], dim=2)
         for slot, text in zip(slots, (key, value), strict=True)
@@ -162,8 +168,6 @@ def attend_with_slots(
     bias = options.get("position_bias")
     if bias is not None:  # T5: a slot has no position, hence no bias
         options["position_bias"] = bias = F.pad(bias, (count, 0))
-    causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
     if attention_mask is not None or base is eager_attention or query.shape[2] == 1 or not causal:
         return base(module, query, keys, values, attention_mask, **options)
     if bias is not None:
