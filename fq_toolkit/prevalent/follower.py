@@ -134,11 +134,11 @@ class FollowerAgent(nn.Module):
         """
         views = mask_features(observation.view_features(), feature_mask)
         neighbors = mask_features(observation.candidate_features(), feature_mask)
-        context, pooled = reading.context, views.new_zeros(len(views), 0)
+        words, pooled = reading.text, views.new_zeros(len(views), 0)
         if self.cross_modal:
-            cache = TextCache(reading.text, reading.mask)
+            cache = TextCache(words, reading.mask)
             words, pooled = self.model(None, None, views[..., self.blocked_order], cache=cache)
-            context = context + self.grounding(words)
+        context = reading.context + self.grounding(words)
         scores, state = self.decoder(state, context, reading.mask, pooled, views, neighbors)
         scores = scores.masked_fill(~observation.action_mask, -torch.inf)
         value = self.critic(self.dropout(state.attended)).squeeze(-1)
@@ -221,7 +221,7 @@ def rollout(
     for _ in range(max_steps):
         log_probs, value, state = agent(reading, state, observation, feature_mask)
         ended, teacher = observation.ended, observation.teacher
-        actions = _choose(log_probs.detach(), teacher, feedback, teacher_probability, generator)
+        actions = choose_actions(log_probs.detach(), teacher, feedback, teacher_probability, generator)
         actions = actions.masked_fill(ended, 0)
         state = agent.act(state, actions)
         observation, reward, done = env.step(actions)
@@ -236,14 +236,14 @@ def rollout(
     return Rollout(*(torch.stack(part) for part in zip(*steps, strict=True)), final, env.trajectories())
 
 
-def _choose(
+def choose_actions(
     log_probs: Tensor,
     teacher: Tensor,
     feedback: Feedback,
     teacher_probability: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return the actions (B,) of one step."""
+    """Return the actions (B,) of one step by the feedback of `rollout`, int64; -1 may stand for no teacher."""
     if feedback == "teacher":
         return teacher
     if feedback == "argmax":
