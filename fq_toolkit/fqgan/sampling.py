@@ -20,8 +20,9 @@ class Sampler:
 
     Args:
         generator: ``G(z, labels) -> images``, with ``latent_size`` and ``num_classes``.
-        truncation: noise beyond this many standard deviations is drawn again (the truncation trick of
-            BigGAN); None for plain normal noise.
+        truncation: less varied and cleaner images; None for none of it. A generator with styles pulls them
+            towards their mean (1 changes nothing, 0 gives one image); for any other, noise beyond this many
+            standard deviations is drawn again (the truncation trick of BigGAN).
 
     Raises:
         ValueError: when truncation is not positive.
@@ -29,23 +30,31 @@ class Sampler:
 
     def __init__(self, generator: nn.Module, *, truncation: float | None = None) -> None:
         if truncation is not None and not truncation > 0:
-            raise ValueError(f"truncation is {truncation}; expected a positive number of standard deviations")
+            raise ValueError(f"truncation is {truncation}; expected a positive number")
         self.generator, self.truncation = generator, truncation
         self.latent_size: int = generator.latent_size  # type: ignore[assignment]
         self.num_classes: int = generator.num_classes  # type: ignore[assignment]
         self.device = next(generator.parameters()).device
+        self._has_styles = hasattr(generator, "truncated")
 
     def noise(self, count: int) -> Tensor:
         """Return noise (count, latent_size) on the generator's device."""
         z = torch.empty(count, self.latent_size, device=self.device)
-        if self.truncation is None:
+        if self.truncation is None or self._has_styles:
             return z.normal_()
         return nn.init.trunc_normal_(z, a=-self.truncation, b=self.truncation)
 
     @torch.no_grad()
+    def images(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Return the float32 images in [-1, 1] of noise (n, latent_size) and labels (n,), (n, C, H, W)."""
+        labels = labels.to(self.device)
+        if self._has_styles and self.truncation is not None:
+            return self.generator.truncated(z, labels, self.truncation).float()  # type: ignore[operator]
+        return self.generator(z, labels).float()
+
     def __call__(self, labels: Tensor) -> Tensor:
         """Return one float32 image in [-1, 1] for each label, (n, C, H, W)."""
-        return self.generator(self.noise(len(labels)), labels.to(self.device)).float()
+        return self.images(self.noise(len(labels)), labels)
 
     def recalibrate(self) -> None:
         """Recompute the batch-norm statistics of the generator from fresh noise over all classes in turn."""
@@ -60,6 +69,42 @@ class Sampler:
 def class_columns(sampler: Sampler, classes: "list[int] | range", rows: int) -> Tensor:
     """Draw ``rows`` images of each class -> (rows * len(classes), C, H, W), one column a class."""
     return sampler(torch.tensor(list(classes)).repeat(rows))
+
+
+def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
+    """Go from rows of a to rows of b along great circles, as normal noise of many dimensions asks for.
+
+    ``sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b`` with w the angle between them; a straight line where
+    the rows point the same way.
+
+    Args:
+        a: (n, dim).
+        b: (n, dim).
+        shares: t, (steps,) in [0, 1].
+
+    Returns:
+        (n, steps, dim).
+    """
+    cosine = nn.functional.cosine_similarity(a, b, dim=1).clamp(-1, 1)
+    angle, t = cosine.acos()[:, None], shares.to(a)[None]
+    sine = angle.sin()
+    straight = sine < 1e-4
+    safe = torch.where(straight, torch.ones_like(sine), sine)
+    of_a = torch.where(straight, 1 - t, ((1 - t) * angle).sin() / safe)
+    of_b = torch.where(straight, t, (t * angle).sin() / safe)
+    return of_a[..., None] * a[:, None] + of_b[..., None] * b[:, None]
+
+
+def interpolation_strips(sampler: Sampler, labels: Tensor, *, steps: int) -> Tensor:
+    """Draw two noises for each label and the way between them -> (n * steps, C, H, W), a strip a row."""
+    ways = slerp(
+        sampler.noise(len(labels)),
+        sampler.noise(len(labels)),
+        torch.linspace(0, 1, steps, device=sampler.device),
+    )
+    return torch.cat(
+        [sampler.images(way, label.expand(steps)) for way, label in zip(ways, labels, strict=True)]
+    )
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

@@ -330,7 +330,7 @@ def test_samples_repeat_and_vary(finished: Path, tmp_path: Path) -> None:
             r"classes \[10\] do not exist",
         ),
         (lambda run, tmp: draw(run, tmp / "x.png", rows=0), ConfigError, "rows is 0"),
-        (lambda run, tmp: load_run(run, truncation=0.0), ConfigError, "truncation is 0.0"),
+        (lambda run, tmp: draw(run, tmp / "x.png", truncation=0.0), ConfigError, "truncation is 0.0"),
         (lambda run, tmp: load_run(run, step=3), CheckpointError, r"no checkpoint of step 3 .* \[2, 4\]"),
         (lambda run, tmp: load_run(tmp), RunError, "not a run folder"),
         (lambda run, tmp: draw(run, run / "config.json" / "x.png"), RunError, "cannot write"),
