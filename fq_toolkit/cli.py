@@ -20,6 +20,7 @@ TRAINERS = {
     "prevalent": "fq_toolkit.prevalent.pretraining_commands",
     "speaker": "fq_toolkit.prevalent.speaker_commands",
     "ndh": "fq_toolkit.prevalent.ndh_commands",
+    "hanna": "fq_toolkit.prevalent.hanna_commands",
 }
 
 

@@ -243,7 +243,7 @@ def choose_actions(
     teacher_probability: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return the actions (B,) of one step by the feedback of `rollout`, int64; -1 may stand for no teacher."""
+    """Return the actions (B,) of one step by the feedback of `rollout`; -1 where there is no teacher."""
     if feedback == "teacher":
         return teacher
     if feedback == "argmax":

@@ -16,7 +16,7 @@ class NavigatorConfig:
     preset: str = MINI
     """Where the other options start."""
     data: str = MINI
-    """mini (generated worlds), or a folder with the files of the task: NDH_train.json or hanna_train.json .."""
+    """mini (generated worlds), or a folder with NDH_train.json .. or hanna_train.json .., by the task."""
     connectivity: str | None = None
     """Folder of SCAN_connectivity.json files; with a data folder only."""
     features: str = SYNTHETIC

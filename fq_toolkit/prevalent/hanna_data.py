@@ -1,0 +1,75 @@
+"""What the HANNA trainer trains and validates on: requests in generated worlds, or HANNA's files."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from fq_toolkit.prevalent.annotations import load_hanna, load_r2r
+from fq_toolkit.prevalent.feature_sources import SYNTHETIC, open_features
+from fq_toolkit.prevalent.hanna_config import HannaConfig
+from fq_toolkit.prevalent.hanna_help import Helper, MiniHelper, RouteHelper
+from fq_toolkit.prevalent.mini_requests import request_items
+from fq_toolkit.prevalent.miniworld import MiniWorld
+from fq_toolkit.prevalent.navigator_config import MINI
+from fq_toolkit.prevalent.r2r_data import UNSEEN, Split, unseen_paths
+from fq_toolkit.prevalent.world import NavWorld
+
+
+class HannaData(NamedTuple):
+    """The splits, who helps in each, and texts that the vocabulary must know besides the requests."""
+
+    train: Split
+    validation: dict[str, Split]
+    helpers: dict[str, Helper]
+    texts: list[str]
+
+
+def load_hanna_data(config: HannaConfig) -> HannaData:
+    """Load or generate all splits.
+
+    Raises:
+        DataError: naming file and item, for damaged files, viewpoints that do not exist, unreachable goals,
+            missing features, or a path of a validation split in the training split.
+        ConfigError: for an unknown kind of feature file.
+    """
+    data = _mini(config) if config.data == MINI else _real(config)
+    if config.limit is None:
+        return data
+    short = {name: s._replace(items=s.items[: config.limit]) for name, s in data.validation.items()}
+    return data._replace(train=data.train._replace(items=data.train.items[: config.limit]), validation=short)
+
+
+def _mini(config: HannaConfig) -> HannaData:
+    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.feature_dim)
+    unseen = MiniWorld(
+        config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.feature_dim
+    )
+    train = Split("train", request_items(seen, config.train_items, seed=1), seen, seen.features())
+    other = unseen_paths(request_items(seen, 2 * config.validation_items, seed=2), train.items)
+    validation = {
+        "val_seen": train._replace(name="val_seen", items=other[: config.validation_items]),
+        "val_unseen": Split(
+            "val_unseen", request_items(unseen, config.validation_items, seed=3), unseen, unseen.features()
+        ),
+    }
+    inside, outside = MiniHelper(seen), MiniHelper(unseen)
+    texts = [str(inside.help(item.scan, item.start, item.heading, item.goals)) for item in train.items]
+    return HannaData(train, validation, {"train": inside, "val_seen": inside, "val_unseen": outside}, texts)
+
+
+def _real(config: HannaConfig) -> HannaData:
+    folder, world = Path(config.data), NavWorld.from_connectivity(str(config.connectivity))
+    found = {
+        name: load_hanna(folder / f"hanna_{name}.json", world=world)
+        for name in ("val_seen", "val_unseen")
+        if (folder / f"hanna_{name}.json").exists()
+    }
+    held_out = [item for items in found.values() for item in items]
+    items = load_hanna(folder / "hanna_train.json", world=world, held_out=held_out)
+    routes = [route for path in config.routes for route in load_r2r(path, world=world)]
+    features = open_features(config.features, world, dim=config.feature_dim)
+    train = Split("train", items, world, features, config.features == SYNTHETIC)
+    helper = RouteHelper(world, routes)
+    scans = {item.scan for item in items}
+    texts = [route.instruction for route in routes if route.scan in scans]
+    validation = {name: train._replace(name=name, items=rows) for name, rows in found.items()}
+    return HannaData(train, validation, dict.fromkeys(("train", *validation), helper), texts)

@@ -1,0 +1,79 @@
+"""Who helps in HANNA: somebody who knows the building, or a collection of routes that people described."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from fq_toolkit.prevalent.items import NavItem
+from fq_toolkit.prevalent.landmarks import describe_path
+from fq_toolkit.prevalent.miniworld import MiniWorld
+from fq_toolkit.prevalent.world import NavWorld
+
+
+class Helper(Protocol):
+    """Answers requests."""
+
+    def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> str | None:
+        """Return what to do from here, or None where nobody can help."""
+
+
+class MiniHelper:
+    """Describes the next edges of the shortest way to the nearest goal in MiniWorld, always the same way.
+
+    Args:
+        world: the building.
+        edges: how far it describes.
+    """
+
+    def __init__(self, world: MiniWorld, edges: int = 4) -> None:
+        self.world, self.edges = world, edges
+
+    def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> str | None:
+        """Return the next edges in words; they end with stopping only at the goal."""
+        here = self.world.scan(scan)
+        place, ends = here.locate(viewpoint), [here.locate(goal) for goal in goals]
+        if not ends or not np.isfinite(here.distances[place, ends]).any():
+            return None
+        goal = ends[int(np.argmin(here.distances[place, ends]))]
+        path = here.shortest_path(place, goal)
+        generator = np.random.default_rng([self.world.seed, place, goal])
+        told = describe_path(
+            here,
+            self.world.landmarks[scan],
+            path[: self.edges + 1],
+            heading,
+            generator,
+            turns=self.world.turns,
+        )
+        # An instruction ends with "stop": only the last part of the way may say so.
+        return told if len(path) <= self.edges + 1 else " ".join(told.split()[:-2]).rstrip(" ,") + " ."
+
+
+class RouteHelper:
+    """Tells a route that begins where the agent is and ends nearest to a goal, as ANNA does with R2R's.
+
+    Args:
+        world: the graphs.
+        routes: paths with instructions, such as those of R2R.
+    """
+
+    def __init__(self, world: NavWorld, routes: Iterable[NavItem]) -> None:
+        self.world = world
+        self.routes: dict[tuple[str, str], list[NavItem]] = {}
+        for route in routes:
+            self.routes.setdefault((route.scan, route.start), []).append(route)
+
+    def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> str | None:
+        """Return the instruction of the best route, None without one that leads nearer to a goal."""
+        here = self.world.scan(scan)
+        ends = [here.locate(goal) for goal in goals]
+        if not ends:
+            return None
+        remaining = here.distances[:, ends].min(axis=1)
+        best, least = None, remaining[here.locate(viewpoint)]
+        for route in self.routes.get((scan, viewpoint), ()):
+            left = remaining[here.locate(route.path[-1])]
+            if left < least:
+                best, least = route.instruction, left
+        return best
