@@ -1,7 +1,7 @@
 """Options of the FQ-GAN trainer, and the presets."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
@@ -18,7 +18,7 @@ class FQGANConfig:
     family: Literal["residual", "biggan", "stylegan2"] = "residual"
     """Networks and losses: a small residual GAN, BigGAN for 32, 64 or 128 pixels, StyleGAN2."""
     data: str = "digits"
-    """Images: a folder or file, or digits (scikit-learn's, 16x16, comes with the package)."""
+    """Images: a folder or file, or digits (scikit-learn's, 16x16, which come with the package)."""
     image_size: int = 0
     """Scale and cut the images to this size in pixels; 0 leaves them as they are."""
     conditional: bool = True
@@ -150,7 +150,104 @@ class FQGANConfig:
             raise ConfigError(f"image_size is {self.image_size}; expected 0 or 8, 16, 32, 64, ...")
 
 
+# As released: the discriminator's features pass unchanged and pay the commitment loss, the dictionaries start
+# as noise and move in the generator's step too. Sources: the launch scripts of FQ-GAN's BigGAN part and the
+# options of its StyleGAN2 part; docs/fqgan.md has the table.
+_RELEASED = FQGANConfig(
+    data="",
+    fq="regularize",
+    fq_layers=(0, 1, 2, 3),
+    num_codes=1024,
+    fq_init="normal",
+    fq_update_in_generator_step=True,
+    channels=64,
+    ema_decay=0.9999,
+    log_every=100,
+    checkpoint_every=1000,
+    evaluate_every=5000,
+    eval_samples=50_000,
+)
+_CIFAR = replace(
+    _RELEASED,
+    family="biggan",
+    image_size=32,
+    latent_size=128,
+    initial="normal",
+    batch_size=64,
+    d_steps=4,
+    g_lr=2e-4,
+    d_lr=2e-4,
+    steps=100_000,
+)
+_IMAGENET = replace(
+    _RELEASED,
+    family="biggan",
+    latent_size=120,
+    shared_size=128,
+    hierarchical=True,
+    accumulate=4,
+    g_lr=1e-4,
+    d_lr=4e-4,
+    adam_eps=1e-6,
+)
+_STYLEGAN2 = replace(
+    _RELEASED,
+    family="stylegan2",
+    image_size=1024,
+    conditional=False,
+    flip=True,
+    fq_layers=(-3, -2),
+    fq_ema="debiased",
+    channels=512,
+    latent_size=512,
+    batch_size=32,
+    g_lr=2e-3,
+    d_lr=2e-3,
+    betas=(0.0, 0.99),
+    r1_weight=100.0,
+    path_weight=2.0,
+    steps=780_000,
+)
+# What a CPU can train in minutes: the same structure and the same quantization, narrow, on the digits.
+_TINY = {
+    "data": "digits",
+    "num_codes": 64,
+    "ema_decay": 0.99,
+    "steps": 200,
+    "log_every": 20,
+    "checkpoint_every": 100,
+    "evaluate_every": 0,
+    "eval_samples": 1000,
+}
+_FULL: dict[str, FQGANConfig] = {
+    "biggan-cifar10": replace(_CIFAR, commitment=1.0, decay=0.8),
+    "biggan-cifar100": replace(_CIFAR, commitment=10.0, decay=0.9, num_codes=64),
+    "biggan-imagenet64": replace(
+        _IMAGENET,
+        image_size=64,
+        attention=32,
+        fq_layers=(2,),
+        commitment=0.5,
+        decay=0.7,
+        batch_size=128,
+        steps=250_000,
+    ),
+    "biggan-imagenet128": replace(
+        _IMAGENET, image_size=128, attention=64, commitment=15.0, decay=0.8, batch_size=256, steps=125_000
+    ),
+    "stylegan2-ffhq": replace(_STYLEGAN2, num_codes=128, commitment=0.25, decay=0.8),
+}
+_NARROW: dict[str, dict[str, Any]] = {
+    "biggan-cifar10": {"channels": 8, "latent_size": 64, "batch_size": 32, "d_steps": 2},
+    "biggan-cifar100": {"channels": 8, "latent_size": 64, "batch_size": 32, "d_steps": 2},
+    "biggan-imagenet64": {"channels": 4, "latent_size": 60, "shared_size": 32, "batch_size": 8},
+    "biggan-imagenet128": {"channels": 4, "latent_size": 60, "shared_size": 32, "batch_size": 4},
+    "stylegan2-ffhq": {"image_size": 32, "channels": 32, "latent_size": 64, "batch_size": 16, "flip": False},
+}
 PRESETS: dict[str, FQGANConfig] = {"digits": FQGANConfig()}
+for _name, _full in _FULL.items():
+    PRESETS[_name] = replace(_full, preset=_name)
+    PRESETS[f"{_name}-tiny"] = replace(_full, **{"preset": f"{_name}-tiny", **_TINY, **_NARROW[_name]})
 
 
 def preset(name: str) -> FQGANConfig:

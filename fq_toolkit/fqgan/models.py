@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -194,10 +194,3 @@ def build_residual(config: FQGANConfig, shape: ImageShape, make_quantizer: MakeQ
         quantizers=make_quantizers(config, make_quantizer, {i: widths[i] for i in numbers}),
     )
     return Networks(generator, discriminator)
-
-
-def build_networks(config: FQGANConfig, data: Any, make_quantizer: MakeQuantizer | None) -> Networks:
-    """Build the networks of a family."""
-    from fq_toolkit.fqgan.families import build_networks
-
-    return build_networks(config, data, make_quantizer)

@@ -25,8 +25,10 @@ def quantizer_factory(config: FQGANConfig) -> Callable[[int], nn.Module] | None:
             mode=config.fq,
             decay=config.decay,
             commitment=config.commitment,
+            ema=config.fq_ema,
             init=config.fq_init,
             revive=config.fq_revive,
+            update_every=config.accumulate if config.fq_update_per == "update" else 1,
         )
 
     return make

@@ -119,7 +119,7 @@ class StyleGAN2Generator(nn.Module):
         w = self.mapping(z, labels)
         if self.training:
             with torch.no_grad():
-                self.running_style.lerp_(w.detach().float().mean(0), 1 - RUNNING_STYLE_DECAY)
+                self.running_style.lerp_(w.mean(0).to(self.running_style.dtype), 1 - RUNNING_STYLE_DECAY)
         styles = w[:, None].expand(-1, self.num_styles, -1)
         if self.training and self.mixing and float(torch.rand(())) < self.mixing:
             other = self.mapping(torch.randn_like(z), labels)[:, None]

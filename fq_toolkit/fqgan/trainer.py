@@ -1,45 +1,35 @@
-"""The FQ-GAN trainer: one class-conditional GAN step, its state, its evaluation, and the run around it."""
+"""The FQ-GAN trainer: the state of a GAN in training, its evaluation, and the run around it."""
 
 import copy
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fq_toolkit.fqgan.config import TRAINER, FQGANConfig
 from fq_toolkit.fqgan.datasets import ImageDataset, load_dataset
-from fq_toolkit.fqgan.evaluation import EVALUATION_SEED, Evaluation, Evaluator
+from fq_toolkit.fqgan.evaluation import EVALUATION_SEED, Evaluation, Evaluator, evaluation_columns
 from fq_toolkit.fqgan.extractors import load_extractor
-from fq_toolkit.fqgan.losses import hinge_discriminator_loss, hinge_generator_loss
-from fq_toolkit.fqgan.models import build_networks
-from fq_toolkit.fqgan.quantization import (
-    halves_commitment,
-    quantizer_factory,
-    quantizers,
-    read_dictionary,
-    warmup_strength,
-)
+from fq_toolkit.fqgan.quantization import read_dictionary
 from fq_toolkit.fqgan.sampling import Sampler, class_columns, save_grid
-from fq_toolkit.layers import commitment_loss, frozen
+from fq_toolkit.fqgan.updates import GANUpdates
 from fq_toolkit.training import session
 from fq_toolkit.training.atomic import write_atomic
-from fq_toolkit.training.averaging import WeightAverage
+from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.progress import Reporter
 from fq_toolkit.training.run_folder import RunFolder
-from fq_toolkit.training.sampling_order import ShuffledIndices
-from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
+from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.session import Trainer, TrainResult
 
-PREVIEW_ROWS = 8
+PREVIEW_ROWS, PREVIEW_CLASSES = 8, 16
 
 
-class FQGAN:
+class FQGAN(GANUpdates):
     """A GAN in training: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
 
     Args:
@@ -49,95 +39,9 @@ class FQGAN:
     """
 
     def __init__(self, config: FQGANConfig, data: ImageDataset, accelerator: Any) -> None:
-        self.config, self.data, self.accelerator = config, data, accelerator
-        device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-        seed_everything(config.seed)  # the same weights everywhere
-        self.generator, self.discriminator = build_networks(config, data, quantizer_factory(config))
-        self.generator.to(device)
-        self.discriminator.to(device)
-        self.average = WeightAverage(self.generator, decay=config.ema_decay)
-        self.quantizers = quantizers(self.discriminator)
-        self.order = ShuffledIndices(
-            len(data.images), config.batch_size, seed=config.seed, rank=rank, world=world
-        )
-        self.images, self.labels = data.images.to(device), data.labels.to(device)
+        super().__init__(config, data, accelerator)
         self.evaluator: Evaluator | None = None
         self.last_evaluation: Evaluation | None = None
-        self.strength = 0.0
-        self.g_optimizer, self.d_optimizer = (
-            torch.optim.Adam(model.parameters(), lr=lr, betas=config.betas, eps=1e-8, fused=True)
-            for model, lr in ((self.generator, config.g_lr), (self.discriminator, config.d_lr))
-        )
-        # The wrapped networks are for the pass that is followed by a backward through their own weights;
-        # under DDP that is where gradients are averaged. Everything else calls the bare ones.
-        self.wrapped_g, self.wrapped_d, self.g_optimizer, self.d_optimizer = accelerator.prepare(
-            self.generator, self.discriminator, self.g_optimizer, self.d_optimizer
-        )
-        seed_everything(rank_seed(config.seed, rank))  # other noise on every process
-
-    def step(self, step: int) -> dict[str, Tensor]:
-        """Update D ``d_steps`` times and G once. Waits for nothing on the device."""
-        if self.config.fq == "straight_through":
-            self.strength = warmup_strength(self.config, step)
-            for layer in self.quantizers:
-                layer.strength = self.strength
-        values = {}
-        for _ in range(self.config.d_steps):
-            values = self._discriminator_step()
-        values |= self._generator_step()
-        self.average.update()
-        return values
-
-    def _noise(self) -> tuple[Tensor, Tensor]:
-        """Return noise (B, latent_size) and classes int64 (B,)."""
-        count, device = self.config.batch_size, self.accelerator.device
-        z = torch.randn(count, self.config.latent_size, device=device)
-        return z, torch.randint(self.data.num_classes, (count,), device=device)
-
-    def _discriminator_step(self) -> dict[str, Tensor]:
-        """One update of D: fake and real in one concatenated pass, so that the dictionaries move once."""
-        rows = self.order.next().to(self.accelerator.device)
-        z, fake_labels = self._noise()
-        self.d_optimizer.zero_grad()
-        with self.accelerator.autocast():
-            with torch.no_grad():
-                fake = self.generator(z, fake_labels)
-            images = torch.cat([fake, self.images[rows].to(fake.dtype)])
-            scores = self.wrapped_d(images, torch.cat([fake_labels, self.labels[rows]])).float()
-        fake_scores, real_scores = scores.chunk(2)
-        adversarial = hinge_discriminator_loss(real_scores, fake_scores)
-        values = {
-            "loss/d": adversarial,
-            "score/real": real_scores.mean(),
-            "score/fake": fake_scores.mean(),
-        }
-        loss = adversarial
-        if self.quantizers:
-            values["commitment/d"] = halves_commitment(self.discriminator)
-            loss = loss + values["commitment/d"]
-        self.accelerator.backward(loss)
-        self.d_optimizer.step()
-        return {name: value.detach() for name, value in values.items()}
-
-    def _generator_step(self) -> dict[str, Tensor]:
-        """One update of G against a discriminator whose weights get no gradient."""
-        z, labels = self._noise()
-        self.g_optimizer.zero_grad()
-        self.discriminator.requires_grad_(False)
-        holds_still = not self.config.fq_update_in_generator_step
-        with frozen(self.discriminator) if holds_still else nullcontext():
-            with self.accelerator.autocast():
-                scores = self.discriminator(self.wrapped_g(z, labels), labels).float()
-            adversarial = hinge_generator_loss(scores)
-            values, loss = {"loss/g": adversarial}, adversarial
-            if self.quantizers:
-                values["commitment/g"] = commitment_loss(self.discriminator)
-                if self.config.fq_in_generator_loss:
-                    loss = loss + values["commitment/g"]
-        self.accelerator.backward(loss)
-        self.discriminator.requires_grad_(True)
-        self.g_optimizer.step()
-        return {name: value.detach() for name, value in values.items()}
 
     def summary(self) -> str:
         """Return one line: data, networks, quantized blocks, device."""
@@ -155,9 +59,11 @@ class FQGAN:
         where = f"{device}, {threads} threads" if device.type == "cpu" else str(device)
         if self.accelerator.num_processes > 1:
             where += f", {self.accelerator.num_processes} processes"
+        found = f"{self.data.found}\n" if self.data.found else ""
         return (
-            f"{len(images)} images {'x'.join(map(str, images.shape[1:]))}, {self.data.num_classes} classes; "
-            f"generator {sizes[0]:,} and discriminator {sizes[1]:,} weights; {fq}; {where}"
+            f"{found}{len(images)} images {'x'.join(map(str, images.shape[1:]))}, "
+            f"{self.data.num_classes} classes; {config.family} generator {sizes[0]:,} and "
+            f"discriminator {sizes[1]:,} weights; {fq}; {where}"
         )
 
     def gauges(self) -> dict[str, float]:
@@ -179,14 +85,20 @@ class FQGAN:
             names += ["commitment/d", "commitment/g"]
             names += [f"{kind}/block{block}" for kind in ("usage", "perplexity") for block in blocks]
             names += ["strength/fq"] * (self.config.fq == "straight_through")
-        name = self.data.extractor
-        return [*names, f"fid[{name}]/generated", f"fid[{name}]/real floor", "class accuracy/generated"]
+        names += list(self.penalties)
+        return [*names, *evaluation_columns(self.ready_evaluator().extractor, self.data)]
 
     def prepare_evaluation(self) -> None:
         """Load the feature extractor (the first time it is trained) and look at the real images."""
-        with self.accelerator.main_process_first():
-            extractor = load_extractor(self.data.extractor, self.data)
-        self.evaluator = Evaluator(self.data, extractor, self.accelerator)
+        self.ready_evaluator()
+
+    def ready_evaluator(self) -> Evaluator:
+        """Return what :meth:`prepare_evaluation` prepares."""
+        if self.evaluator is None:
+            with self.accelerator.main_process_first():
+                extractor = load_extractor(self.config.extractor, self.data)
+            self.evaluator = Evaluator(self.data, extractor, self.accelerator)
+        return self.evaluator
 
     def sampler(self) -> Sampler:
         """Return a sampler of the averaged generator with fresh batch-norm statistics."""
@@ -194,25 +106,18 @@ class FQGAN:
 
     def measure(self) -> Evaluation:
         """Evaluate the averaged generator; the random state of training is not touched."""
-        if self.evaluator is None:
-            self.prepare_evaluation()
-        sampler = self.sampler()
-        return self.evaluator(sampler, samples=self.config.eval_samples)  # type: ignore[misc]
+        return self.ready_evaluator()(self.sampler(), samples=self.config.eval_samples)
 
     def evaluate(self) -> dict[str, float]:
         """Return :meth:`measure` as columns."""
-        result = self.last_evaluation = self.measure()
-        return {
-            f"fid[{result.extractor}]/generated": result.fid,
-            f"fid[{result.extractor}]/real floor": result.floor,
-            "class accuracy/generated": result.accuracy,
-        }
+        self.last_evaluation = self.measure()
+        return self.last_evaluation.columns()
 
     def preview(self, path: Path) -> None:
         """Write a PNG of samples, one column a class, the same noise every time."""
         sampler = self.sampler()
         with isolated_rng(EVALUATION_SEED):
-            classes = range(self.data.num_classes)
+            classes = range(min(self.data.num_classes, PREVIEW_CLASSES))
             images = class_columns(sampler, classes, PREVIEW_ROWS)
         save_grid(images, path, columns=len(classes), titles=[str(c) for c in classes])
 
@@ -231,6 +136,7 @@ class FQGAN:
             "g_optimizer": self.g_optimizer.state_dict(),
             "d_optimizer": self.d_optimizer.state_dict(),
             "order": self.order.state_dict(),
+            "penalties": {**self.penalties, "path average": self.path_penalty.average},
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -242,6 +148,9 @@ class FQGAN:
         load_optimizer(self.g_optimizer, state["g_optimizer"])
         load_optimizer(self.d_optimizer, state["d_optimizer"])
         self.order.load_state_dict(state["order"])
+        device = self.accelerator.device
+        self.penalties = {name: state["penalties"][name].to(device) for name in self.penalties}
+        self.path_penalty.average = state["penalties"]["path average"].to(device)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -261,8 +170,15 @@ def calibrated_sampler(generator: nn.Module, *, truncation: float | None = None)
 
 
 def build_gan(config: FQGANConfig, accelerator: Any) -> FQGAN:
-    """Load the data and build the task."""
-    return FQGAN(config, load_dataset(config.data), accelerator)
+    """Load the data and build the task.
+
+    Raises:
+        ConfigError: when the options name no images, or images that do not fit.
+    """
+    if not config.data:
+        raise ConfigError(f"the preset {config.preset!r} needs images: give --data PATH")
+    data = load_dataset(config.data, size=config.image_size, conditional=config.conditional)
+    return FQGAN(config, data, accelerator)
 
 
 def run_name(config: FQGANConfig) -> str:

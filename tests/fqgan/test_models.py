@@ -8,8 +8,8 @@ from fq_toolkit import FeatureQuantizer
 from fq_toolkit.fqgan.blocks import ConditionalBatchNorm, DiscriminatorBlock
 from fq_toolkit.fqgan.config import FQGANConfig
 from fq_toolkit.fqgan.datasets import ImageDataset, load_dataset, load_digits
+from fq_toolkit.fqgan.families import build_networks
 from fq_toolkit.fqgan.losses import hinge_discriminator_loss, hinge_generator_loss
-from fq_toolkit.fqgan.models import build_networks
 from fq_toolkit.fqgan.quantization import quantizer_factory, quantizers, warmup_strength
 from fq_toolkit.training.errors import ConfigError
 
@@ -121,7 +121,10 @@ def test_digits() -> None:
         ({"batch_size": 1}, "at least 2"),
         ({"eval_samples": 1}, "at least 2"),
         ({"fq_layers": (1, 1)}, "distinct block numbers"),
-        ({"fq_layers": (-1,)}, "distinct block numbers"),
+        ({"accumulate": 0}, "accumulate is 0; expected at least 1"),
+        ({"style_mixing": 1.5}, "style_mixing is 1.5; expected a probability"),
+        ({"path_weight": 2.0}, "path_weight needs a generator with styles"),
+        ({"image_size": 24}, "image_size is 24; expected 0 or 8, 16"),
     ],
 )
 def test_options_out_of_range(options: dict, message: str) -> None:
