@@ -74,12 +74,12 @@ def test_place_and_scale_do_not_matter_however_extreme() -> None:
 
 
 def test_two_halves_give_the_integral() -> None:
-    mean = torch.tensor([-1.0, 1.0]).repeat(4000)[:, None]
+    mean = torch.tensor([-1.0, 1.0]).repeat(2000)[:, None]
     found = mutual_information(Posterior(mean, torch.zeros_like(mean)))
     z = np.linspace(-12, 12, 20001)
     density = (np.exp(-((z + 1) ** 2) / 2) + np.exp(-((z - 1) ** 2) / 2)) / (2 * math.sqrt(2 * math.pi))
     entropy = -float((density * np.log(density)).sum() * (z[1] - z[0]))
-    assert abs(found - (entropy - 0.5 * math.log(2 * math.pi * math.e))) < 0.02
+    assert abs(found - (entropy - 0.5 * math.log(2 * math.pi * math.e))) < 0.03
 
 
 @settings(max_examples=30, deadline=None)

@@ -51,10 +51,13 @@ def toy_vae(mode: str = "memory", *, seed: int = 0, dropout: float = 0.1, **sett
     return randomize(vae, 0.4, seed)
 
 
-def decoder_of(family: str) -> Any:
-    """A tiny decoder of a family, with room for the toy vocabulary."""
+def decoder_of(family: str, **changes: Any) -> Any:
+    """A tiny decoder of a family with the toy vocabulary."""
     kind, config, settings = FAMILIES[family]
-    return randomize(getattr(transformers, kind)(getattr(transformers, config)(**settings)))
+    # Untied: with tied tables an untrained model says the same word again and again.
+    changes = {"vocab_size": 4 + len(WORDS), "tie_word_embeddings": False, **changes}
+    made = getattr(transformers, config)(**{**settings, **changes})
+    return randomize(getattr(transformers, kind)(made))
 
 
 def tiny_encoder(kind: str) -> Any:
