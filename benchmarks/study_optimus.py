@@ -1,8 +1,8 @@
 """What keeps a latent alive, and where should it go in? ``python -m benchmarks.study_optimus``.
 
 Trains small sentence VAEs from scratch on image captions: four schedules of beta, three ways to inject the
-latent, and the plain decoder as the reference. All arms of a seed share sentences, sizes, order and steps. A
-run that has ended is in the results file and is not run again: the study can be stopped and goes on when it is
+latent, and the plain decoder as the reference. All arms of a seed share sentences, sizes, order and steps.
+A run that has ended is in the results file and is not run again: the study can be stopped, and goes on when
 called again.
 """
 

@@ -60,9 +60,9 @@ class TokenizedTexts:
         return collate(TokenRows(read, written, 0), self.tokenizers)
 
     def fingerprint(self) -> str:
-        """Return what two corpora of the same ids, and only those, have in common."""
+        """Return what two corpora of the same ids that mean the same, and only those, have in common."""
         parts = (self.encoder.flat, self.encoder.ends, self.decoder.flat, self.decoder.ends)
-        return key_of(part.tobytes() for part in parts)
+        return key_of([*_identities(self.tokenizers), *(part.tobytes() for part in parts)])
 
 
 def tokenize_corpus(texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int) -> TokenizedTexts:
@@ -81,12 +81,20 @@ def tokenize_corpus(texts: Sequence[str], tokenizers: Tokenizers, *, max_length:
     """
     if len(texts) < WORTH_CACHING:
         return _unpack(_make(texts, tokenizers, max_length), tokenizers)
-    names = [_FORMAT, str(max_length), *(str(t.backend_tokenizer.to_str()) for t in tokenizers)]
-    names += [str(sorted(t.special_tokens_map.items())) for t in tokenizers]
+    names = [_FORMAT, str(max_length), *_identities(tokenizers)]
     content = cached_bytes(
         f"tokens-{key_of([*names, *texts])}", lambda: _to_bytes(_make(texts, tokenizers, max_length))
     )
     return _unpack(_from_bytes(content), tokenizers)
+
+
+def _identities(tokenizers: Tokenizers) -> list[str]:
+    """Return what decides the ids that these tokenizers give."""
+    return [
+        text
+        for tokenizer in tokenizers
+        for text in (tokenizer.backend_tokenizer.to_str(), str(sorted(tokenizer.special_tokens_map.items())))
+    ]
 
 
 def _make(texts: Sequence[str], tokenizers: Tokenizers, max_length: int) -> dict[str, np.ndarray]:
