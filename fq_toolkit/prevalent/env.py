@@ -296,12 +296,12 @@ class BatchedNavEnv:
         for row, item in enumerate(self._items):
             steps = int((~ended[:, row]).sum())  # states before the agent stopped; stopping adds none
             path = [
-                [self._tables.names[node][1], *self._direction(view)]
+                [self._tables.names[node][1], *self.direction(view)]
                 for node, view in zip(nodes[:steps, row], views[:steps, row], strict=True)
             ]
             found.append({"instr_id": item.instr_id, "trajectory": path})
         return found
 
     @staticmethod
-    def _direction(view: int) -> list[float]:
+    def direction(view: int) -> list[float]:
         return [float(VIEW_HEADINGS[view]), float(VIEW_ELEVATIONS[view])]

@@ -27,7 +27,8 @@ class MiniWorld(NavWorld):
     viewpoint near its middle and some have a second one; each door has one. A landmark is a fixed random
     vector in the view that shows it, the same in every world, so an agent that learns what the words mean in
     some worlds can use it in others: worlds of another seed are unseen. Instructions name the landmark that
-    each edge of a shortest path leads to.
+    each edge of a shortest path leads to; few of them say which way to turn, so neither the text nor the
+    views are enough alone.
 
     Args:
         seed: of everything: equal seeds and settings give equal worlds.
@@ -35,9 +36,10 @@ class MiniWorld(NavWorld):
         rooms: rows and columns of the grid.
         feature_dim: width of the view features.
         noise: standard deviation of the noise in the features; landmarks have 1.
+        turns: share of the clauses of an instruction that say which way to turn.
 
     Raises:
-        ValueError: for settings below 1, or negative noise.
+        ValueError: for settings below 1, negative noise, or a share outside [0, 1].
 
     Example:
         >>> world = MiniWorld(0)
@@ -56,6 +58,7 @@ class MiniWorld(NavWorld):
         rooms: tuple[int, int] = (3, 4),
         feature_dim: int = 64,
         noise: float = 0.1,
+        turns: float = 0.25,
     ) -> None:
         rows, columns = rooms
         if min(num_scans, rows, columns, feature_dim) < 1 or noise < 0:
@@ -63,7 +66,9 @@ class MiniWorld(NavWorld):
                 "num_scans, rooms and feature_dim must be at least 1 and noise at least 0, got "
                 f"{num_scans}, {rooms}, {feature_dim}, {noise}"
             )
-        self.seed, self.feature_dim, self.noise = seed, feature_dim, noise
+        if not 0 <= turns <= 1:
+            raise ValueError(f"turns must be a share between 0 and 1, got {turns}")
+        self.seed, self.feature_dim, self.noise, self.turns = seed, feature_dim, noise, turns
         super().__init__(
             _build(f"mini{seed}x{number}", np.random.default_rng([seed, number, 0]), rows, columns)
             for number in range(num_scans)
@@ -121,7 +126,9 @@ class MiniWorld(NavWorld):
                     "path": path,
                     "distance": round(float(scan.distances[steps[0], steps[-1]]), 2),
                     "instructions": [
-                        describe_path(scan, self.landmarks[name], steps, heading, generator)
+                        describe_path(
+                            scan, self.landmarks[name], steps, heading, generator, turns=self.turns
+                        )
                         for _ in range(instructions)
                     ],
                 }

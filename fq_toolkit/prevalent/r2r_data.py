@@ -1,0 +1,163 @@
+"""What the R2R trainer trains and validates on: generated worlds, or the real graphs and annotations."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fq_toolkit.prevalent.annotations import load_r2r
+from fq_toolkit.prevalent.env import BatchedNavEnv
+from fq_toolkit.prevalent.feature_sources import SYNTHETIC, open_features
+from fq_toolkit.prevalent.features import FeatureStore
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.items import NavItem, check_disjoint, check_items
+from fq_toolkit.prevalent.miniworld import MiniWorld
+from fq_toolkit.prevalent.r2r_config import MINI, R2RConfig
+from fq_toolkit.prevalent.world import NavWorld
+
+UNSEEN = 1_000_003
+"""What is added to the seed of the training world to get that of the unseen one."""
+
+
+class Split(NamedTuple):
+    """Tasks of one split and the world they lie in.
+
+    name: ``train``, ``augmented``, ``val_seen`` or ``val_unseen``.
+    items: the tasks.
+    world: the graphs.
+    features: of all viewpoints of the world.
+    synthesised: whether the features are noise, which every figure must say.
+    """
+
+    name: str
+    items: list[NavItem]
+    world: NavWorld
+    features: FeatureStore
+    synthesised: bool = False
+
+    def env(self, device: torch.device | str) -> BatchedNavEnv:
+        """Return an environment that gives tensors on a device."""
+        return BatchedNavEnv(self.world, self.features, device=device)
+
+
+class R2RData(NamedTuple):
+    """The splits; ``augmented`` is None without more instructions."""
+
+    train: Split
+    augmented: Split | None
+    validation: dict[str, Split]
+
+
+def load_r2r_data(config: R2RConfig) -> R2RData:
+    """Load or generate all splits.
+
+    Raises:
+        DataError: naming file and item, for damaged files, viewpoints that do not exist, unreachable goals,
+            missing features, an instruction over ``max_tokens``, or a validation path in a training split.
+        ConfigError: for an unknown kind of feature file.
+    """
+    data = _mini_splits(config) if config.data == MINI else _real_splits(config)
+    if config.limit is not None:
+        data = _each(data, lambda split: split._replace(items=split.items[: config.limit]))
+    if config.blind:
+        data = _each(data, _blind)
+    if config.shuffle_instructions:
+        data = _each(data, _shuffle)
+    return data
+
+
+def _each(data: R2RData, change: Callable[[Split], Split]) -> R2RData:
+    """Return the data with every split changed."""
+    return R2RData(
+        change(data.train),
+        None if data.augmented is None else change(data.augmented),
+        {name: change(split) for name, split in data.validation.items()},
+    )
+
+
+def _blind(split: Split) -> Split:
+    store = split.features
+    nothing = np.zeros((len(store), 36, store.dim), dtype=np.float16)
+    return split._replace(features=FeatureStore(store.keys, nothing))
+
+
+def _shuffle(split: Split) -> Split:
+    """Give every item the instruction of another one."""
+    return split._replace(items=shuffle_instructions(split.items, seed=0))
+
+
+def shuffle_instructions(items: Sequence[NavItem], *, seed: int) -> list[NavItem]:
+    """Return the items with their instructions exchanged: each gets that of another one.
+
+    Args:
+        items: at least two.
+        seed: of the exchange.
+
+    Example:
+        >>> items = MiniWorld(0).items(5)
+        >>> exchanged = shuffle_instructions(items, seed=0)
+        >>> any(a.instruction == b.instruction for a, b in zip(items, exchanged))
+        False
+    """
+    order = np.random.default_rng(seed).permutation(len(items))
+    source = np.empty_like(order)
+    source[order] = np.roll(order, 1)  # one cycle, so nothing stays in its place
+    return [item._replace(instruction=items[j].instruction) for item, j in zip(items, source, strict=True)]
+
+
+def unseen_paths(items: Sequence[NavItem], training: Sequence[NavItem]) -> list[NavItem]:
+    """Return the items whose path is not that of a training item."""
+    known = {(item.scan, item.path) for item in training}
+    return [item for item in items if (item.scan, item.path) not in known]
+
+
+def _mini_splits(config: R2RConfig) -> R2RData:
+    options = {"feature_dim": config.feature_dim}
+    seen = MiniWorld(config.world_seed, num_scans=config.scans, **options)
+    unseen = MiniWorld(config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), **options)
+    train = Split("train", seen.items(config.train_items, seed=1), seen, seen.features())
+    other = unseen_paths(seen.items(2 * config.validation_items, seed=2), train.items)
+    validation = {
+        "val_seen": train._replace(name="val_seen", items=other[: config.validation_items]),
+        "val_unseen": Split(
+            "val_unseen", unseen.items(config.validation_items, seed=3), unseen, unseen.features()
+        ),
+    }
+    return R2RData(train, _augmented(config, train, validation), validation)
+
+
+def _real_splits(config: R2RConfig) -> R2RData:
+    folder = Path(config.data)
+    world = NavWorld.from_connectivity(str(config.connectivity))
+    found = {
+        name: load_r2r(folder / f"R2R_{name}.json", world=world)
+        for name in ("val_seen", "val_unseen")
+        if (folder / f"R2R_{name}.json").exists()
+    }
+    held_out = [item for items in found.values() for item in items]
+    items = load_r2r(folder / "R2R_train.json", world=world, max_tokens=config.max_tokens, held_out=held_out)
+    features = open_features(config.features, world, dim=config.feature_dim)
+    train = Split("train", items, world, features, config.features == SYNTHETIC)
+    validation = {name: train._replace(name=name, items=rows) for name, rows in found.items()}
+    return R2RData(train, _augmented(config, train, validation), validation)
+
+
+def _augmented(config: R2RConfig, train: Split, validation: dict[str, Split]) -> Split | None:
+    """Return the items of the file of more instructions, none of whose paths is held out."""
+    if config.augmented is None:
+        return None
+    items = load_r2r(config.augmented, max_tokens=config.max_tokens)
+    held_out = [item for split in validation.values() for item in split.items]
+    check_items(items, train.world, source=config.augmented)
+    check_disjoint(items, held_out, source=config.augmented)
+    if not items:
+        raise DataError(f"{config.augmented}: no instruction")
+    return train._replace(name="augmented", items=items)
+
+
+def with_seed(config: R2RConfig, seed: int) -> R2RConfig:
+    """Return the options of another seed: other weights, and in mini other worlds."""
+    return replace(config, seed=seed, world_seed=seed)
