@@ -1,1 +1,86 @@
-"""Optimus (EMNLP 2020, arXiv 2004.04092): sentence VAEs from pretrained encoders and decoders."""
+"""Optimus (EMNLP 2020, arXiv 2004.04092): sentence VAEs from any encoder and any decoder of transformers.
+
+``fq-toolkit train optimus`` on the command line. The names are loaded on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fq_toolkit.optimus.batch import TextBatch, Tokenizers, make_batch
+    from fq_toolkit.optimus.convert import convert_optimus
+    from fq_toolkit.optimus.hub import add_text_tokens
+    from fq_toolkit.optimus.interpolation import analogy_latents, interpolate_latents
+    from fq_toolkit.optimus.language_metrics import LanguageScores, measure_language
+    from fq_toolkit.optimus.latent_metrics import active_units, mutual_information
+    from fq_toolkit.optimus.losses import VAEOutput, free_bits
+    from fq_toolkit.optimus.posterior import Posterior
+    from fq_toolkit.optimus.schedules import BetaSchedule, Phase, cyclical_beta
+    from fq_toolkit.optimus.sentence_vae import SentenceVAE
+    from fq_toolkit.optimus.text_metrics import Distinct, corpus_bleu, distinct_ngrams, self_bleu
+
+_HOME = {
+    "BetaSchedule": "fq_toolkit.optimus.schedules",
+    "Distinct": "fq_toolkit.optimus.text_metrics",
+    "LanguageScores": "fq_toolkit.optimus.language_metrics",
+    "Phase": "fq_toolkit.optimus.schedules",
+    "Posterior": "fq_toolkit.optimus.posterior",
+    "SentenceVAE": "fq_toolkit.optimus.sentence_vae",
+    "TextBatch": "fq_toolkit.optimus.batch",
+    "Tokenizers": "fq_toolkit.optimus.batch",
+    "VAEOutput": "fq_toolkit.optimus.losses",
+    "active_units": "fq_toolkit.optimus.latent_metrics",
+    "add_text_tokens": "fq_toolkit.optimus.hub",
+    "analogy_latents": "fq_toolkit.optimus.interpolation",
+    "convert_optimus": "fq_toolkit.optimus.convert",
+    "corpus_bleu": "fq_toolkit.optimus.text_metrics",
+    "cyclical_beta": "fq_toolkit.optimus.schedules",
+    "distinct_ngrams": "fq_toolkit.optimus.text_metrics",
+    "free_bits": "fq_toolkit.optimus.losses",
+    "interpolate_latents": "fq_toolkit.optimus.interpolation",
+    "make_batch": "fq_toolkit.optimus.batch",
+    "measure_language": "fq_toolkit.optimus.language_metrics",
+    "mutual_information": "fq_toolkit.optimus.latent_metrics",
+    "self_bleu": "fq_toolkit.optimus.text_metrics",
+}
+
+__all__ = [
+    "BetaSchedule",
+    "Distinct",
+    "LanguageScores",
+    "Phase",
+    "Posterior",
+    "SentenceVAE",
+    "TextBatch",
+    "Tokenizers",
+    "VAEOutput",
+    "active_units",
+    "add_text_tokens",
+    "analogy_latents",
+    "convert_optimus",
+    "corpus_bleu",
+    "cyclical_beta",
+    "distinct_ngrams",
+    "free_bits",
+    "interpolate_latents",
+    "make_batch",
+    "measure_language",
+    "mutual_information",
+    "self_bleu",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(
+            f"module 'fq_toolkit.optimus' has no attribute {name!r}; it offers {', '.join(__all__)}"
+        )
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
