@@ -1,6 +1,7 @@
 """BigGAN for 32, 64 and 128 pixels (arXiv 1809.11096)."""
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ class BigGANGenerator(nn.Module):
         self.hierarchical = hierarchical
         self.shared = start(nn.Embedding(num_classes, shared_size)) if shared_size else None
         self.linear = normalized(nn.Linear(self.part_size, 16 * widths[0]), start)
-        make_norm: partial[nn.Module]
+        make_norm: Callable[[int], nn.Module]
         if shared_size:
             condition_size = shared_size + self.part_size * hierarchical
             make_norm = partial(VectorBatchNorm, condition_size=condition_size, start=start)

@@ -52,7 +52,7 @@ class FQGAN(GANUpdates):
         ]
         layers = ", ".join(
             f"block {block} ({layer.dim} channels)"
-            for block, layer in zip(self.discriminator.quantizers, self.quantizers, strict=True)
+            for block, layer in zip(self.quantized_blocks, self.quantizers, strict=True)
         )
         fq = f"fq {config.fq}" + (f", K {config.num_codes}, after {layers}" if layers else "")
         device, threads = self.accelerator.device, torch.get_num_threads()
@@ -69,7 +69,7 @@ class FQGAN(GANUpdates):
     def gauges(self) -> dict[str, float]:
         """Return how much of each dictionary is in use, and the strength of quantization."""
         readings = {}
-        for block, layer in zip(self.discriminator.quantizers, self.quantizers, strict=True):
+        for block, layer in zip(self.quantized_blocks, self.quantizers, strict=True):
             report = read_dictionary(layer)
             readings[f"usage/block{block}"] = report.usage
             readings[f"perplexity/block{block}"] = report.perplexity
@@ -79,7 +79,7 @@ class FQGAN(GANUpdates):
 
     def columns(self) -> list[str]:
         """Return the columns of ``metrics.csv``."""
-        blocks = list(self.discriminator.quantizers)
+        blocks = self.quantized_blocks
         names = ["seconds", "loss/d", "loss/g", "score/real", "score/fake"]
         if blocks:
             names += ["commitment/d", "commitment/g"]

@@ -46,6 +46,7 @@ class GANUpdates:
         self.discriminator.to(device)
         self.average = WeightAverage(self.generator, decay=config.ema_decay)
         self.quantizers = quantizers(self.discriminator)
+        self.quantized_blocks = list(self.discriminator.quantizers)  # type: ignore[arg-type]
         self.order = ShuffledIndices(
             len(data.images), config.batch_size * config.accumulate, seed=config.seed, rank=rank, world=world
         )
