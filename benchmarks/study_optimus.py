@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        name = f"{machine.machine_name('cpu')}-optimus.csv"
+        name = f"study_optimus-{machine.machine_name('cpu')}.csv"
         path = options.results or (Path(scratch) if options.quick else results.DIRECTORY) / name
         code = 0
         try:

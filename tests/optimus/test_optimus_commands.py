@@ -1,0 +1,180 @@
+"""The command line of sentence VAEs, on a run that takes a second."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fq_toolkit.cli import main
+from fq_toolkit.optimus.play import play
+from fq_toolkit.optimus.runs import load_model
+from fq_toolkit.optimus.sentence_vae import SentenceVAE
+
+TRAIN = """--limit 200 --steps 2 --layers 1 --width 16 --heads 2 --latent-size 4 --batch-size 8 --lr-warmup 2
+--log-every 1 --checkpoint-every 1 --evaluate-every 0 --eval-sentences 6 --iw-samples 2 --eval-analogies 6
+--device cpu""".split()
+A, B, C = "a girl runs .", "two girls run .", "a dog jumps ."
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "optimus", "--task", "vae", "--out", str(folder), *TRAIN]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vae(run: Path) -> SentenceVAE:
+    return load_model(run)
+
+
+def test_training_ends_with_examples_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", "optimus", "--out", str(folder), *TRAIN]) == 0
+    said = capsys.readouterr().out
+    assert "10 interpolations, 5 steps each:" in said
+    assert "10 analogies:" in said
+    assert said.count(" -> ") == 20
+    for part in (
+        "perplexity",
+        "-ELBO",
+        "KL",
+        "mutual information",
+        "of 4 dimensions active",
+        "from another's",
+    ):
+        assert part in said
+    assert "analogies on held-out combinations:" in said
+    assert f"run folder: {folder} (model/, examples.txt" in said
+
+
+def test_evaluate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--sentences", "4", "--iw-samples", "3", "--step", "1"]) == 0
+    assert "step" not in capsys.readouterr().err
+    record = json.loads((run / "evaluation.json").read_text())
+    assert (record["sentences"], record["draws"], record["step"]) == (4, 3, 1)
+
+
+def test_reconstruct(
+    run: Path, vae: SentenceVAE, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = vae.reconstruct([A, C], max_new_tokens=40)
+    expected = f"{A} -> {back[0]}\n{C} -> {back[1]}\n"
+    assert main(["reconstruct", str(run), A, C]) == 0
+    assert capsys.readouterr().out == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{A}\n\n{C}\n"))
+    assert main(["reconstruct", str(run)]) == 0
+    assert capsys.readouterr().out == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert main(["reconstruct", str(run)]) == 2
+    assert "no sentence was given" in capsys.readouterr().err
+
+
+def test_sample(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for options in ([], [], ["--seed", "1"], ["--temperature", "1"], ["--temperature", "1"]):
+        assert main(["sample", str(run), "--count", "3", "--max-new-tokens", "5", *options]) == 0
+        said.append(capsys.readouterr().out)
+    assert all(text.count("\n") == 3 for text in said)
+    assert said[0] == said[1]
+    assert said[3] == said[4] != said[0]
+    assert main(["sample", str(run), "--top-p", "0"]) == 2
+
+
+def test_interpolate_and_analogy(run: Path, vae: SentenceVAE, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["interpolate", str(run), A, C, "--steps", "3", "--kind", "spherical"]) == 0
+    path = vae.interpolate(A, C, 3, kind="spherical", max_new_tokens=40)
+    assert capsys.readouterr().out.splitlines() == path
+    assert main(["analogy", str(run), A, B, C, "--degree", "0.5"]) == 0
+    assert capsys.readouterr().out.strip() == vae.analogy(A, B, C, 0.5, max_new_tokens=40)
+    assert main(["interpolate", str(run), A, C, "--steps", "1"]) == 2
+    assert "at least 2" in capsys.readouterr().err
+    assert main(["analogy", str(run), A, " ", C]) == 2
+
+
+def test_words_that_are_unknown_are_told(
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["reconstruct", str(run), "a zebra runs .", A]) == 0
+    assert "never seen: zebra" in caplog.text
+
+
+def test_play_answers_a_pipe(vae: SentenceVAE) -> None:
+    out = io.StringIO()
+    lines = [
+        A, "", f"/interpolate {A} | {C}", "/set steps 3", f"/interpolate {A} | {C}",
+        f"/analogy {A} | {B} | {C}", "/sample 2", "/sample x", "/nonsense", "/interpolate a", "/set steps 1",
+        "/set colour 1", "/set steps", "a zebra runs .", "/help", "/quit", "never read",
+    ]  # fmt: skip
+    play(vae, [f"{line}\n" for line in lines], out)
+    said = out.getvalue().splitlines()
+    short = {"max_new_tokens": 40}
+    assert said[0].startswith(f"{vae.reconstruct([A], **short)[0]}   [KL ")
+    assert said[1:9] == vae.interpolate(A, C, 8, **short)
+    assert said[9] == "steps 3"
+    assert said[10:13] == vae.interpolate(A, C, 3, **short)
+    assert said[13] == vae.analogy(A, B, C, **short)
+    assert len(said[14:16]) == 2
+    refused = [line for line in said if line.startswith("? ")]
+    assert [said.index(line) for line in refused] == list(range(16, 22))
+    reasons = ("/sample N", "unknown command /nonsense", "expected /interpolate A | B", "at least 2")
+    reasons += ("unknown setting", "expected /set NAME NUMBER")
+    for line, part in zip(refused, reasons, strict=True):
+        assert part in line
+    assert said[22].endswith("unknown: zebra]")
+    assert said[23].startswith("Type a sentence")
+
+
+def test_play_on_the_command_line(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{A}\n/set degree 2"))
+    assert main(["play", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("degree 2\n")
+    assert "> " not in said
+
+
+def test_plot_and_resume(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "curves.png").unlink()
+    assert main(["plot", str(run)]) == 0
+    assert (run / "curves.png").stat().st_size > 0
+    assert main(["train", "optimus", "--resume", str(run)]) == 0
+    assert main(["train", "optimus", "--resume", str(run), "--lr", "0.5"]) == 2
+    assert "lr: 0.002 -> 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "optimus", "--task", "vea"], "did you mean 'vae'"),
+        (["train", "optimus", "--preset", "gramar"], "did you mean 'grammar'"),
+        (["train", "optimus", "--data", "absent.txt"], "No such file"),
+        (["train", "optimus", "--data", "words.csv"], "expected 'grammar', a file ending in"),
+        (["train", "optimus", "--encoder", "./no-bert", "--decoder", "./no-gpt"], "no-bert"),
+        (["interpolate", "absent", A, C], "is not a run folder"),
+    ],
+)
+def test_mistakes_are_told(
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+def test_a_resumed_run_knows_its_task(run: Path) -> None:
+    from fq_toolkit.optimus.tasks import split_task
+
+    assert split_task(["--resume", str(run), "--steps", "3"]) == (
+        "vae",
+        ["--resume", str(run), "--steps", "3"],
+    )
+    assert split_task([f"--resume={run}", "--task=vae"]) == ("vae", [f"--resume={run}"])
+    assert split_task([]) == ("vae", [])
