@@ -91,13 +91,14 @@ def run_train(words: list[str]) -> int:
 
 def on_a_run(command: str) -> Callable[[list[str]], int]:
     """Return the function of a command on a run folder: it asks the trainer that made the run."""
+    function = f"{command.replace('-', '_')}_command"
 
     def run(words: list[str]) -> int:
         from fq_toolkit.training.run_folder import RunFolder
 
         if words[:1] in (["-h"], ["--help"]):
             for name in TRAINERS:
-                help_of = getattr(trainer_commands(name), f"{command}_command", None)
+                help_of = getattr(trainer_commands(name), function, None)
                 if help_of is not None:
                     help_of(Path("RUN"), ["--help"])
             return 0
@@ -105,7 +106,7 @@ def on_a_run(command: str) -> Callable[[list[str]], int]:
             raise ConfigError(f"{command} needs a run folder first: fq-toolkit {command} RUN [options]")
         folder = Path(words[0])
         trainer = RunFolder.open(folder).trainer()
-        run_command = getattr(trainer_commands(trainer), f"{command}_command", None)
+        run_command = getattr(trainer_commands(trainer), function, None)
         if run_command is None:
             raise ConfigError(f"{folder} is a run of `{trainer}`, which has no `{command}`")
         return int(run_command(folder, words[1:]))
@@ -166,6 +167,12 @@ COMMANDS = {
         "interpolate RUN", "sentences on the way from one to another", on_a_run("interpolate")
     ),
     "analogy": Command("analogy RUN", "what is to C as B is to A", on_a_run("analogy")),
+    "classify": Command(
+        "classify RUN", "sentences by label from latents, and how many labels it takes", on_a_run("classify")
+    ),
+    "plot-latents": Command(
+        "plot-latents RUN", "latents of labelled sentences in the plane", on_a_run("plot-latents")
+    ),
     "play": Command("play RUN", "type sentences to a VAE: interpolate, analogy", on_a_run("play")),
     "evaluate": Command(
         "evaluate RUN", "measure a run again: fid[...] with its floor, accuracy", on_a_run("evaluate")

@@ -7,11 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from fq_toolkit.optimus.classification_commands import classify_command, plot_latents_command
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 
 if TYPE_CHECKING:
     from fq_toolkit.optimus.sentence_vae import SentenceVAE
+
+__all__ = [
+    "analogy_command",
+    "classify_command",
+    "evaluate_command",
+    "interpolate_command",
+    "play_command",
+    "plot_command",
+    "plot_latents_command",
+    "reconstruct_command",
+    "sample_command",
+    "train_command",
+]
 
 logger = logging.getLogger("fq_toolkit")
 
