@@ -35,7 +35,8 @@ class HannaEvaluation(NamedTuple):
             alone = self.without_help[name]
             lines.append(
                 f"{name} ({self.counts[name]} tasks): "
-                f"SR {100 * found.SR:.1f} %  SPL {100 * found.SPL:.1f} %  NE {found.NE:.2f} m  {found.requests:.2f} requests for help; without help "
+                f"SR {100 * found.SR:.1f} %  SPL {100 * found.SPL:.1f} %  NE {found.NE:.2f} m  "
+                f"{found.requests:.2f} requests for help; without help "
                 f"SR {100 * alone.SR:.1f} %  SPL {100 * alone.SPL:.1f} %"
             )
         if self.synthesised:
