@@ -21,13 +21,14 @@ def _commit_kernel(
     ema_sums,
     center,
     num_updates,
-    old_counts,
-    old_updates,
+    new_counts,
+    ticket,
     counts,
     sums,
     candidates,
     num_codes,
     code_programs,
+    programs,
     decay,
     rest,
     log_decay,
@@ -44,21 +45,23 @@ def _commit_kernel(
     """Moving counts n and sums m of decay l; ``E = m / ((n + eps) / (sum n + K eps) sum n)``.
 
     The first `code_programs` programs own `BLOCK_K` codes each, the others `BLOCK_D` channels of the centre.
-    Every program needs the sum of all n, and recomputes it in the same order from a copy of the old counts,
-    as other programs already overwrite the counts; everything else that a program changes, it alone reads.
+    Every program needs the sum of all old n, and computes it in the same order.  The new n therefore go to a
+    list beside them; the program that draws the last ticket, when all others are done with the old ones,
+    copies the list, counts the update and puts the ticket back to 0.  Everything else that a program changes,
+    it alone reads.
     """
     pid = tl.program_id(0)
     o_scan = tl.arange(0, SCAN)
     scale = 1.0
     if DEBIAS:
-        t = tl.load(old_updates).to(tl.float64) + 1.0
+        t = tl.load(num_updates).to(tl.float64) + 1.0
         scale = (1.0 / (1.0 - tl.exp(t * log_decay))).to(tl.float32)
     b_rows = tl.zeros([SCAN], tl.float64)
     b_total = tl.zeros([SCAN], tl.float64)
     for i_k in range(0, num_codes, SCAN):
         m_scan = i_k + o_scan < num_codes
         b_new = tl.load(counts + i_k + o_scan, mask=m_scan, other=0)
-        b_old = tl.load(old_counts + i_k + o_scan, mask=m_scan, other=0.0)
+        b_old = tl.load(ema_counts + i_k + o_scan, mask=m_scan, other=0.0)
         b_rows += b_new.to(tl.float64)
         b_total += ((decay * b_old + rest * b_new.to(tl.float32)) * scale).to(tl.float64)
     rows = tl.sum(b_rows, axis=0)
@@ -68,7 +71,7 @@ def _commit_kernel(
         k = pid * BLOCK_K + tl.arange(0, BLOCK_K)
         m_k = k < num_codes
         m_write = m_k & (tl.full([BLOCK_K], rows, tl.float64) > 0)
-        b_old = tl.load(old_counts + k, mask=m_k, other=0.0)
+        b_old = tl.load(ema_counts + k, mask=m_k, other=0.0)
         b_number = decay * b_old + rest * tl.load(counts + k, mask=m_k, other=0).to(tl.float32)
         b_seen = b_number * scale
         b_smoothed = tl.div_rn(b_seen + eps, total + slots_eps) * total
@@ -94,7 +97,7 @@ def _commit_kernel(
                 b_code = tl.where(restart[:, None], b_candidate, b_code)
             tl.store(ema_sums + p_row + d[None, :], b_sum, mask=m_tile)
             tl.store(codebook + p_row + d[None, :], b_code, mask=m_tile)
-        tl.store(ema_counts + k, b_number, mask=m_write)
+        tl.store(new_counts + k, b_number, mask=m_write)
     else:
         d = (pid - code_programs) * BLOCK_D + tl.arange(0, BLOCK_D)
         m_d = (d < DIM) & (tl.full([BLOCK_D], rows, tl.float64) > 0)
@@ -107,8 +110,27 @@ def _commit_kernel(
         b_mean = (b_column / tl.maximum(rows, 1.0)).to(tl.float32)
         b_center = tl.load(center + d, mask=m_d, other=0.0)
         tl.store(center + d, decay * b_center + rest * b_mean, mask=m_d)
-        if pid == code_programs:
-            tl.store(num_updates, tl.load(old_updates) + (rows > 0).to(tl.int64))
+
+    tl.debug_barrier()  # the ticket of one thread stands for what all threads have read and written
+    if tl.atomic_add(ticket, 1, sem="acq_rel") == programs - 1:
+        if rows > 0:
+            for i_k in range(0, num_codes, SCAN):
+                m_scan = i_k + o_scan < num_codes
+                b_number = tl.load(new_counts + i_k + o_scan, mask=m_scan, other=0.0, cache_modifier=".cg")
+                tl.store(ema_counts + i_k + o_scan, b_number, mask=m_scan)
+            tl.store(num_updates, tl.load(num_updates) + 1)
+        tl.store(ticket, 0)
+
+
+_tickets: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _ticket(device: torch.device) -> Tensor:
+    """The ticket counter of the current stream: 0 between launches, which follow each other on a stream."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    if (device, stream) not in _tickets:
+        _tickets[device, stream] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _tickets[device, stream]
 
 
 def ema_commit_(
@@ -129,8 +151,7 @@ def ema_commit_(
 ) -> None:
     """Move the dictionary towards the batch; the Triton form of `fq_toolkit.kernels.reference.ema_commit_`.
 
-    Nothing is read back to the host.  One launch, after copies of the ``(K,)`` counts and of the number of
-    updates.
+    Nothing is read back to the host.  One launch; the first on a stream also clears a counter.
 
     Args:
         codebook: ``(K, C)`` float32, changed.
@@ -160,21 +181,23 @@ def ema_commit_(
     num_codes, dim = codebook.shape
     config = config or launch_config("commit", 0, num_codes, dim, codebook.dtype, device_capability(codebook))
     code_programs = triton.cdiv(num_codes, config.block_k)
+    programs = code_programs + triton.cdiv(dim, config.block_d)
     revives = candidates is not None and revive > 0
     with torch.cuda.device_of(codebook):
-        _commit_kernel[(code_programs + triton.cdiv(dim, config.block_d),)](
+        _commit_kernel[(programs,)](
             codebook,
             ema_counts,
             ema_sums,
             center,
             num_updates,
-            ema_counts.clone(),
-            num_updates.clone() if debias else num_updates,
+            torch.empty_like(ema_counts),
+            _ticket(codebook.device),
             counts.contiguous(),
             sums.contiguous(),
             candidates.contiguous() if candidates is not None and revives else sums,
             num_codes,
             code_programs,
+            programs,
             decay,
             1 - decay,
             math.log(decay) if decay > 0 else -math.inf,

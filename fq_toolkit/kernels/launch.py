@@ -8,7 +8,6 @@ ahead-of-time compiler reports; they have not been tuned on a device.
 * ``lookup``: coarse certified search, tiles of ``block_n`` rows x ``block_k`` codes x ``block_d`` channels
 * ``rescore``: float64 search, ``block_n`` rows per program, ``block_k`` x ``block_d`` of the codes at a time
 * ``sums``: per-code sums, ``block_k`` codes x ``block_d`` channels per program, ``block_n`` rows at a time
-* ``reduce``: adds the partial sums, ``block_k`` elements per program
 * ``commit``: moving averages, ``block_k`` codes per program, ``block_d`` channels at a time
 * ``backward``: ``block_n`` rows x ``block_d`` channels per program
 """
@@ -94,10 +93,6 @@ _TABLE: dict[str, dict[int, tuple[Entry, ...]]] = {
             Entry(0, 32, _C(32, 64, 32, 4, 1, "tf32")),
             Entry(0, 0, _C(32, 64, 64, 4, 1, "tf32")),
         ),
-    },
-    "reduce": {
-        0: (Entry(0, 0, _C(1, 256, 1, 4, 1)),),
-        80: (Entry(0, 0, _C(1, 1024, 1, 4, 1)),),
     },
     "commit": {
         0: (Entry(0, 0, _C(1, 16, 32, 4, 1)),),

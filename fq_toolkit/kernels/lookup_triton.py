@@ -9,6 +9,7 @@ winner from the rest (`fq_toolkit.kernels.certificate` derives the bounds) leave
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -32,6 +33,7 @@ def _coarse_kernel(
     out,
     indices,
     row_error,
+    tickets,
     num_rows,
     num_codes,
     size_p,
@@ -60,6 +62,7 @@ def _coarse_kernel(
     WITH_OUTPUT: tl.constexpr,
     HAS_MASK: tl.constexpr,
     FULL_STRENGTH: tl.constexpr,
+    TICKETS: tl.constexpr,
 ):
     """Best code of each row by the lower bound ``|c'|^2/2 - <x', c'> - r`` of its score.
 
@@ -72,7 +75,12 @@ def _coarse_kernel(
 
     Of the winner: out = x + strength (q - x), row_error = |x - q|^2.  Index -1 marks a row with a NaN or an
     infinity, -2 a masked row, and -3 - k a row whose candidate k is not certified.
+
+    The first program clears the `tickets` of the sums, which saves those a launch.
     """
+    if TICKETS > 0:
+        if tl.program_id(0) == 0:
+            tl.store(tickets + tl.arange(0, TICKETS), tl.zeros([TICKETS], tl.int32))
     work = tl.float64 if WIDE else tl.float32
     inf = float("inf")
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -332,6 +340,7 @@ def lookup(
     with_output: bool,
     exact: bool,
     *,
+    tickets: Tensor | None = None,
     config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Nearest code of every row, the output and the squared error, in two launches (one without ``exact``).
@@ -344,6 +353,7 @@ def lookup(
         strength: the output is ``x + strength * (q - x)``; 1 gives exactly ``q`` in the dtype of ``x``.
         with_output: False leaves the output empty.
         exact: False takes the best coarse score without a certificate.
+        tickets: int32, a power of two of them, set to zero for `segment_sums`; None for none.
         config: another coarse launch than the one in the table, for tests and measurements.
 
     Returns:
@@ -362,7 +372,7 @@ def lookup(
     coarse = config or launch_config("lookup", num_rows, num_codes, dim, x.dtype, capability)
     size_p, size_q, (x_layout, out_layout) = row_geometry(x, out if with_output else x)
     bound = certificate(dim, coarse.block_d, coarse.dot)
-    strength_high = float(torch.tensor(strength, dtype=torch.float32))
+    strength_high = float(np.float32(strength))
     wide = x.dtype == torch.float64
     with torch.cuda.device_of(x):
         _coarse_kernel[(triton.cdiv(num_rows, coarse.block_n),)](
@@ -373,6 +383,7 @@ def lookup(
             out,
             indices,
             row_error,
+            indices if tickets is None else tickets,
             num_rows,
             num_codes,
             size_p,
@@ -392,6 +403,7 @@ def lookup(
             WITH_OUTPUT=with_output,
             HAS_MASK=mask is not None,
             FULL_STRENGTH=strength == 1.0,
+            TICKETS=0 if tickets is None else tickets.numel(),
             num_warps=coarse.num_warps,
             num_stages=coarse.num_stages,
         )

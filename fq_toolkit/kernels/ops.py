@@ -111,11 +111,13 @@ def _quantize_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     backend = select_backend(x)
     if backend == "triton":
+        segments = _triton("segment_sums")
+        tickets = torch.empty(segments.TICKETS, dtype=torch.int32, device=x.device)
         out, indices, row_error = _triton("lookup").lookup(
-            x, codebook, center, mask, strength, with_output, exact
+            x, codebook, center, mask, strength, with_output, exact, tickets=tickets
         )
-        sq_error, counts, sums = _triton("segment_sums").segment_sums(
-            x, indices, row_error, codebook.shape[0], with_sums
+        sq_error, counts, sums = segments.segment_sums(
+            x, indices, row_error, codebook.shape[0], with_sums, tickets=tickets
         )
         return out, indices, sq_error, counts, sums
     run = native.quantize_forward if backend == "native" else reference.quantize_forward

@@ -8,6 +8,10 @@ numbers.  What rounds is the addition of the rows of one product; from product t
 compensated, so that the error does not grow with the number of rows.  Every order is fixed by the shape of
 the input.
 
+With more than one stretch the programs of a tile write partial sums and then draw tickets; the one that draws
+the last adds the partial sums of all stretches, in the order of the stretches.  Who that is varies, what it
+computes does not.  Nobody waits for anybody.
+
 Why this and not something else, for a device with 132 multiprocessors, 67 TFLOP/s of float32, 495 of TF32,
 3.3 TB/s of memory and 5.5 TB/s of L2 cache, N = 32768 rows, C = 256 channels and K = 1024 codes; estimates,
 not measured:
@@ -18,7 +22,9 @@ not measured:
 * The indices are read once per tile of codes and channels, N (K/64) (C/64) 4 bytes = 8 MB from the L2 cache,
   and compared with N K C / 64^2 operations: together below 5 us up to K = 16384.
 * A sort (counting or radix) reads and writes less for very large K but takes four or more launches, each 3-5
-  us, where this takes one, or two when the rows are split (more than 4096 rows and a small dictionary).
+  us, where this takes one.
+* The last program of a tile reads up to 64 partial tiles of 16 KiB in a row, four at a time: up to 16 trips
+  to the L2 cache of about 1 us each, while a second launch, spread over the device, would cost its 3-5 us.
 * Integer atomics on fixed-point values would be repeatable, but need the range of the data beforehand.
 
 CUDA C++ could keep the list in shared memory, rank rows with warp votes and skip the trip through the L2
@@ -42,7 +48,9 @@ from fq_toolkit.kernels.rows_triton import row_geometry, row_offset
 
 _CHUNK = 1024  # indices that a program looks through at a time
 _ROWS_PER_SPLIT = 4096
+_MOST_SPLITS = 64  # one program adds up the partial sums of a tile
 _PROGRAMS = 1024  # about as many as run at once on a large device
+TICKETS = _PROGRAMS // 2  # tiles of split rows: with more tiles the rows stay in one stretch
 _PARTIAL_ELEMENTS = 1 << 21  # 8 MiB of float32 partial sums
 
 
@@ -69,17 +77,40 @@ def _subtract_pieces(total, lost, b_minus, b_x, EXACT_IN_TF32: tl.constexpr, DOT
         return _add_compensated(total, lost, small)
 
 
-@triton.jit(do_not_specialize=["num_rows", "rows_per_split", "batch"])
+@triton.jit
+def _add_parts(p_first, stride, parts, m_part, total):
+    """Add the partial tiles at ``p_first + i stride`` to ``total``, in ascending i, read four at a time.
+
+    They were written by other multiprocessors: the loads pass by the first-level cache.
+    """
+    for i in range(0, parts, 4):
+        p_part = p_first + i * stride
+        b_0 = tl.load(p_part, mask=m_part, other=0, cache_modifier=".cg")
+        b_1 = tl.load(p_part + stride, mask=m_part & (i + 1 < parts), other=0, cache_modifier=".cg")
+        b_2 = tl.load(p_part + 2 * stride, mask=m_part & (i + 2 < parts), other=0, cache_modifier=".cg")
+        b_3 = tl.load(p_part + 3 * stride, mask=m_part & (i + 3 < parts), other=0, cache_modifier=".cg")
+        total = total + b_0.to(total.dtype)
+        total = total + b_1.to(total.dtype)
+        total = total + b_2.to(total.dtype)
+        total = total + b_3.to(total.dtype)
+    return total
+
+
+@triton.jit(do_not_specialize=["num_rows", "rows_per_split", "batch", "splits"])
 def _segment_kernel(
     x,
     indices,
     row_error,
     positions,
+    partial_counts,
+    partial_sums,
+    tickets,
     counts,
     sums,
     sq_error,
     num_rows,
     rows_per_split,
+    splits,
     batch,
     rows_per_sample,
     num_codes,
@@ -102,11 +133,13 @@ def _segment_kernel(
     EXACT_IN_TF32: tl.constexpr,
     DOT: tl.constexpr,
     WITH_SUMS: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """``counts[k] = #{n : i(n) = k}``, ``sums[k]`` the sum of those rows, ``sq_error[b]`` that of the errors.
 
-    The first `main_programs` programs do counts and sums, into the part of their split of the rows; the
-    others add up the errors of `SAMPLES` samples, `SPAN` positions at a time, in float64.
+    The first `main_programs` programs do counts and sums, into the part of their split of the rows; the last
+    of them to arrive at a tile adds its parts.  The others add up the errors of `SAMPLES` samples, `SPAN`
+    positions at a time, in float64.
     """
     pid = tl.program_id(0)
     if pid >= main_programs:
@@ -156,52 +189,41 @@ def _segment_kernel(
                     b_minus = tl.where(m_hit, -1.0, 0.0)
                     total, lost = _subtract_pieces(total, lost, b_minus, b_x, EXACT_IN_TF32, DOT)
         m_k = k < num_codes
-        part = i_split.to(tl.int64) * num_codes + k
-        if i_channel == 0:
-            tl.store(counts + part, b_count, mask=m_k)
-        if WITH_SUMS:
-            m_sums = m_k[:, None] & (d < DIM)[None, :]
-            tl.store(sums + part[:, None] * DIM + d[None, :], total + lost, mask=m_sums)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def _reduce_kernel(
-    partial_counts,
-    partial_sums,
-    counts,
-    sums,
-    splits,
-    num_codes,
-    num_sums,
-    sum_programs,
-    BLOCK_K: tl.constexpr,
-):
-    """Add the partial sums of the splits in order and in float64; the last programs add the counts."""
-    pid = tl.program_id(0)
-    if pid < sum_programs:
-        offset = pid.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
-        m_sums = offset < num_sums
-        total = tl.zeros([BLOCK_K], tl.float64)
-        for i_split in range(0, splits):
-            p_partial = partial_sums + tl.cast(i_split, tl.int64) * num_sums + offset
-            total += tl.load(p_partial, mask=m_sums, other=0.0).to(tl.float64)
-        tl.store(sums + offset, total.to(tl.float32), mask=m_sums)
-    else:
-        k = (pid - sum_programs) * BLOCK_K + tl.arange(0, BLOCK_K)
-        m_k = k < num_codes
-        number = tl.zeros([BLOCK_K], tl.int64)
-        for i_split in range(0, splits):
-            number += tl.load(partial_counts + tl.cast(i_split, tl.int64) * num_codes + k, mask=m_k, other=0)
-        tl.store(counts + k, number, mask=m_k)
+        m_sums = m_k[:, None] & (d < DIM)[None, :]
+        o_sums = k.to(tl.int64)[:, None] * DIM + d[None, :]
+        if SPLIT:
+            part = i_split.to(tl.int64) * num_codes
+            if i_channel == 0:
+                tl.store(partial_counts + part + k, b_count, mask=m_k)
+            if WITH_SUMS:
+                tl.store(partial_sums + part * DIM + o_sums, total + lost, mask=m_sums)
+            tl.debug_barrier()  # the ticket of one thread publishes what all threads have written
+            ticket = tl.atomic_add(tickets + pid % (code_tiles * channel_tiles), 1, sem="acq_rel")
+            if ticket == splits - 1:
+                stride = tl.cast(num_codes, tl.int64)
+                if i_channel == 0:
+                    b_count = tl.zeros([BLOCK_K], tl.int64)
+                    b_count = _add_parts(partial_counts + k, stride, splits, m_k, b_count)
+                    tl.store(counts + k, b_count, mask=m_k)
+                if WITH_SUMS:
+                    b_sum = tl.zeros([BLOCK_K, BLOCK_D], tl.float64)
+                    b_sum = _add_parts(partial_sums + o_sums, stride * DIM, splits, m_sums, b_sum)
+                    tl.store(sums + o_sums, b_sum.to(tl.float32), mask=m_sums)
+        else:
+            if i_channel == 0:
+                tl.store(counts + k, b_count, mask=m_k)
+            if WITH_SUMS:
+                tl.store(sums + o_sums, total + lost, mask=m_sums)
 
 
 def split_rows(num_rows: int, num_codes: int, dim: int, tiles: int) -> tuple[int, int]:
     """Into how many stretches to cut the rows, and how many rows each has: ``(splits, rows_per_split)``.
 
-    One stretch saves the second launch; more keep every multiprocessor busy.  The partial sums take at
-    most 8 MiB.
+    One stretch needs no partial sums; more keep every multiprocessor busy.  The partial sums take at most
+    8 MiB.
     """
-    splits = min(num_rows // _ROWS_PER_SPLIT, _PROGRAMS // tiles, _PARTIAL_ELEMENTS // (num_codes * dim))
+    fitting = min(_PROGRAMS // tiles, _PARTIAL_ELEMENTS // (num_codes * dim))
+    splits = min(num_rows // _ROWS_PER_SPLIT, fitting, _MOST_SPLITS)
     splits = max(1, splits)
     rows = triton.cdiv(triton.cdiv(num_rows, splits), _CHUNK) * _CHUNK
     return triton.cdiv(num_rows, rows), rows
@@ -214,10 +236,11 @@ def segment_sums(
     num_codes: int,
     with_sums: bool,
     *,
+    tickets: Tensor | None = None,
     config: LaunchConfig | None = None,
     splits: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-sample squared errors, per-code counts and per-code sums of the valid rows, in one or two launches.
+    """Per-sample squared errors, per-code counts and per-code sums of the valid rows, in one launch.
 
     Args:
         x: features ``(B, C, P, Q)``, any strides, read in place.
@@ -225,6 +248,8 @@ def segment_sums(
         row_error: ``(N,)`` float32.
         num_codes: K.
         with_sums: False leaves the sums empty.
+        tickets: ``(TICKETS,)`` int32, all zero, used up by this call: `lookup` clears them in passing.  By
+            default new zeros, which is a launch more.
         config: another launch than the one in the table, for tests and measurements.
         splits: another number of stretches of rows, likewise.
 
@@ -233,10 +258,10 @@ def segment_sums(
     """
     batch, dim, height, width = x.shape
     num_rows = batch * height * width
-    sq_error = torch.zeros(batch, dtype=torch.float32, device=x.device)
     if num_rows == 0:
         counts = torch.zeros(num_codes, dtype=torch.int64, device=x.device)
-        return sq_error, counts, torch.zeros(num_codes if with_sums else 0, dim, device=x.device)
+        sums = torch.zeros(num_codes if with_sums else 0, dim, device=x.device)
+        return torch.zeros(batch, device=x.device), counts, sums
     capability = device_capability(x)
     config = config or launch_config("sums", num_rows, num_codes, dim, x.dtype, capability)
     code_tiles = triton.cdiv(num_codes, config.block_k)
@@ -250,10 +275,13 @@ def segment_sums(
     samples, span = (64, 16) if height * width < 256 else (1, 1024)
     size_p, size_q, (x_layout,) = row_geometry(x)
 
+    sq_error = torch.empty(batch, dtype=torch.float32, device=x.device)
     counts = torch.empty(num_codes, dtype=torch.int64, device=x.device)
     sums = torch.empty(num_codes if with_sums else 0, dim, dtype=torch.float32, device=x.device)
     partial_counts = counts.new_empty(splits, num_codes) if splits > 1 else counts
     partial_sums = sums.new_empty(splits, *sums.shape) if splits > 1 else sums
+    if tickets is None:
+        tickets = torch.zeros(code_tiles * channel_tiles, dtype=torch.int32, device=x.device)
     positions = torch.empty(main_programs * _CHUNK, dtype=torch.int32, device=x.device)
     with torch.cuda.device_of(x):
         _segment_kernel[(main_programs + triton.cdiv(batch, samples),)](
@@ -263,9 +291,13 @@ def segment_sums(
             positions,
             partial_counts,
             partial_sums,
+            tickets,
+            counts,
+            sums,
             sq_error,
             num_rows,
             rows_per_split,
+            splits,
             batch,
             height * width,
             num_codes,
@@ -285,23 +317,8 @@ def segment_sums(
             EXACT_IN_TF32=x.dtype in (torch.float16, torch.bfloat16),
             DOT=config.dot,
             WITH_SUMS=with_sums,
+            SPLIT=splits > 1,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
-        if splits > 1:
-            final = launch_config("reduce", num_rows, num_codes, dim, x.dtype, capability)
-            sum_programs = triton.cdiv(sums.numel(), final.block_k)
-            _reduce_kernel[(sum_programs + triton.cdiv(num_codes, final.block_k),)](
-                partial_counts,
-                partial_sums,
-                counts,
-                sums,
-                splits,
-                num_codes,
-                sums.numel(),
-                sum_programs,
-                BLOCK_K=final.block_k,
-                num_warps=final.num_warps,
-                num_stages=final.num_stages,
-            )
     return sq_error, counts, sums

@@ -21,7 +21,6 @@ KERNELS = {
     "lookup": lookup_triton._coarse_kernel,
     "rescore": lookup_triton._rescore_kernel,
     "sums": segment_sums_triton._segment_kernel,
-    "reduce": segment_sums_triton._reduce_kernel,
     "commit": commit_triton._commit_kernel,
     "backward": backward_triton._backward_kernel,
 }
@@ -33,11 +32,11 @@ FEATURES = {
 }
 POINTERS = {
     "i1": {"mask"},
-    "i32": {"indices", "positions"},
-    "i64": {"counts", "partial_counts", "num_updates", "old_updates"},
+    "i32": {"indices", "positions", "tickets", "ticket"},
+    "i64": {"counts", "partial_counts", "num_updates"},
     "fp32": {
         *("codebook", "center", "row_error", "sums", "sq_error", "grad_error", "partial_sums"),
-        *("ema_counts", "ema_sums", "old_counts", "candidates"),
+        *("ema_counts", "ema_sums", "new_counts", "candidates"),
     },
 }
 FLOATS = {
@@ -53,7 +52,7 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     kernel = KERNELS[job["op"]]
     constants = dict(job["constants"])
     # An integer that is 1 becomes a constant: the stride of the contiguous axis, or all sizes and strides.
-    pattern = r"(x|out|g|d)_[bcpq]|size_[pq]|num_codes|dim|\w+_tiles|\w+_programs|rows_per_sample|num_sums"
+    pattern = r"(x|out|g|d)_[bcpq]|size_[pq]|num_codes|dim|\w+_tiles|\w*programs|rows_per_sample"
     if job["contiguous"] != "ones":
         pattern = rf"(x|out|g|d)_{job['contiguous']}"
     constants |= {name: 1 for name in kernel.arg_names if re.fullmatch(pattern, name)}

@@ -44,11 +44,10 @@ class Job(NamedTuple):
         output = {"WITH_OUTPUT": True, "FULL_STRENGTH": False}
         constants: dict[str, Any] = {
             "lookup": {"DIM": self.dim, **blocks, **output, "DOT": config.dot, "WIDE": wide}
-            | {"EXACT": True, "HAS_MASK": True},
+            | {"EXACT": True, "HAS_MASK": True, "TICKETS": 512},
             "rescore": {**blocks, **output, "WIDE": wide},
             "sums": {"DIM": self.dim, **blocks, "CHUNK": 1024, "SAMPLES": 64, "SPAN": 16, "DOT": config.dot}
-            | {"WITH_SUMS": True, "EXACT_IN_TF32": self.dtype.itemsize == 2},
-            "reduce": {"BLOCK_K": config.block_k},
+            | {"WITH_SUMS": True, "SPLIT": True, "EXACT_IN_TF32": self.dtype.itemsize == 2},
             "commit": {"DIM": self.dim, "BLOCK_K": config.block_k, "BLOCK_D": config.block_d}
             | {"SCAN": 1024, "DEBIAS": True, "REVIVE": True},
             "backward": {"DIM": self.dim, "BLOCK_N": config.block_n, "BLOCK_D": config.block_d}
@@ -68,11 +67,10 @@ class Job(NamedTuple):
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "lookup": (
         {"EXACT": False, "HAS_MASK": False, "FULL_STRENGTH": True},
-        {"WITH_OUTPUT": False, "HAS_MASK": False},
+        {"WITH_OUTPUT": False, "HAS_MASK": False, "TICKETS": 0},
     ),
     "rescore": ({"FULL_STRENGTH": True}, {"WITH_OUTPUT": False}),
-    "sums": ({"WITH_SUMS": False}, {"SAMPLES": 1, "SPAN": 1024}),
-    "reduce": (),
+    "sums": ({"WITH_SUMS": False}, {"SAMPLES": 1, "SPAN": 1024}, {"SPLIT": False}),
     "commit": ({"DEBIAS": False, "REVIVE": False},),
     "backward": ({"HAS_GRAD": False},),
 }

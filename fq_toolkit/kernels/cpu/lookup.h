@@ -14,7 +14,8 @@
 //           multiply-adds.
 //   Paired: the operands are rounded to bfloat16, x' = xb + xr and c' = cb + cr, and multiplied two channels at a time.
 //           What that loses is measured, not estimated: reach = (|x'|, |xr|) and slope = (1.01 |cr| + accumulation,
-//           |c'|).  It is twice as fast, and pays wherever codes are not crowded within a few thousandths of their norm.
+//           |c'|).  Each instruction does two channels, which pays wherever codes are not crowded within a few
+//           thousandths of their norm.
 //
 // The offset covers the rounding of |c'|^2 / 2, of the last subtraction, and underflow.  The reach enters the product
 // as one more channel, or pair, so that the lanes hold bounds rather than scores: value = -(score - radius).  A row is
