@@ -79,28 +79,13 @@ def encode_features(vae: SentenceVAE, texts: Sequence[str], *, batch_size: int =
     """Return sentence vectors and posterior means, on the CPU, without gradients."""
     pooled = torch.empty(len(texts), vae.linear.in_features)
     mean = torch.empty(len(texts), vae.latent_size)
-    with evaluating(vae), _tapped(vae) as vectors:
+    with evaluating(vae):
         for rows in by_length(texts, batch_size):
             batch = vae.batch([texts[row] for row in rows])
-            mean[rows] = vae.posterior(batch.encoder_ids, batch.encoder_mask).mean.float().cpu()
-            pooled[rows] = vectors.pop().float().cpu()
+            vectors = vae.sentence_vector(batch.encoder_ids, batch.encoder_mask)
+            pooled[rows] = vectors.float().cpu()
+            mean[rows] = vae.linear(vectors).float().chunk(2, dim=-1)[0].cpu()
     return Features(pooled, mean)
-
-
-class _tapped:
-    """Within it, the sentence vectors that go into a model's projection are appended to a list."""
-
-    def __init__(self, vae: SentenceVAE) -> None:
-        self.vae, self.vectors = vae, list[Tensor]()
-
-    def __enter__(self) -> list[Tensor]:
-        self.handle = self.vae.linear.register_forward_pre_hook(
-            lambda _, inputs: self.vectors.append(inputs[0])
-        )
-        return self.vectors
-
-    def __exit__(self, *error: object) -> None:
-        self.handle.remove()
 
 
 def choose(labels: np.ndarray, per_class: int, *, seed: int) -> np.ndarray:
@@ -141,9 +126,8 @@ class _Classifier(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         batch = self.vae.batch(texts)
-        with _tapped(self.vae) as vectors:
-            mean = self.vae.posterior(batch.encoder_ids, batch.encoder_mask).mean
-        return self.head(mean if self.latent else vectors[0])
+        vectors = self.vae.sentence_vector(batch.encoder_ids, batch.encoder_mask)
+        return self.head(self.vae.linear(vectors).chunk(2, dim=-1)[0] if self.latent else vectors)
 
 
 def finetuned_accuracy(

@@ -167,8 +167,8 @@ def _read(source: str, keys: tuple[str, str], skipped: Counter[str]) -> list[Row
         if not files:
             raise ConfigError(
                 f"data is {source!r}; expected {GRAMMAR!r}, a file ending in "
-                f"{', '.join((*_TABLES, *_JSON))}, a folder of STEM.PART.LABEL files, or the beginning of the "
-                "names of one file per label"
+                f"{', '.join((*_TABLES, *_JSON))}, a folder of STEM.PART.LABEL files, or the beginning of "
+                "the names of one file per label"
             )
         for file in files:
             label = file.name.removeprefix(f"{path.name}.").removesuffix(".gz").removesuffix(".txt")

@@ -98,19 +98,21 @@ class SentenceVAE(nn.Module):
 
     # -- what training needs: tensors in, tensors out
 
-    def posterior(self, encoder_ids: Tensor, encoder_mask: Tensor) -> Posterior:
-        """``q(z|x)`` of token ids (B, S) and their mask (B, S): mean and logvar (B, nz) in float32."""
+    def sentence_vector(self, encoder_ids: Tensor, encoder_mask: Tensor) -> Tensor:
+        """What the encoder makes of token ids (B, S) with their mask (B, S): (B, hidden)."""
         outputs = self.encoder(input_ids=encoder_ids, attention_mask=encoder_mask)
         if self.pooling == "pooler":
-            pooled = outputs.pooler_output
-        elif self.pooling == "cls":
-            pooled = outputs.last_hidden_state[:, 0]
-        else:
-            hidden = outputs.last_hidden_state
-            weights = encoder_mask[:, :, None].to(hidden.dtype)
-            pooled = (hidden * weights).sum(1) / weights.sum(1)
-        mean, logvar = self.linear(pooled).float().chunk(2, dim=-1)
-        return Posterior(mean, logvar)
+            return outputs.pooler_output
+        if self.pooling == "cls":
+            return outputs.last_hidden_state[:, 0]
+        hidden = outputs.last_hidden_state
+        weights = encoder_mask[:, :, None].to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+
+    def posterior(self, encoder_ids: Tensor, encoder_mask: Tensor) -> Posterior:
+        """``q(z|x)`` of token ids (B, S) and their mask (B, S): mean and logvar (B, nz) in float32."""
+        vector = self.sentence_vector(encoder_ids, encoder_mask)
+        return Posterior(*self.linear(vector).float().chunk(2, dim=-1))
 
     def nll(self, z: Tensor, decoder_ids: Tensor, decoder_mask: Tensor) -> Tensor:
         """``-log p(x|z)`` in nats, summed over a sentence's tokens and EOS.
