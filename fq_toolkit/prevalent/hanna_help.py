@@ -1,5 +1,6 @@
 """Who helps in HANNA: somebody who knows the building, or a collection of routes that people described."""
 
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -9,6 +10,9 @@ from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.landmarks import describe_path
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.world import NavWorld
+
+# Every instruction ends with stopping; only the last part of a way may say so.
+_LAST_CLAUSE = re.compile(r"( ,)?( and)?( then)? (stop there|stop|wait) \.$")
 
 
 class Helper(Protocol):
@@ -46,8 +50,7 @@ class MiniHelper:
             generator,
             turns=self.world.turns,
         )
-        # An instruction ends with "stop": only the last part of the way may say so.
-        return told if len(path) <= self.edges + 1 else " ".join(told.split()[:-2]).rstrip(" ,") + " ."
+        return told if len(path) <= self.edges + 1 else _LAST_CLAUSE.sub(" .", told)
 
 
 class RouteHelper:

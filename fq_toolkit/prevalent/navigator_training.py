@@ -29,6 +29,8 @@ from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
 from fq_toolkit.training.session import provenance
 
 ANGLES = 128
+WARMUP = 0.05
+"""Share of the steps over which the learning rates rise."""
 
 
 def keep_end(text: str, vocabulary: Vocabulary, limit: int = TOKENS - 2) -> str:
@@ -127,6 +129,7 @@ class NavigatorTraining:
             [{"params": weights, "lr": lr} for weights, lr in parts], weight_decay=config.weight_decay
         )
         self.optimizer = accelerator.prepare(optimizer)
+        self.rates = [lr for _, lr in parts]
         self.last_evaluation: Any = None
         self.predictions: dict[str, list[dict[str, Any]]] = {}
         seed_everything(rank_seed(config.seed, rank))
@@ -150,7 +153,10 @@ class NavigatorTraining:
         return config.teacher_start + (config.teacher_end - config.teacher_start) * min(1.0, done)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Do one update."""
+        """Do one update; learning rates rise over the first steps and then fall linearly to 0."""
+        done = step / self.options.steps
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * min(1.0, (done + 1e-3) / WARMUP) * (1 - done)
         config, rows = self.options, self.order.next().tolist()
         mask = None
         if config.feature_dropout:

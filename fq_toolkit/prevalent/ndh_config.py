@@ -20,7 +20,7 @@ class NDHConfig(NavigatorConfig):
 
 
 PRESETS: dict[str, NDHConfig] = {
-    MINI: NDHConfig(),
+    MINI: replace(NDHConfig(), steps=200, batch_size=24),
     # The sizes of the released code on real features; a GPU is needed.
     "cvdn": replace(
         NDHConfig(),
