@@ -1,0 +1,55 @@
+"""docs/optimus.md: its Python runs, the options it names exist, its table is that of the results file."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.study_optimus import ARMS
+from benchmarks.study_optimus_report import table
+from benchmarks.study_results import Figures, read
+from fq_toolkit.optimus.config import OptimusConfig
+from fq_toolkit.optimus.trainer import train
+
+
+@pytest.fixture
+def page(project_root: Path) -> str:
+    return (project_root / "docs" / "optimus.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_page_runs(page: str, tmp_path: Path) -> None:
+    config = OptimusConfig(
+        limit=100, steps=1, layers=1, width=16, heads=2, batch_size=4, eval_sentences=2, iw_samples=1,
+        eval_analogies=1, checkpoint_every=0, device="cpu",
+    )  # fmt: skip
+    scope: dict[str, Any] = {"RUN": str(train(config, out=tmp_path / "run").run)}
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    exec(block, scope)
+    said = re.findall(r"^vae\.(.*?)  # (.*)$", block, re.MULTILINE)
+    values = [eval(f"vae.{call}", scope) for call, _ in said]
+    assert [meaning for _, meaning in said] == ["(1, 32)", "8 sentences", "one sentence"]
+    assert tuple(values[0].shape) == (1, 32)
+    assert len(values[1]) == 8
+    assert isinstance(values[2], str)
+
+
+def test_options_that_the_page_names_exist(page: str) -> None:
+    fields = set(OptimusConfig.__dataclass_fields__)
+    elsewhere = {"resume", "temperature", "count", "quick", "report", "task", "step"}
+    for name in set(re.findall(r"`--([a-z-]+)", page)):
+        assert name.replace("-", "_") in fields | elsewhere, name
+
+
+def test_the_table_of_the_study_is_that_of_the_results(page: str, project_root: Path) -> None:
+    found = re.search(r"\[start:study\] -->\n(.*?)<!-- --8<-- \[end:study\]", page, re.DOTALL)
+    assert found
+    files = sorted((project_root / "benchmarks" / "results").glob("study_optimus-*.csv"))
+    if not files:
+        assert found[1].strip() == "Not measured yet."
+        return
+    for path in files:
+        rows = read(path)
+        assert table(Figures(rows, rows[-1].setting), tuple(ARMS)) in found[1]
+        assert rows[-1].setting.commit in found[1]
+        assert rows[-1].setting.machine in found[1]
