@@ -17,8 +17,11 @@ TRAINERS = {
     "fqgan": "fq_toolkit.fqgan.commands",
     "ugatit": "fq_toolkit.fqgan.ugatit_commands",
     "optimus": "fq_toolkit.optimus.commands",
+    "optimus-label-conditional": "fq_toolkit.optimus.label_commands",
+    "optimus-dialog": "fq_toolkit.optimus.dialog_commands",
     "prevalent": "fq_toolkit.prevalent.pretraining_commands",
     "speaker": "fq_toolkit.prevalent.speaker_commands",
+    "r2r": "fq_toolkit.prevalent.r2r_commands",
     "ndh": "fq_toolkit.prevalent.ndh_commands",
     "hanna": "fq_toolkit.prevalent.hanna_commands",
 }
@@ -180,6 +183,9 @@ COMMANDS = {
     "plot": Command("plot RUN", "draw curves.png again, also while the run goes on", on_a_run("plot")),
     "augment": Command(
         "augment RUN", "new paths with instructions of a trained speaker", on_a_run("augment")
+    ),
+    "navigate": Command(
+        "navigate RUN", "follow one instruction step by step, and draw the way", on_a_run("navigate")
     ),
     "score": Command(
         "score PRED ANN", "official scores of navigation predictions: r2r, ndh, hanna", run_score

@@ -119,7 +119,8 @@ def _grow(
             poses = path.poses
             if action:
                 there = scan.viewpoints[int(scan.neighbors[here, action - 1])]
-                poses = (*poses, (there, *env.direction(views[row][action])))
+                heading, elevation = env.direction(views[row][action])
+                poses = (*poses, (there, heading, elevation))
             longer = BeamPath(
                 path.instr_id, poses, (*path.actions, action), path.log_prob + table[row][action], action == 0
             )
@@ -137,7 +138,8 @@ def _keep_best(
     """Return the states of the best paths, the beams, and which row belongs to which path."""
     kept: list[list[BeamPath]] = []
     rows: dict[tuple[int, int], int] = {}
-    origin, actions = [], []
+    origin: list[int] = []
+    actions: list[int] = []
     for item, beam in enumerate(beams):
         pool = [_Grown(path, -1) for path in beam if path.stopped] + grown[item]
         best = sorted(pool, key=lambda entry: -entry.path.log_prob)[:width]

@@ -33,7 +33,7 @@ class Reading(NamedTuple):
 
     def rows(self, index: Tensor) -> "Reading":
         """Return some rows, repeated or not."""
-        return Reading(*(part[index] for part in self[:3]), self.state.rows(index))
+        return Reading(self.mask[index], self.text[index], self.context[index], self.state.rows(index))
 
 
 class FollowerAgent(nn.Module):
@@ -54,6 +54,8 @@ class FollowerAgent(nn.Module):
 
     Source: PREVALENT, arXiv 2002.10638, section 4.3; R2R-EnvDrop, arXiv 1904.04195, section 3.2.
     """
+
+    blocked_order: Tensor
 
     def __init__(
         self,
@@ -233,7 +235,10 @@ def rollout(
         with torch.no_grad():
             final = agent(reading, state, observation, feature_mask)[1]
         final = final.masked_fill(observation.ended, 0.0)
-    return Rollout(*(torch.stack(part) for part in zip(*steps, strict=True)), final, env.trajectories())
+    log_probs, actions, teacher, rewards, values, active = (
+        torch.stack(part) for part in zip(*steps, strict=True)
+    )
+    return Rollout(log_probs, actions, teacher, rewards, values, active, final, env.trajectories())
 
 
 def choose_actions(

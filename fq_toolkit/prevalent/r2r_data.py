@@ -1,7 +1,6 @@
 """What the R2R trainer trains and validates on: generated worlds, or the real graphs and annotations."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,9 +114,9 @@ def unseen_paths(items: Sequence[NavItem], training: Sequence[NavItem]) -> list[
 
 
 def _mini_splits(config: R2RConfig) -> R2RData:
-    options = {"feature_dim": config.feature_dim}
-    seen = MiniWorld(config.world_seed, num_scans=config.scans, **options)
-    unseen = MiniWorld(config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), **options)
+    width = config.feature_dim
+    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=width)
+    unseen = MiniWorld(config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=width)
     train = Split("train", seen.items(config.train_items, seed=1), seen, seen.features())
     other = unseen_paths(seen.items(2 * config.validation_items, seed=2), train.items)
     validation = {
@@ -156,8 +155,3 @@ def _augmented(config: R2RConfig, train: Split, validation: dict[str, Split]) ->
     if not items:
         raise DataError(f"{config.augmented}: no instruction")
     return train._replace(name="augmented", items=items)
-
-
-def with_seed(config: R2RConfig, seed: int) -> R2RConfig:
-    """Return the options of another seed: other weights, and in mini other worlds."""
-    return replace(config, seed=seed, world_seed=seed)

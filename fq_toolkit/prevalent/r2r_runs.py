@@ -1,0 +1,80 @@
+"""Runs of the R2R trainer, read back from their folder."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from fq_toolkit.prevalent.r2r_config import TRAINER, R2RConfig
+from fq_toolkit.prevalent.r2r_data import load_r2r_data
+from fq_toolkit.prevalent.r2r_evaluation import Decoding, R2REvaluation, follow, score_split
+from fq_toolkit.prevalent.r2r_training import R2RTraining
+from fq_toolkit.training.config import load_config
+from fq_toolkit.training.errors import CheckpointError, ConfigError
+from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.session import make_accelerator
+
+
+class R2RRun(NamedTuple):
+    """A run read back: its task with the agent at one of its checkpoints."""
+
+    folder: RunFolder
+    config: R2RConfig
+    task: R2RTraining
+    step: int
+
+
+def load_run(path: Path, *, step: int | None = None) -> R2RRun:
+    """Read a run folder.
+
+    Args:
+        path: the folder.
+        step: which checkpoint; the newest by default.
+
+    Raises:
+        RunError: when it is no run folder.
+        CheckpointError: when the checkpoint is missing, damaged or of another model.
+        ConfigError: when it is a run of another trainer.
+        DataError: when what it was trained on is not there any more.
+    """
+    folder = RunFolder.open(path)
+    config = load_config(R2RConfig, folder.config, trainer=TRAINER)
+    at, saved = folder.checkpoints().load(step)
+    task = R2RTraining(config, load_r2r_data(config), make_accelerator(config))
+    try:
+        task.load_state(saved["task"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint of step {at} in {path} does not fit: {error}") from error
+    task.networks.eval()
+    return R2RRun(folder, config, task, at)
+
+
+def evaluate_run(
+    run: R2RRun, *, decoding: Decoding = "greedy", beam_width: int = 5, seed: int = 0
+) -> R2REvaluation:
+    """Measure a run again; write ``predictions-SPLIT.json`` and ``evaluation.json``.
+
+    Args:
+        run: the run.
+        decoding: ``"greedy"``, ``"sample"`` or ``"beam"``.
+        beam_width: of beam search.
+        seed: of sampling.
+
+    Raises:
+        ConfigError: for unknown decoding or a width below 1.
+    """
+    if beam_width < 1:
+        raise ConfigError(f"beam_width is {beam_width}; expected at least 1")
+    task, scores = run.task, {}
+    for name, split in task.validation.items():
+        task.predictions[name] = follow(
+            task.agent,
+            split,
+            decoding=decoding,
+            beam_width=beam_width,
+            max_steps=run.config.max_steps,
+            seed=seed,
+        )
+        scores[name] = score_split(split, task.predictions[name])
+    counts = {name: len(split.items) for name, split in task.validation.items()}
+    task.last_evaluation = R2REvaluation(scores, counts, task.train.synthesised, decoding)
+    task.write_results(run.folder, step=run.step, decoding=decoding)
+    return task.last_evaluation
