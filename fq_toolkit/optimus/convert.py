@@ -15,7 +15,7 @@ from fq_toolkit.layers.latent_injection import inject_latent
 from fq_toolkit.layers.latent_model import CHILD
 from fq_toolkit.layers.latent_original import EMBEDDING_KEY, MEMORY_KEY, load_original_decoder
 from fq_toolkit.optimus.batch import Tokenizers
-from fq_toolkit.optimus.hub import add_text_tokens, load_tokenizers
+from fq_toolkit.optimus.hub import add_missing_tokens, load_tokenizers
 from fq_toolkit.optimus.original_files import OriginalRun, read_run, write_run
 from fq_toolkit.optimus.saving import SETTINGS
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
@@ -97,7 +97,7 @@ def from_original(
     if tokenizers is None:
         names = [run.args.get(f"{role}_model_name_or_path") for role in ("encoder", "decoder")]
         tokenizers = load_tokenizers(names[0] or ENCODER, names[1] or DECODER)
-        add_text_tokens(tokenizers.decoder, decoder)
+        add_missing_tokens(tokenizers.decoder)
     decoder = inject_latent(decoder, mode=mode or _mode(run.args), latent_size=latent_size)
     load_original_decoder(decoder, run.decoder)
     vae = SentenceVAE(encoder, decoder, tokenizers, latent_size=latent_size, pooling="pooler")

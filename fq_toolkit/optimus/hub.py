@@ -61,14 +61,21 @@ def add_text_tokens(tokenizer: Any, decoder: Any) -> int:
     Returns:
         How many tokens were added.
     """
-    ids = {role: getattr(tokenizer, f"{role}_id") for role in TEXT_TOKENS}
-    shared = len(set(ids.values())) < len(ids)
-    before = len(tokenizer)
-    for role, token in TEXT_TOKENS.items():  # one by one: their ids follow this order
-        if shared or ids[role] is None:
-            tokenizer.add_special_tokens({role: token})
+    added = add_missing_tokens(tokenizer)
     if len(tokenizer) > decoder.get_input_embeddings().weight.shape[0]:
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return added
+
+
+def add_missing_tokens(tokenizer: Any) -> int:
+    """`add_text_tokens` for a decoder whose embedding has their rows already."""
+    lacks = {role for role in TEXT_TOKENS if getattr(tokenizer, f"{role}_id") is None}
+    if tokenizer.bos_token_id == tokenizer.eos_token_id:
+        lacks |= {"bos_token", "eos_token"}
+    before = len(tokenizer)
+    for role, token in TEXT_TOKENS.items():  # one by one: their ids follow this order
+        if role in lacks:
+            tokenizer.add_special_tokens({role: token})
     return len(tokenizer) - before
 
 

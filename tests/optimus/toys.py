@@ -35,11 +35,11 @@ def word_tokenizer(specials: dict[str, str], words: list[str] = WORDS) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **specials)
 
 
-def toy_tokenizers() -> Tokenizers:
+def toy_tokenizers(words: list[str] = WORDS) -> Tokenizers:
     """PAD 0, UNK 1, CLS 2, SEP 3 and PAD 0, BOS 1, EOS 2, UNK 3; then the words in order."""
     reader = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     writer = {"pad_token": "<PAD>", "bos_token": "<BOS>", "eos_token": "<EOS>", "unk_token": "<UNK>"}
-    return Tokenizers(word_tokenizer(reader), word_tokenizer(writer))
+    return Tokenizers(word_tokenizer(reader, words), word_tokenizer(writer, words))
 
 
 def toy_vae(mode: str = "memory", *, seed: int = 0, dropout: float = 0.1, **settings: Any) -> SentenceVAE:

@@ -1,0 +1,103 @@
+"""The scores of a model on a corpus against sums sentence by sentence."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fq_toolkit.optimus.language_metrics import LanguageScores, measure_language
+from fq_toolkit.optimus.latent_metrics import active_units
+from tests.optimus.toys import TEXTS, toy_vae
+
+CORPUS = [*TEXTS, "two dogs", "the man rides in the snow . a girl runs .", "a girl"]
+
+
+def scores(texts: list[str] = CORPUS, seed: int = 0, **options: int) -> LanguageScores:
+    return measure_language(toy_vae(), texts, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def test_every_figure_is_the_sum_over_sentences_it_says_it_is() -> None:
+    vae, found = toy_vae(), scores(draws=4)
+    nll, other, kl = [], [], []
+    with torch.no_grad():
+        means = torch.cat([vae.posterior(*vae.batch([text])[:2]).mean for text in CORPUS])
+        for row, text in enumerate(CORPUS):  # one sentence at a time, hence without any padding
+            batch = vae.batch([text])
+            kl.append(float(vae.posterior(*batch[:2]).kl().sum()))
+            nll.append(float(vae.nll(means[row][None], *batch[2:4])))
+            other.append(float(vae.nll(means[row - 1][None], *batch[2:4])))
+    assert math.isclose(found.reconstruction_from_mean, np.mean(nll), rel_tol=1e-5)
+    assert math.isclose(found.reconstruction_from_other, np.mean(other), rel_tol=1e-5)
+    assert math.isclose(found.kl, np.mean(kl), rel_tol=1e-5)
+    assert math.isclose(found.negative_elbo, found.reconstruction + found.kl, rel_tol=1e-12)
+    assert found.sentences == len(CORPUS)
+    assert found.words == sum(len(text.split()) + 1 for text in CORPUS), "and the end of each"
+    assert found.tokens == sum(len(text.split()) + 2 for text in CORPUS), "BOS and EOS of each"
+    total = found.negative_log_likelihood * found.sentences
+    assert math.isclose(found.ppl_per_bpe_token, math.exp(total / found.tokens), rel_tol=1e-12)
+    assert math.isclose(found.ppl_per_word, math.exp(total / found.words), rel_tol=1e-12)
+    assert found.ppl_per_word > found.ppl_per_bpe_token, "fewer words than tokens"
+    assert found.active_units == active_units(vae.encode(CORPUS))
+    assert 0 < found.mutual_information <= math.log(len(CORPUS)) + 1e-12
+    assert (found.draws, found.left_out) == (4, 0)
+
+
+def test_the_likelihood_is_that_of_log_likelihood_and_above_the_elbo() -> None:
+    vae, found = toy_vae(), scores(draws=300)
+    # Both are estimates from draws of their own.
+    alone = -float(vae.log_likelihood(CORPUS, iw=300).mean())
+    assert abs(found.negative_log_likelihood - alone) < 0.5
+    assert found.negative_log_likelihood < found.negative_elbo
+
+
+def test_batches_make_no_difference_where_nothing_is_drawn() -> None:
+    one, all_at_once = scores(batch_size=1, draws=2), scores(batch_size=64, draws=2)
+    for name in ("reconstruction_from_mean", "reconstruction_from_other", "kl"):
+        assert math.isclose(getattr(one, name), getattr(all_at_once, name), rel_tol=1e-5)
+    for name in ("sentences", "tokens", "words", "active_units"):
+        assert getattr(one, name) == getattr(all_at_once, name)
+
+
+def test_a_generator_makes_it_repeatable_and_dropout_is_off() -> None:
+    vae = toy_vae(dropout=0.5).train()
+    first, second = (
+        measure_language(vae, CORPUS, draws=3, generator=torch.Generator().manual_seed(1)) for _ in range(2)
+    )
+    assert first == second
+    assert vae.training
+    assert scores(seed=1, draws=3).reconstruction != scores(seed=2, draws=3).reconstruction
+
+
+def test_sentences_that_are_too_long_are_left_out_and_counted() -> None:
+    endless = " ".join(["dogs"] * 10_000)
+    edge = " ".join(["dogs"] * 29)  # 31 tokens with BOS and EOS, which is all that is read
+    found = scores([endless, *CORPUS, edge, edge + " dogs"], draws=1)
+    assert found.left_out == 2
+    assert found.sentences == len(CORPUS) + 1
+    assert found.words == sum(len(text.split()) + 1 for text in [*CORPUS, edge])
+
+
+def test_a_decoder_that_ignores_the_latent_shows() -> None:
+    vae = toy_vae()
+    with torch.no_grad():
+        for weight in vae.decoder.latent_injection.parameters():
+            weight.zero_()
+    found = measure_language(vae, CORPUS, draws=2)
+    assert math.isclose(found.reconstruction_from_mean, found.reconstruction_from_other, rel_tol=1e-6)
+
+
+def test_too_few_or_empty_sentences_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least two sentences of up to 31 tokens are needed, got 1"):
+        scores(["a man", " ".join(["dogs"] * 99)])
+    with pytest.raises(ValueError, match="sentence 1 is empty"):
+        scores(["a man", ""])
+
+
+def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
+    vae = toy_vae()
+    with torch.no_grad():
+        vae.decoder.transformer.ln_f.weight.mul_(1e5)
+    found = measure_language(vae, CORPUS, draws=1)
+    assert found.ppl_per_word == math.inf
+    assert math.isfinite(found.negative_log_likelihood)

@@ -1,0 +1,81 @@
+"""The public names, what importing costs, and the journey of the documentation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fq_toolkit.optimus as optimus
+from fq_toolkit.optimus import SentenceVAE
+from tests.optimus.toys import toy_tokenizers
+
+NAMES = {
+    "BetaSchedule", "Distinct", "LanguageScores", "Phase", "Posterior", "SentenceVAE", "TextBatch",
+    "Tokenizers", "VAEOutput", "active_units", "add_text_tokens", "analogy_latents", "convert_optimus",
+    "corpus_bleu", "cyclical_beta", "distinct_ngrams", "free_bits", "interpolate_latents", "make_batch",
+    "measure_language", "mutual_information", "self_bleu",
+}  # fmt: skip
+
+
+def test_the_names_of_the_documentation_are_there() -> None:
+    assert set(optimus.__all__) >= NAMES
+    assert set(dir(optimus)) >= NAMES
+    assert optimus.__all__ == sorted(optimus.__all__, key=lambda name: (not name[0].isupper(), name))
+    for name in optimus.__all__:
+        value = getattr(optimus, name)
+        assert value.__name__ == name
+        assert value.__doc__
+    with pytest.raises(AttributeError, match=r"no attribute 'SentencVAE'; it offers .*SentenceVAE"):
+        _ = optimus.SentencVAE  # type: ignore[attr-defined]
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; import fq_toolkit.optimus as o; o.SentenceVAE, o.measure_language, o.convert_optimus; "
+        "print(*{m.split('.')[0] for m in sys.modules})"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    plain = subprocess.run(
+        [sys.executable, "-c", "import sys, torch; print(*{m.split('.')[0] for m in sys.modules})"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    added = set(child.stdout.split()) - set(plain.stdout.split())
+    assert not added & {"transformers", "tokenizers", "sacrebleu", "matplotlib", "sklearn", "accelerate"}
+
+
+CORPUS = [
+    "a girl runs .", "two girls run .", "a dog jumps .", "a man rides a horse .",
+    "two dogs play in the snow .",
+]  # fmt: skip
+
+
+def overfitted() -> SentenceVAE:
+    """A model that knows five sentences by heart, and the shift from one to two."""
+    words = sorted({word for text in [*CORPUS, "two dogs jump ."] for word in text.split()})
+    torch.manual_seed(0)
+    vae = SentenceVAE.from_scratch(
+        toy_tokenizers(words), width=32, layers=1, positions=16, dropout=0.0, latent_size=32
+    )
+    optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)
+    batch = vae.batch([*CORPUS, "two dogs jump ."])
+    for _ in range(300):
+        loss = vae(batch, beta=0.0, deterministic=True).loss.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return vae.eval()
+
+
+def test_the_journey_of_a_sentence_vae(tmp_path: Path) -> None:
+    overfitted().save_pretrained(tmp_path / "runs" / "optimus" / "model")
+    vae = SentenceVAE.from_pretrained(tmp_path / "runs" / "optimus")
+    assert vae.encode(["a man rides a horse ."]).mean.shape == (1, 32)
+    path = vae.interpolate("a man rides a horse .", "two dogs play in the snow .", steps=8)
+    assert len(path) == 8
+    assert path[0] == "a man rides a horse ."
+    assert path[-1] == "two dogs play in the snow ."
+    assert vae.reconstruct(CORPUS) == CORPUS
+    assert vae.analogy("a girl runs .", "two girls run .", "a girl runs .") == "two girls run ."
+    assert isinstance(vae.analogy("a girl runs .", "two girls run .", "a dog jumps ."), str)
