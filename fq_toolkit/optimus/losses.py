@@ -57,8 +57,8 @@ def free_bits(kl: Tensor, threshold: float) -> Tensor:
 
     Example:
         >>> import torch
-        >>> free_bits(torch.tensor([[0.4, 0.6, 2.0]]), 0.5).item()
-        2.5999999046325684
+        >>> free_bits(torch.tensor([[0.25, 0.75, 2.0]]), 0.5).item()
+        2.75
     """
     if not threshold >= 0:
         raise ValueError(f"free_bits must be at least 0 nats per dimension, got {threshold}")

@@ -1,11 +1,13 @@
 """Writing sentences: greedy is the argmax of the model, always the same, cached, and always ends."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fq_toolkit.optimus.language_metrics import measure_language
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
 from tests.optimus.test_sentence_vae import DECODERS, vae_with
 from tests.optimus.toys import NZ, TEXTS, toy_vae
@@ -193,3 +195,31 @@ def test_bad_latents_are_refused(z: Any, error: type[Exception], message: str) -
 def test_double_latents_are_fine() -> None:
     vae = toy_vae()
     assert vae.decode(Z.double(), max_new_tokens=6) == vae.decode(Z, max_new_tokens=6)
+
+
+def test_a_copy_is_another_model_that_writes_the_same() -> None:
+    vae = toy_vae()
+    expected = vae.decode(Z, max_new_tokens=8)
+    twin = copy.deepcopy(vae)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.zero_()
+    assert twin.decode(Z, max_new_tokens=8) == expected
+    assert vae.decode(Z, max_new_tokens=8) != expected
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_a_cpu_gives() -> None:
+    vae = toy_vae()
+    posterior, texts = vae.encode(TEXTS), vae.decode(Z, max_new_tokens=8)
+    likelihood = vae.log_likelihood(TEXTS, iw=20, generator=torch.Generator().manual_seed(0))
+    vae.cuda()
+    found = vae.encode(TEXTS)
+    assert found.mean.is_cuda
+    torch.testing.assert_close(found.mean.cpu(), posterior.mean, rtol=1e-3, atol=1e-3)
+    assert vae.decode(Z, max_new_tokens=8) == texts
+    again = vae.log_likelihood(TEXTS, iw=20, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again, likelihood, rtol=1e-3, atol=1e-2)
+    assert len(vae.sample(2, max_new_tokens=4)) == 2
+    measured = measure_language(vae, TEXTS, draws=2)
+    assert measured.sentences == len(TEXTS)
