@@ -244,7 +244,14 @@ _NARROW: dict[str, dict[str, Any]] = {
     "biggan-imagenet128": {"channels": 4, "latent_size": 60, "shared_size": 32, "batch_size": 4},
     "stylegan2-ffhq": {"image_size": 32, "channels": 32, "latent_size": 64, "batch_size": 16, "flip": False},
 }
-PRESETS: dict[str, FQGANConfig] = {"digits": FQGANConfig()}
+# The digits' network for other images, of a size that a CPU trains in minutes.
+PRESETS: dict[str, FQGANConfig] = {
+    "digits": FQGANConfig(),
+    "mnist": FQGANConfig(preset="mnist", data="", image_size=16, steps=1000, fq_warmup=200),
+    "cifar10-small": FQGANConfig(
+        preset="cifar10-small", data="", image_size=32, flip=True, channels=16, steps=2000, fq_warmup=400
+    ),
+}
 for _name, _full in _FULL.items():
     PRESETS[_name] = replace(_full, preset=_name)
     PRESETS[f"{_name}-tiny"] = replace(_full, **{"preset": f"{_name}-tiny", **_TINY, **_NARROW[_name]})

@@ -11,8 +11,8 @@ from fq_toolkit.fqgan.extractors import Extractor
 from fq_toolkit.fqgan.feature_rows import FeatureRows
 from fq_toolkit.fqgan.frechet import StreamingMoments, frechet_distance
 from fq_toolkit.fqgan.inception_score import ClassScores
-from fq_toolkit.fqgan.kid import kernel_distance
-from fq_toolkit.fqgan.precision_recall import NEIGHBOURS, PrecisionRecall, precision_recall
+from fq_toolkit.fqgan.kid import KernelSet, kernel_distance
+from fq_toolkit.fqgan.precision_recall import NEIGHBOURS, Manifold, precision_recall
 from fq_toolkit.fqgan.sampling import Sampler
 from fq_toolkit.training.seeding import isolated_rng, rank_seed
 
@@ -21,7 +21,7 @@ EVALUATION_SEED = 90210
 BATCH = 250
 FLOOR_SPLITS = 4
 # The kernel distance, precision and recall compare all pairs of rows; more than these are left out.
-PAIRED_ROWS = 10_000
+PAIRED_ROWS = 5_000
 
 
 class Evaluation(NamedTuple):
@@ -134,9 +134,9 @@ class Statistics:
         return None if self.scores is None else self.scores.score()
 
 
-def coverage(real: Tensor, fake: Tensor) -> PrecisionRecall:
-    """Return precision and recall with the usual neighbours, or with fewer where there are few rows."""
-    return precision_recall(real, fake, neighbours=min(NEIGHBOURS, len(real) - 1, len(fake) - 1))
+def manifold(rows: Tensor) -> Manifold:
+    """Return the manifold of rows with the usual neighbours, or with fewer where there are few rows."""
+    return Manifold(rows, neighbours=min(NEIGHBOURS, len(rows) - 1))
 
 
 class RealStatistics:
@@ -171,7 +171,8 @@ class RealStatistics:
         rows, first_half = self.all.rows.tensor(), in_half[0][kept]
         pair = rows[first_half], rows[~first_half]
         self.kid_floor = kernel_distance(*pair)
-        self.precision = coverage(*pair).precision
+        self.precision = manifold(pair[0]).covers(pair[1])
+        self.kernel_set, self.manifold = KernelSet(rows), manifold(rows)
 
 
 class Evaluator:
@@ -225,8 +226,8 @@ def summarize(
         samples: generated images.
         accuracy: see :class:`Evaluation`.
     """
-    real_rows, fake_rows = real.all.rows.tensor(), fake.rows.tensor()
-    covered = coverage(real_rows, fake_rows)
+    fake_rows = fake.rows.tensor()
+    covered = precision_recall(real.manifold, manifold(fake_rows))
     return Evaluation(
         fid=frechet_distance(real.all.moments, fake.moments),
         floor=real.floor,
@@ -234,7 +235,7 @@ def summarize(
         samples=samples,
         extractor=extractor.name,
         holdout_accuracy=extractor.holdout_accuracy,
-        kid=kernel_distance(real_rows, fake_rows),
+        kid=kernel_distance(real.kernel_set, fake_rows),
         kid_floor=real.kid_floor,
         precision=covered.precision,
         recall=covered.recall,

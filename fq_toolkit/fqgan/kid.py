@@ -1,12 +1,31 @@
 """The kernel distance between two sets of features."""
 
-import torch
 from torch import Tensor
 
 _CHUNK = 1024
 
 
-def kernel_distance(a: Tensor, b: Tensor) -> float:
+class KernelSet:
+    """One side of a kernel distance, with what depends on it alone computed once.
+
+    Args:
+        rows: (n, dim), n >= 2.
+
+    Raises:
+        ValueError: for another shape.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        if rows.ndim != 2 or len(rows) < 2:
+            raise ValueError(f"the set is {tuple(rows.shape)}; expected 2 or more rows (n, dim)")
+        self.rows = rows.double()
+        own = (self.rows.square().sum(1) / rows.shape[1] + 1).pow(3).sum()
+        pairs = len(rows) * (len(rows) - 1)
+        # mean kernel of different rows
+        self.inner = (_kernel_sum(self.rows, self.rows) - float(own)) / pairs
+
+
+def kernel_distance(a: "Tensor | KernelSet", b: "Tensor | KernelSet") -> float:
     """Return the unbiased estimate of the squared maximum mean discrepancy with a cubic kernel.
 
     ``mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean_{i, j} k(a_i, b_j)`` with
@@ -14,8 +33,8 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     little below 0 for equal distributions. Everything is float64; no matrix of all pairs exists.
 
     Args:
-        a: rows (n, dim), n >= 2.
-        b: rows (m, dim), m >= 2.
+        a: rows (n, dim), n >= 2, or a set made of them.
+        b: rows (m, dim), m >= 2, or a set made of them.
 
     Raises:
         ValueError: for other shapes.
@@ -26,18 +45,15 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
         >>> kernel_distance(torch.zeros(3, 2), torch.ones(3, 2))
         7.0
     """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"the sets are {tuple(a.shape)} and {tuple(b.shape)}; expected 2 or more rows each")
-    a, b = a.double(), b.double()
-    return _inner(a) + _inner(b) - 2 * _kernel_sum(a, b) / (len(a) * len(b))
+    a, b = (side if isinstance(side, KernelSet) else KernelSet(side) for side in (a, b))
+    if a.rows.shape[1] != b.rows.shape[1]:
+        raise ValueError(f"the sets have {a.rows.shape[1]} and {b.rows.shape[1]} features; expected the same")
+    return a.inner + b.inner - 2 * _kernel_sum(a.rows, b.rows) / (len(a.rows) * len(b.rows))
 
 
 def _kernel_sum(a: Tensor, b: Tensor) -> float:
-    parts = [((rows @ b.T) / a.shape[1] + 1).pow(3).sum() for rows in a.split(_CHUNK)]
-    return float(torch.stack(parts).sum())
-
-
-def _inner(rows: Tensor) -> float:
-    """Return the mean kernel of different rows."""
-    own = (rows.square().sum(1) / rows.shape[1] + 1).pow(3).sum()
-    return (_kernel_sum(rows, rows) - float(own)) / (len(rows) * (len(rows) - 1))
+    total = 0.0
+    for rows in a.split(_CHUNK):
+        kernel = (rows @ b.T).div_(a.shape[1]).add_(1)
+        total += float((kernel * kernel).mul_(kernel).sum())  # pow(3) is ten times slower
+    return total

@@ -20,46 +20,61 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> PrecisionRecall:
-    """Measure how far two sets cover each other.
+class Manifold:
+    """A set of rows as the union of balls around them, each reaching to the k-th nearest other row.
 
-    The manifold of a set is the union of balls around its rows, each reaching to the row's k-th nearest other
-    row of the set. Float64; no matrix of all distances exists.
+    Float64; no matrix of all distances exists.
 
     Args:
-        real: rows (n, dim), n > neighbours.
-        fake: rows (m, dim), m > neighbours.
+        rows: (n, dim), n > neighbours.
         neighbours: k.
 
     Raises:
         ValueError: for other shapes.
+    """
+
+    def __init__(self, rows: Tensor, *, neighbours: int = NEIGHBOURS) -> None:
+        if rows.ndim != 2 or not 1 <= neighbours < len(rows):
+            raise ValueError(
+                f"{neighbours} neighbours in a set {tuple(rows.shape)}; expected rows (n, dim), "
+                "and 1 or more neighbours, but fewer than rows"
+            )
+        self.middle = rows.double().mean(0)  # distances do not change without it; cancellation does
+        self.rows = rows.double() - self.middle
+        reach = []
+        for start in range(0, len(rows), _CHUNK):
+            distances = _squared_distances(self.rows[start : start + _CHUNK], self.rows)
+            own = torch.arange(len(distances))
+            distances[own, own + start] = torch.inf  # a row is no neighbour of itself
+            reach.append(distances.topk(neighbours, dim=1, largest=False).values[:, -1])
+        self.reach = torch.cat(reach)
+
+    def covers(self, points: Tensor) -> float:
+        """Return the share of the points (m, dim) that lie in a ball.
+
+        Raises:
+            ValueError: for another number of features.
+        """
+        if points.ndim != 2 or points.shape[1] != self.rows.shape[1]:
+            raise ValueError(f"points are {tuple(points.shape)}; expected (m, {self.rows.shape[1]})")
+        hits = 0
+        for part in (points.double() - self.middle).split(_CHUNK):
+            hits += int((_squared_distances(part, self.rows) <= self.reach).any(1).sum())
+        return hits / len(points)
+
+
+def precision_recall(real: Manifold, fake: Manifold) -> PrecisionRecall:
+    """Measure how far two sets cover each other.
+
+    Args:
+        real: of real features.
+        fake: of generated features.
 
     Source: Kynkaanniemi et al., arXiv 1904.06991, section 2.
     """
-    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise ValueError(f"the sets are {tuple(real.shape)} and {tuple(fake.shape)}; expected (n, dim) twice")
-    if not 1 <= neighbours < min(len(real), len(fake)):
-        raise ValueError(
-            f"{neighbours} neighbours in sets of {len(real)} and {len(fake)} rows; "
-            "expected at least 1 and fewer than the rows of each"
-        )
-    middle = torch.cat([real, fake]).double().mean(0)  # distances do not change; cancellation does
-    real, fake = real.double() - middle, fake.double() - middle
-    return PrecisionRecall(_covered(fake, real, neighbours), _covered(real, fake, neighbours))
+    return PrecisionRecall(real.covers(fake.rows + fake.middle), fake.covers(real.rows + real.middle))
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    return (a.square().sum(1)[:, None] - 2 * (a @ b.T) + b.square().sum(1)).clamp(min=0)
-
-
-def _covered(points: Tensor, manifold: Tensor, neighbours: int) -> float:
-    """Return the share of the points that lie in a ball of the manifold."""
-    radii = []
-    for start in range(0, len(manifold), _CHUNK):
-        distances = _squared_distances(manifold[start : start + _CHUNK], manifold)
-        own = torch.arange(len(distances))
-        distances[own, own + start] = torch.inf  # a row is no neighbour of itself
-        radii.append(distances.kthvalue(neighbours, dim=1).values)
-    reach = torch.cat(radii)
-    hits = [int((_squared_distances(part, manifold) <= reach).any(1).sum()) for part in points.split(_CHUNK)]
-    return sum(hits) / len(points)
+    products = (a @ b.T).mul_(-2).add_(a.square().sum(1)[:, None]).add_(b.square().sum(1))
+    return products.clamp_(min=0)

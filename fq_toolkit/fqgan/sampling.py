@@ -49,8 +49,10 @@ class Sampler:
         """Return the float32 images in [-1, 1] of noise (n, latent_size) and labels (n,), (n, C, H, W)."""
         labels = labels.to(self.device)
         if self._has_styles and self.truncation is not None:
-            return self.generator.truncated(z, labels, self.truncation).float()  # type: ignore[operator]
-        return self.generator(z, labels).float()
+            made = self.generator.truncated(z, labels, self.truncation)  # type: ignore[operator]
+        else:
+            made = self.generator(z, labels)
+        return made.float().clamp(-1, 1)  # StyleGAN2's are not bounded
 
     def __call__(self, labels: Tensor) -> Tensor:
         """Return one float32 image in [-1, 1] for each label, (n, C, H, W)."""

@@ -17,7 +17,7 @@ from fq_toolkit.fqgan import precision_recall as pr
 from fq_toolkit.fqgan.feature_rows import FeatureRows
 from fq_toolkit.fqgan.inception_score import ClassScores
 from fq_toolkit.fqgan.kid import kernel_distance
-from fq_toolkit.fqgan.precision_recall import precision_recall
+from fq_toolkit.fqgan.precision_recall import Manifold, PrecisionRecall, precision_recall
 
 
 def rows(seed: int, count: int, dim: int, offset: float = 0.0) -> Tensor:
@@ -68,7 +68,7 @@ def test_kernel_distance_is_unbiased() -> None:
     mean, error = np.mean(distances), np.std(distances) / 10
     assert abs(mean) < 4 * error
     assert min(distances) < 0
-    with pytest.raises(ValueError, match="expected 2 or more rows each"):
+    with pytest.raises(ValueError, match="expected 2 or more rows"):
         kernel_distance(rows(0, 1, 4), rows(0, 5, 4))
 
 
@@ -112,6 +112,10 @@ def test_inception_score_at_its_ends() -> None:
         certain.merge(ClassScores(3))
 
 
+def measure(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
+    return precision_recall(Manifold(real, neighbours=k), Manifold(fake, neighbours=k))
+
+
 def covered(points: np.ndarray, manifold: np.ndarray, k: int) -> float:
     among = np.sort(cdist(manifold, manifold), axis=1)[:, k]  # column 0 is the row itself
     return float((cdist(points, manifold) <= among).any(1).mean())
@@ -132,24 +136,24 @@ def test_precision_and_recall_are_their_definition(
     real, fake = rows(seed, n, 3, offset), 0.7 * (rows(seed + 1, m, 3, offset) - offset) + offset
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pr, "_CHUNK", chunk)
-        found = precision_recall(real, fake, neighbours=k)
+        found = measure(real, fake, k)
     a, b = real.numpy(), fake.numpy()
     assert found == pytest.approx((covered(b, a, k), covered(a, b, k)))
-    assert precision_recall(fake, real, neighbours=k) == pytest.approx((found.recall, found.precision))
+    assert measure(fake, real, k) == pytest.approx((found.recall, found.precision))
 
 
 def test_what_precision_and_recall_mean() -> None:
     real = rows(0, 400, 2)
     few_modes = real[:200] * 0.05  # good and alike
     noise = 6 * rows(1, 200, 2)  # varied and bad
-    assert precision_recall(real, few_modes).precision > 0.9 > 0.2 > precision_recall(real, few_modes).recall
-    assert precision_recall(real, noise).recall > 0.9 > 0.6 > precision_recall(real, noise).precision
-    assert precision_recall(real, real) == (1, 1)
-    assert precision_recall(real, real + 100) == (0, 0)
-    with pytest.raises(ValueError, match="3 neighbours in sets of 400 and 3 rows"):
-        precision_recall(real, real[:3])
-    with pytest.raises(ValueError, match=r"expected \(n, dim\) twice"):
-        precision_recall(real, real[:, :1])
+    assert measure(real, few_modes).precision > 0.9 > 0.2 > measure(real, few_modes).recall
+    assert measure(real, noise).recall > 0.9 > 0.6 > measure(real, noise).precision
+    assert measure(real, real) == (1, 1)
+    assert measure(real, real + 100) == (0, 0)
+    with pytest.raises(ValueError, match=r"3 neighbours in a set \(3, 2\)"):
+        Manifold(real[:3])
+    with pytest.raises(ValueError, match=r"points are \(400, 1\); expected \(m, 2\)"):
+        Manifold(real).covers(real[:, :1])
 
 
 @given(limit=st.integers(0, 30), cuts=st.lists(st.integers(0, 20), max_size=4).map(sorted))
