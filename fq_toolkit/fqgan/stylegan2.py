@@ -127,7 +127,9 @@ class StyleGAN2Generator(nn.Module):
                 torch.arange(self.num_styles, device=z.device) < torch.randint(1, self.num_styles, ()).item()
             )
             styles = torch.where(first[:, None], styles, other)
-        return styles
+        # In the noise's precision also under autocast: the wrapper of a network copies what it would convert,
+        # and gradients with respect to a copy are none.
+        return styles.to(z.dtype)
 
     def synthesize(self, styles: Tensor) -> Tensor:
         """Map styles (B, num_styles, latent_size) to images (B, image_channels, H, W)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fq_toolkit.fqgan.config import FQGANConfig
 from fq_toolkit.fqgan.models import ImageShape
 from fq_toolkit.fqgan.quantization import quantizer_factory
+from fq_toolkit.fqgan.sampling import Sampler
 from fq_toolkit.fqgan.stylegan2 import (
     StyleGAN2Discriminator,
     StyleGAN2Generator,
@@ -270,6 +271,15 @@ def test_truncation_goes_to_the_mean_style() -> None:
     mean = generator.truncated(z, labels, 0.0)
     torch.testing.assert_close(mean, mean[:1].expand_as(mean))
     assert not torch.allclose(generator.truncated(z, labels, 0.5), mean)
+
+
+def test_sampled_images_are_bounded() -> None:
+    generator, _ = build()
+    with torch.no_grad():
+        generator.image_biases[0].fill_(5.0)
+    images = Sampler(generator.eval())(torch.zeros(3).long())
+    assert float(generator(torch.randn(3, 6), torch.zeros(3).long()).max()) > 1
+    assert images.abs().max() == 1
 
 
 @pytest.mark.parametrize("size", [4, 12])

@@ -1,12 +1,13 @@
 """One step for every family: losses, halves, accumulation, penalties, dictionaries."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,11 +35,12 @@ def config(request: pytest.FixtureRequest) -> FQGANConfig:
     return FAMILIES[request.param]
 
 
-def make(config: FQGANConfig, classes: int = 3) -> GANUpdates:
+def make(config: FQGANConfig, classes: int = 3, accelerator: Accelerator | None = None) -> GANUpdates:
     draws = torch.Generator().manual_seed(5)
     images = torch.rand(64, 1, 32, 32, generator=draws) * 2 - 1
     labels = torch.arange(64) % classes
-    return GANUpdates(config, ImageDataset("noise", images, labels, classes, "none"), Accelerator(cpu=True))
+    data = ImageDataset("noise", images, labels, classes, "none")
+    return GANUpdates(config, data, accelerator or Accelerator(cpu=True))
 
 
 def hold_still(model: nn.Module) -> None:
@@ -278,6 +280,25 @@ def test_adam_makes_up_for_the_extra_updates() -> None:
         assert group["betas"] == pytest.approx((0.5**share, 0.99**share))
     plain = make(FAMILIES["stylegan2"]).d_optimizer.param_groups[0]
     assert (plain["lr"], plain["betas"]) == (4e-4, (0.0, 0.999))
+
+
+@pytest.fixture
+def bfloat16() -> Iterator[Accelerator]:
+    """Accelerate keeps the first precision of a process for all that follow."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_penalties_under_mixed_precision(config: FQGANConfig, bfloat16: Accelerator) -> None:
+    """Accelerate's wrapper converts what networks return; the penalties still find their way to the weights."""
+    path = 2.0 if config.family == "stylegan2" else 0.0
+    changed = dataclasses.replace(config, r1_weight=1.0, path_weight=path, batch_size=4, accumulate=2)
+    gan = make(changed, accelerator=bfloat16)
+    values = gan.step(0)
+    assert all(bool(value.isfinite()) for value in values.values())
+    assert all(float(value) > 0 for name, value in values.items() if name.startswith("penalty"))
+    assert next(gan.generator.parameters()).dtype == torch.float32
 
 
 def test_the_average_covers_the_whole_state(config: FQGANConfig) -> None:
