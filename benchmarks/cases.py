@@ -15,6 +15,8 @@ from benchmarks import (
     navigation,
     ours,
     peers,
+    vln_pretrain,
+    vln_problem,
 )
 from benchmarks.contender import Contender
 from benchmarks.floor import Work
@@ -22,7 +24,7 @@ from benchmarks.latent_problem import GENERATION_SHAPES, QUICK_TEXT, TRAINING_SH
 from benchmarks.problem import Problem
 from benchmarks.shapes import LAYOUTS, QUICK_SHAPES, REFERENCE_SHAPE, SHAPES, Shape, shapes_named
 
-AnyShape = Shape | TextShape
+AnyShape = Shape | TextShape | vln_problem.StepShape
 
 _SOME = shapes_named("C10 L0", "StyleGAN2", "VQGAN", "codec")
 _LAYER_GATES = ("lookup", "sums", "backward", "commit", "layer")
@@ -194,6 +196,17 @@ CASES = (
         None,
         quick_shapes=QUICK_TEXT[1:],
         problem=TextProblem,
+    ),
+    Case(
+        vln_pretrain.CASE,
+        "optimizer step of PREVALENT's pretraining",
+        vln_problem.SHAPES,
+        vln_pretrain.CONTENDERS,
+        (vln_pretrain.CASE,),
+        None,
+        quick_shapes=vln_problem.QUICK_SHAPES,
+        memory=False,
+        problem=vln_problem.StepProblem,
     ),
 )
 BY_NAME = {case.name: case for case in CASES}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.latent_problem import TextProblem
 from benchmarks.problem import Problem
+from benchmarks.vln_problem import StepProblem
 
 
 class Unavailable(Exception):
@@ -61,7 +62,7 @@ class Contender:
     score_arrays: float = 0.0
     devices: tuple[str, ...] = ("cpu", "cuda")
 
-    def reason_to_skip(self, problem: Problem | TextProblem, budget_bytes: int) -> str | None:
+    def reason_to_skip(self, problem: Problem | TextProblem | StepProblem, budget_bytes: int) -> str | None:
         """Why this contender should not even be started on this problem, or None."""
         if problem.device not in self.devices:
             return f"runs on {' and '.join(self.devices)} only"

@@ -20,6 +20,7 @@ from benchmarks import navigation_gates, oracle
 from benchmarks.latent_gate import check_latent
 from benchmarks.problem import Problem
 from benchmarks.shapes import QUICK_SHAPES, Shape
+from benchmarks.vln_pretrain import check_pretraining
 
 
 @dataclass(frozen=True)
@@ -281,6 +282,7 @@ GATES: dict[str, Callable[..., list[str]]] = {
     "commit": check_commit,
     "layer": check_layer,
     "latent": check_latent,
+    "vln_pretrain": check_pretraining,
     **navigation_gates.GATES,
 }
 

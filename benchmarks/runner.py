@@ -17,8 +17,9 @@ from benchmarks.latent_problem import TextProblem
 from benchmarks.problem import Problem
 from benchmarks.results import FAILED, MEASURED, SKIPPED, Row
 from benchmarks.timing import Timing, as_graph, interleave
+from benchmarks.vln_problem import StepProblem
 
-AnyProblem = Problem | TextProblem
+AnyProblem = Problem | TextProblem | StepProblem
 
 _BUDGET = 12 << 30
 _GEMM_KEY, _COPY_KEY = "floor: product {}", "floor: copy"

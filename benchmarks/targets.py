@@ -86,6 +86,7 @@ def cpu_targets(rows: Sequence[Row]) -> list[Verdict]:
     """Targets of the CPU over the rows of one machine."""
     from benchmarks.latent_targets import latent_targets
     from benchmarks.navigation_targets import navigation_targets
+    from benchmarks.vln_targets import vln_targets
 
     rows = [row for row in rows if row.device == "cpu"]
     return [
@@ -112,6 +113,7 @@ def cpu_targets(rows: Sequence[Row]) -> list[Verdict]:
         _memory(rows, LUCIDRAINS),
         *latent_targets(rows),
         *navigation_targets(rows),
+        *vln_targets(rows),
     ]
 
 
