@@ -56,7 +56,7 @@ class GANUpdates:
         # The last value of each penalty that is used, so that every step has the same metrics.
         used = {"penalty/r1": config.r1_weight, "penalty/path": config.path_weight}
         self.penalties = {name: torch.zeros((), device=device) for name, weight in used.items() if weight}
-        self.real: list[tuple[Tensor, Tensor]] = []
+        self.real: list[tuple[Tensor, Tensor]] = []  # what D saw last, until the R1 penalty looked at it
         self.g_optimizer = self._adam(
             self.generator, config.g_lr, config.path_every if config.path_weight else 0
         )
@@ -95,6 +95,7 @@ class GANUpdates:
             values = self._discriminator_step()
         if config.r1_weight and step % config.r1_every == 0:
             self._r1_step()
+        self.real = []
         values |= self._generator_step()
         if config.path_weight and step % config.path_every == 0:
             self._path_step()
@@ -208,10 +209,9 @@ class GANUpdates:
         The penalty counts for all steps until the next one.
         """
         weight = self.config.r1_weight / 2 * self.config.r1_every
-        real, self.real = self.real, []
 
         def losses() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-            for images, labels in real:
+            for images, labels in self.real:
                 penalty = r1_penalty(self.wrapped_d, images, labels)
                 yield penalty * weight, {"penalty/r1": penalty}
 

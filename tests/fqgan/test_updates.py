@@ -291,7 +291,7 @@ def bfloat16() -> Iterator[Accelerator]:
 
 
 def test_penalties_under_mixed_precision(config: FQGANConfig, bfloat16: Accelerator) -> None:
-    """Accelerate's wrapper converts what networks return; the penalties still find their way to the weights."""
+    """Accelerate's wrapper converts what networks return; the penalties still reach the weights."""
     path = 2.0 if config.family == "stylegan2" else 0.0
     changed = dataclasses.replace(config, r1_weight=1.0, path_weight=path, batch_size=4, accumulate=2)
     gan = make(changed, accelerator=bfloat16)
