@@ -30,7 +30,7 @@ class MiniHelper:
         edges: how far it describes.
     """
 
-    def __init__(self, world: MiniWorld, edges: int = 4) -> None:
+    def __init__(self, world: MiniWorld, edges: int = 3) -> None:
         self.world, self.edges = world, edges
 
     def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> str | None:

@@ -14,7 +14,7 @@ from fq_toolkit.prevalent.paths import sample_paths
 from fq_toolkit.prevalent.scan import Scan
 from fq_toolkit.training.atomic import write_atomic
 
-_PLANNED = 4  # edges that the oracle sees ahead
+_PLANNED = 3  # edges that the oracle sees ahead
 _QUESTIONS = ("where do i go now", "which way is it", "am i close", "should i go on")
 
 
@@ -23,7 +23,7 @@ def dialog_records(
 ) -> list[dict[str, Any]]:
     """Return dialog turns as the items of an NDH file.
 
-    A game is a way of 6 to 10 edges to a landmark. In each turn the oracle describes the next 4 edges of the
+    A game is a way of 4 to 8 edges to a landmark. In each turn the oracle describes the next 3 edges of the
     shortest way, and the navigator walks them; sometimes it goes further, sometimes it goes wrong. Every turn
     is an item whose history holds all that was said before.
 
@@ -45,7 +45,7 @@ def dialog_records(
         raise ValueError(f"mistakes must be a share between 0 and 1, got {mistakes}")
     generator = np.random.default_rng([world.seed, seed, 4])
     records: list[dict[str, Any]] = []
-    ways = sample_paths(world, count, seed=seed, min_edges=6, max_edges=10)
+    ways = sample_paths(world, count, seed=seed, min_edges=4, max_edges=8)
     for game, (name, way) in enumerate(ways):
         if len(records) >= count:
             break

@@ -20,7 +20,7 @@ class NDHConfig(NavigatorConfig):
 
 
 PRESETS: dict[str, NDHConfig] = {
-    MINI: replace(NDHConfig(), steps=200, batch_size=24),
+    MINI: replace(NDHConfig(), steps=400, batch_size=8, lr=3e-3, model_lr=3e-3),
     # The sizes of the released code on real features; a GPU is needed.
     "cvdn": replace(
         NDHConfig(),

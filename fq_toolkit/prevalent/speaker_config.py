@@ -32,7 +32,7 @@ class SpeakerConfig:
     """mini: of the training world; the unseen world has another. The same worlds as those of `train r2r`."""
     scans: int = 20
     """mini: buildings to train in."""
-    train_items: int = 200
+    train_items: int = 400
     """mini: instructions to train on."""
     validation_items: int = 200
     """mini: instructions of each validation split."""

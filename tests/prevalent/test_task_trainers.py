@@ -173,7 +173,7 @@ def test_the_target_decides_the_path(target: Any) -> None:
     data = load_ndh_data(dataclasses.replace(RUNS["ndh"][1], target=target))
     for item in data.train.items:
         assert item.goals == item.path[-1:]
-    assert all(len(item.path) <= 5 for item in data.train.items) or target != "planner"
+    assert all(len(item.path) <= 4 for item in data.train.items) or target != "planner"
 
 
 @pytest.mark.parametrize(
