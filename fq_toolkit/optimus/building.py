@@ -141,10 +141,7 @@ def choose_max_length(encoder: Any, decoder: Any, tokenizer: Any, asked: int | N
     Raises:
         ValueError: more than one of them reads.
     """
-    spec = decoder.latent_spec
-    rooms = {"encoder": _encoder_positions(encoder)}
-    if spec.max_positions is not None:
-        rooms["decoder"] = spec.max_positions - spec.first_position
+    rooms = {"encoder": _encoder_positions(encoder), "decoder": _decoder_positions(decoder)}
     known = {name: room for name, room in rooms.items() if room is not None}
     if asked is None:
         return min(LONGEST, *known.values()) if known else LONGEST
@@ -152,6 +149,15 @@ def choose_max_length(encoder: Any, decoder: Any, tokenizer: Any, asked: int | N
         if asked > room:
             raise ValueError(f"max_length={asked} is too long: the {name} has room for {room} tokens")
     return asked
+
+
+def _decoder_positions(decoder: Any) -> int | None:
+    """Tokens that a decoder has positions for; None where they are relative."""
+    spec = decoder.latent_spec
+    if spec.max_positions is not None:  # learned, some of them for the slots
+        return spec.max_positions - spec.first_position
+    # Rotary ones could go on, but a model knows nothing of what lies behind this.
+    return getattr(decoder.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def _encoder_positions(encoder: Any) -> int | None:

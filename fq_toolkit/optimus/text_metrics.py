@@ -77,6 +77,8 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
 def self_bleu(texts: Sequence[str], *, max_ngram: int = 4) -> float:
     """How alike texts are, 0 to 100: the mean BLEU of each against all the others. Lower is more varied.
 
+    Every pair is compared: the time grows with the square of their number, and a few hundred are enough.
+
     Args:
         texts: at least two.
         max_ngram: longest n-grams that count.

@@ -174,7 +174,8 @@ def test_the_length_is_what_both_networks_read() -> None:
     assert length() == 31  # GPT-2 has 32 positions, one for the slot
     assert length(decoder=decoder_of("gpt2")) == 40  # BERT has 40
     assert length(encoder=tiny_encoder("roberta"), decoder=decoder_of("gpt2")) == 38  # two are for padding
-    assert length(encoder=tiny_encoder("t5"), decoder=decoder_of("llama")) == 512
+    assert length(encoder=tiny_encoder("t5"), decoder=decoder_of("llama")) == 64  # rotary
+    assert length(encoder=tiny_encoder("t5"), decoder=decoder_of("t5")) == 512  # relative, both
     text = " ".join(["dogs"] * 60)
     vae = vae_with("roberta", "opt")
     assert bool(vae.encode([text]).mean.isfinite().all()), "the longest sentence fits"
@@ -234,6 +235,25 @@ def test_damaged_weights_are_noticed() -> None:
         vae.linear.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"posterior of 3 sentence\(s\) is not finite, sentence 0 first"):
         vae.encode(TEXTS)
+
+
+def test_latents_that_do_not_fit_the_batch_are_refused() -> None:
+    vae = toy_vae()
+    batch = vae.batch(TEXTS)
+    with pytest.raises(ValueError, match=r"latent has 2 row\(s\) and the text 3"):
+        vae.nll(torch.zeros(2, NZ), *batch[2:4])
+    with pytest.raises(ValueError, match=r"must have the shape \(B, 6\).*, got \(3, 7\)"):
+        vae.nll(torch.zeros(3, NZ + 1), *batch[2:4])
+
+
+def test_bfloat16_works_throughout() -> None:
+    vae = toy_vae()
+    means = vae.encode(TEXTS).mean
+    vae.bfloat16()
+    torch.testing.assert_close(vae.encode(TEXTS).mean, means, rtol=0.1, atol=0.1)
+    assert len(vae.reconstruct(TEXTS, max_new_tokens=4)) == 3
+    assert bool(vae.log_likelihood(TEXTS, iw=3).isfinite().all())
+    assert vae(vae.batch(TEXTS)).loss.dtype == torch.float32
 
 
 def test_types_are_the_documented_ones() -> None:
