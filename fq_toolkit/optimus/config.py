@@ -37,7 +37,7 @@ class OptimusConfig:
     decoder: str = SMALL
     """small (a GPT-2 from scratch), or the name or folder of a pretrained decoder."""
     tokenizer: Literal["word", "subword"] = "word"
-    """Of networks from scratch: trained in place on whole words or on parts of words (byte-level BPE)."""
+    """Of networks from scratch, trained in place: words and their endings, or byte-level BPE."""
     vocab_size: int = 1000
     """Most tokens of a tokenizer trained in place."""
     layers: int = 2
@@ -88,7 +88,7 @@ class OptimusConfig:
     """Nats of KL per dimension that cost nothing; the paper's lambda."""
     length_weighted: bool = False
     """Divide the reconstruction loss of a sentence by its tokens."""
-    autoencoder_warmup: int = 0
+    autoencoder_warmup: int = 500
     """First steps as an autoencoder: no noise on the latent, and beta 0."""
 
     log_every: int = 50
@@ -148,7 +148,7 @@ PRESETS: dict[str, OptimusConfig] = {
     "grammar": OptimusConfig(),
     "captions": OptimusConfig(
         preset="captions", data="../shared/data/captions/train.txt", tokenizer="subword", vocab_size=8000,
-        max_length=48, width=256, layers=4, dropout=0.1, steps=20_000, lr=5e-4, lr_warmup=500, n_cycle=10,
+        max_length=48, width=256, layers=4, dropout=0.1, steps=20_000, lr=5e-4, lr_warmup=500, n_cycle=10, autoencoder_warmup=0,
         log_every=100, checkpoint_every=2000, evaluate_every=2000, eval_sentences=1000, iw_samples=100,
     ),
 }  # fmt: skip

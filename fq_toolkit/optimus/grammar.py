@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 SUBJECTS = {
-    "girl": "girls", "boy": "boys", "man": "men", "woman": "women",
-    "dog": "dogs", "cat": "cats", "bird": "birds", "child": "children",
+    "girl": "girls", "boy": "boys", "man": "men", "kid": "kids",
+    "dog": "dogs", "cat": "cats", "bird": "birds", "clown": "clowns",
 }  # fmt: skip
 NUMBERS = {"one": "a", "two": "two"}
 # action -> third person singular, plural, past, what follows the verb
@@ -22,8 +22,8 @@ ACTIONS = {
     "run": ("runs", "run", "ran", ""),
     "jump": ("jumps", "jump", "jumped", ""),
     "play": ("plays", "play", "played", ""),
-    "sleep": ("sleeps", "sleep", "slept", ""),
-    "sing": ("sings", "sing", "sang", ""),
+    "walk": ("walks", "walk", "walked", ""),
+    "shout": ("shouts", "shout", "shouted", ""),
     "wait": ("waits", "wait", "waited", ""),
     "ride": ("rides", "ride", "rode", " a horse"),
 }

@@ -18,6 +18,9 @@ ENCODER_SPECIALS = {
 }  # fmt: skip
 DECODER_SPECIALS = {"pad_token": "<PAD>", "bos_token": "<BOS>", "eos_token": "<EOS>"}
 WORD_DECODER_SPECIALS = DECODER_SPECIALS | {"unk_token": "<UNK>"}
+# Of the tokenizers of whole words: endings that are tokens of their own.
+ENDINGS = ("s", "ed")
+_JOIN = "##"
 _MIN_SIZE = 300
 _FORMAT = "1"
 
@@ -30,10 +33,11 @@ def train_tokenizers(
     Args:
         sentences: the text.
         vocab_size: at most so many tokens each, special ones included.
-        kind: ``"word"``: what stands between spaces, for small languages; a word that was never seen becomes
-            the unknown token. ``"subword"``: byte-level BPE, as GPT-2 has it, for both: no text is unknown.
-            (The WordPiece trainer of ``tokenizers`` numbers its tokens differently each time, so that a run
-            could not be resumed with it.)
+        kind: ``"word"``: what stands between spaces, for small languages, with the endings -s and -ed as
+            tokens of their own, so that ``girl`` and ``girls`` have one in common; a word that was never seen
+            becomes the unknown token. ``"subword"``: byte-level BPE, as GPT-2 has it, for both: no text is
+            unknown. (The WordPiece trainer of ``tokenizers`` numbers its tokens differently each time, so
+            that a run could not be resumed with it.)
 
     Returns:
         The tokenizers: ``[CLS] text [SEP]`` for the encoder; bare text for the decoder, which has PAD, BOS
@@ -76,7 +80,14 @@ def _word_level(sentences: Sequence[str], vocab_size: int, specials: dict[str, s
     import tokenizers
 
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token=specials["unk_token"]))
+    raw.normalizer = tokenizers.normalizers.Sequence(
+        [
+            tokenizers.normalizers.Replace(tokenizers.Regex(rf"(?<=\w\w){ending}(?!\S)"), f" {_JOIN}{ending}")
+            for ending in ENDINGS
+        ]
+    )
     raw.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    raw.decoder = tokenizers.decoders.WordPiece(prefix=_JOIN, cleanup=False)
     raw.train_from_iterator(
         sentences,
         tokenizers.trainers.WordLevelTrainer(

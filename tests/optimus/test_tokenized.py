@@ -45,6 +45,16 @@ def test_subwords_can_say_everything(text: str) -> None:
     assert decoder.decode(decoder(text)["input_ids"]) == text
 
 
+def test_endings_are_tokens_of_their_own() -> None:
+    texts = ["two girls jumped across the bus stop", "a girl jump", "is red"]
+    tokenizers = train_tokenizers(texts, kind="word")
+    ids = tokenizers.decoder(texts)["input_ids"]
+    words = [tokenizers.decoder.convert_ids_to_tokens(row) for row in ids]
+    assert words[0] == "two girl ##s jump ##ed acros ##s the bu ##s stop".split()
+    assert words[1:] == [["a", "girl", "jump"], ["is", "red"]]
+    assert tokenizers.decoder.batch_decode(ids) == texts
+
+
 def test_words_never_seen_become_the_unknown_one() -> None:
     tokenizers = train_tokenizers(TEXTS, kind="word")
     ids = tokenizers.encoder("a zebra runs .")["input_ids"]
@@ -69,7 +79,7 @@ def test_batches_are_those_of_the_texts() -> None:
     for ours, theirs in zip(data.batch(rows)[:4], expected[:4], strict=True):
         assert torch.equal(ours, theirs)
     assert len(data) == len(TEXTS)
-    assert data.lengths().tolist() == [len(text.split()) + 2 for text in TEXTS]
+    assert data.lengths().tolist() == [len(tokenizers.decoder(text)["input_ids"]) + 2 for text in TEXTS]
 
 
 def test_sentences_that_are_too_long_are_counted_and_left_out() -> None:
