@@ -8,9 +8,8 @@ goes on when it is called again.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
-import platform
+import re
 import shutil
 import signal
 import statistics
@@ -24,7 +23,7 @@ from typing import get_args, get_type_hints
 import torch
 from rich.console import Console
 
-from benchmarks import machine, ours, results
+from benchmarks import machine, results
 from benchmarks.gates import GATES, run_gates
 from benchmarks.study_plot import plot
 from benchmarks.study_report import table, verdicts
@@ -41,19 +40,19 @@ from benchmarks.study_results import (
     append,
     read,
 )
+from benchmarks.study_setting import BASELINE, QUICK_SAMPLES, QUICK_STEPS, find_data, make_setting, run_config
 from benchmarks.timing import rotation
-from fq_toolkit.fqgan.config import PRESETS, FQGANConfig, preset
+from fq_toolkit.fqgan.config import PRESETS, FQGANConfig
 from fq_toolkit.fqgan.trainer import run_name, train
 from fq_toolkit.training.errors import ConfigError, DivergedError, MissingExtraError, RunError
 from fq_toolkit.training.metrics_log import read_metrics
 from fq_toolkit.training.progress import SilentReporter, format_duration
 from fq_toolkit.training.run_folder import RunFolder
 
-BASELINE = "none"
 ARMS: tuple[str, ...] = get_args(get_type_hints(FQGANConfig)["fq"])
 REFUSED = 3
-_SEEDS, _QUICK_SEEDS, _QUICK_STEPS, _QUICK_SAMPLES = 8, 2, 8, 200
-_LOG_EVERY = 20
+# Seeds of the preset digits and of all others, which take longer.
+_SEEDS, _FEWER_SEEDS, _QUICK_SEEDS = 8, 5, 2
 
 
 class Stopped(Exception):
@@ -79,25 +78,9 @@ class StepClock(SilentReporter):
         self._last = (step, now)
 
 
-def plan(arms: Sequence[str], seeds: int) -> list[tuple[str, int]]:
+def plan(arms: Sequence[str], seeds: int, *, first: int = 0) -> list[tuple[str, int]]:
     """Arm and seed of every run, seed by seed: a stopped study is balanced. The arms rotate within a seed."""
-    return [(arm, seed) for seed in range(seeds) for arm in rotation(arms, seed)]
-
-
-def run_config(setting: Setting, arm: str, seed: int) -> FQGANConfig:
-    """Options of one run: the preset's, and the same for all runs of a setting except ``fq`` and ``seed``."""
-    return dataclasses.replace(
-        preset(setting.preset),
-        fq=arm,  # type: ignore[arg-type]
-        seed=seed,
-        steps=setting.steps,
-        eval_samples=setting.samples,
-        device="cpu" if setting.device == "cpu" else "auto",
-        log_every=max(1, min(_LOG_EVERY, setting.steps // 4)),
-        checkpoint_every=0,
-        evaluate_every=0,
-        keep_checkpoints=1,
-    )
+    return [(arm, seed) for seed in range(first, first + seeds) for arm in rotation(arms, seed)]
 
 
 def run_once(config: FQGANConfig, folder: Path) -> dict[str, float]:
@@ -122,7 +105,10 @@ def run_once(config: FQGANConfig, folder: Path) -> dict[str, float]:
     busy = others.cores()
     return {
         FLOOR: evaluation.floor,
-        ACCURACY: evaluation.accuracy,
+        **({} if evaluation.accuracy is None else {ACCURACY: evaluation.accuracy}),
+        f"kid[{evaluation.extractor}]": evaluation.kid,
+        f"precision[{evaluation.extractor}]": evaluation.precision,
+        f"recall[{evaluation.extractor}]": evaluation.recall,
         STEP_TIME: statistics.median(clock.seconds) if clock.seconds else result.seconds / result.step,
         **({} if busy is None else {OTHERS: busy}),
         **{name: value for name, value in last.items() if name.startswith(("usage/", "perplexity/"))},
@@ -131,7 +117,13 @@ def run_once(config: FQGANConfig, folder: Path) -> dict[str, float]:
 
 
 def run_all(
-    setting: Setting, runs: Sequence[tuple[str, int]], path: Path, keep: Path | None, console: Console
+    setting: Setting,
+    runs: Sequence[tuple[str, int]],
+    path: Path,
+    keep: Path | None,
+    console: Console,
+    *,
+    data: str,
 ) -> None:
     """Do the runs that the results file lacks and append each when it has ended.
 
@@ -146,7 +138,7 @@ def run_all(
     append(path, [])  # a file that cannot be written is better found now than after the first run
     began = time.monotonic()
     for number, (arm, seed) in enumerate(open_runs, start=1):
-        config = run_config(setting, arm, seed)
+        config = run_config(setting, arm, seed, data=data)
         scratch = Path(tempfile.mkdtemp(prefix="study-fqgan-"))
         try:
             folder = (keep or scratch) / f"{run_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -173,37 +165,13 @@ def report(figures: Figures, path: Path, console: Console) -> None:
     for sentence in verdicts(figures, baseline=BASELINE):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     if figures.fid is not None:
-        plot(figures, picture(path, figures.setting.preset), baseline=BASELINE)
+        plot(figures, picture(path, figures.setting), baseline=BASELINE)
 
 
-def picture(path: Path, name: str) -> Path:
-    """Where the picture of a preset goes: beside the results file."""
-    return path.with_name(f"{path.stem}-{name}.png")
-
-
-def make_setting(arguments: argparse.Namespace) -> Setting:
-    """What all runs of this call share.
-
-    Raises:
-        ConfigError: for an option out of range.
-    """
-    base = preset(arguments.preset)
-    revision, dirty = machine.commit()
-    versions = [machine.package_version("fq-toolkit"), f"torch {torch.__version__}"]
-    versions += [f"python {platform.python_version()}", f"kernels {ours.backend(arguments.device)}"]
-    setting = Setting(
-        preset=arguments.preset,
-        steps=arguments.steps or (_QUICK_STEPS if arguments.quick else base.steps),
-        samples=_QUICK_SAMPLES if arguments.quick else base.eval_samples,
-        commit=revision,
-        dirty=dirty,
-        machine=machine.machine_name(arguments.device),
-        device=arguments.device,
-        threads=torch.get_num_threads(),
-        versions=", ".join(filter(None, versions)),
-    )
-    run_config(setting, BASELINE, 0)  # refuses a wrong option before anything is done
-    return setting
+def picture(path: Path, setting: Setting) -> Path:
+    """Where the picture of a setting goes: beside the results file."""
+    changes = re.sub(r"[^\w.=-]+", "_", setting.options)
+    return path.with_name(f"{path.stem}-{setting.preset}{'-' * bool(changes)}{changes}.png")
 
 
 def _gates_are_green(device: str, console: Console) -> bool:
@@ -219,8 +187,11 @@ def _gates_are_green(device: str, console: Console) -> bool:
 
 def study(arguments: argparse.Namespace, path: Path, console: Console) -> int:
     """Run what is missing and report; returns the exit code."""
-    setting = make_setting(arguments)
-    runs = plan(arguments.arms, arguments.seeds or (_QUICK_SEEDS if arguments.quick else _SEEDS))
+    data = find_data(arguments.preset, arguments.data)
+    setting = make_setting(arguments, data)
+    usual = _SEEDS if arguments.preset == "digits" else _FEWER_SEEDS
+    count = arguments.seeds or (_QUICK_SEEDS if arguments.quick else usual)
+    runs = plan(arguments.arms, count, first=arguments.first_seed)
     if not _gates_are_green(arguments.device, console):
         return REFUSED
     if setting.dirty and not arguments.quick:
@@ -231,7 +202,7 @@ def study(arguments: argparse.Namespace, path: Path, console: Console) -> int:
         )
     code = 0
     try:
-        run_all(setting, runs, path, arguments.keep, console)
+        run_all(setting, runs, path, arguments.keep, console, data=data)
     except (Stopped, KeyboardInterrupt) as error:
         stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
         code = 128 + stop.number
@@ -255,14 +226,34 @@ def parser() -> argparse.ArgumentParser:
         description="Does feature quantization help? Trains every arm with the same seeds and compares them.",
     )
     add = command.add_argument
-    add("--seeds", type=_positive, metavar="N", help=f"seeds 0 to N-1 (default: {_SEEDS})")
+    add(
+        *("--seeds",),
+        type=_positive,
+        metavar="N",
+        help=f"how many seeds (default: {_SEEDS} with digits, else {_FEWER_SEEDS})",
+    )
+    add(
+        *("--first-seed",),
+        type=int,
+        default=0,
+        metavar="N",
+        help="the first of them (%(default)s); search for options on seeds that the comparison does not use",
+    )
     add("--steps", type=_positive, help="steps of every run; default: the preset's")
     add("--arms", nargs="+", choices=ARMS, default=ARMS, help="default: all; compared is with none")
-    add("--preset", choices=list(PRESETS), default="digits", help="data and all other options (%(default)s)")
+    add("--preset", choices=list(PRESETS), default="digits", help="where all options start (%(default)s)")
+    add("--data", type=Path, metavar="PATH", help="images; default: the preset's, or the shared file for it")
+    add(
+        *("--set",),
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="change options of the preset, for example num_codes=128 fq_layers=[0,1] fq_revive=0.1",
+    )
     add(
         "--quick",
         action="store_true",
-        help=f"does everything work: {_QUICK_SEEDS} seeds, {_QUICK_STEPS} steps, {_QUICK_SAMPLES} samples, "
+        help=f"does everything work: {_QUICK_SEEDS} seeds, {QUICK_STEPS} steps, {QUICK_SAMPLES} samples, "
         "no results file",
     )
     add("--report", action="store_true", help="run nothing; report every setting in the results file")
@@ -307,7 +298,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return 0 if rows else 1
         code = study(arguments, path, console)
         if code != REFUSED:
-            console.print(f"results: {path} and {picture(path, arguments.preset).name}", soft_wrap=True)
+            console.print(f"results: {path} and its pictures", soft_wrap=True)
         return code
     except (ConfigError, MissingExtraError) as error:
         sys.stderr.write(f"{error}\n")

@@ -44,7 +44,7 @@ def caption(figures: Figures) -> str:
     setting = figures.setting
     seeds = {seed for by_seed in figures.by_arm(figures.fid).values() for seed in by_seed}
     return (
-        f"{setting.preset}, {setting.steps} steps, {len(seeds)} seeds, n = {setting.samples} samples; "
+        f"{setting.title}, {setting.steps} steps, {len(seeds)} seeds, n = {setting.samples} samples; "
         f"commit {setting.commit}{' (modified)' if setting.dirty else ''}; "
         f"{setting.machine}, {setting.device}, threads {setting.threads}\n"
         f"{setting.versions}; points: seeds, diamonds: mean with its 95 % interval"

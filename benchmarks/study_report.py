@@ -40,7 +40,7 @@ def table(figures: Figures, *, baseline: str) -> Table:
     floors = [value for by_seed in figures.by_arm(FLOOR).values() for value in by_seed.values()]
     floor = f", real-vs-real floor {floors[0]:.2f}" if floors else ""
     title = escape(
-        f"{setting.preset}, {setting.steps} steps, n={setting.samples} samples{floor}\n"
+        f"{setting.title}, {setting.steps} steps, n={setting.samples} samples{floor}\n"
         f"commit {setting.commit}{' (modified)' if setting.dirty else ''}, {setting.machine}, "
         f"threads {setting.threads}"
     )

@@ -25,7 +25,7 @@ class Setting:
     """What runs must share to be compared: nothing but arm and seed may differ between them.
 
     ``samples`` is the number of generated images behind the metrics; ``dirty`` says that the code differed
-    from the commit.
+    from the commit; ``data`` says which images, and ``options`` what was changed of the preset.
     """
 
     preset: str
@@ -37,6 +37,14 @@ class Setting:
     device: str
     threads: int
     versions: str
+    data: str = "digits"
+    options: str = ""
+
+    @property
+    def title(self) -> str:
+        """Preset, changed options and data, where they say more than the preset."""
+        parts = [self.preset, *([self.options] if self.options else [])]
+        return ", ".join([*parts, *([self.data] if self.data not in parts else [])])
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ _READERS: dict[str, Callable[[str], object]] = {
 }
 _TYPES = {field.name: str(field.type) for field in fields(Setting)}
 COLUMNS = (
-    *("preset", "arm", "seed", "steps", "samples", "metric", "value"),
+    *("preset", "options", "data", "arm", "seed", "steps", "samples", "metric", "value"),
     *("commit", "dirty", "machine", "device", "threads", "versions", "date"),
 )
 

@@ -176,7 +176,10 @@ def build_residual(config: FQGANConfig, shape: ImageShape, make_quantizer: MakeQ
     size = shape.height
     doublings = (size // 4).bit_length() - 1
     if size != 4 * 2**doublings or doublings < 1 or shape.width != size:
-        raise ConfigError(f"images are {(size, shape.width)}; expected square, 8, 16, 32, ... pixels")
+        raise ConfigError(
+            f"images are {(size, shape.width)}; expected square, 8, 16, 32, ... pixels: "
+            "give --image-size to scale and cut them"
+        )
     # Discriminator: halve down to 4x4, then one block at that size. The generator mirrors it.
     widths = tuple(config.channels * 2**i for i in range(doublings)) + (config.channels * 2**doublings,)
     numbers = block_numbers(config, len(widths))

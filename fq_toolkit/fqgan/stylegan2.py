@@ -239,7 +239,10 @@ def build_stylegan2(config: FQGANConfig, shape: ImageShape, make_quantizer: Make
     """
     size = shape.height
     if shape.width != size or size < 8 or size & (size - 1):
-        raise ConfigError(f"images are {(size, shape.width)}; expected square, 8, 16, 32, ... pixels")
+        raise ConfigError(
+            f"images are {(size, shape.width)}; expected square, 8, 16, 32, ... pixels: "
+            "give --image-size to scale and cut them"
+        )
     widths = stage_widths(config.channels, size)
     outputs = sorted(widths, reverse=True)[1:]  # size after each block of the discriminator
     numbers = block_numbers(config, len(outputs))

@@ -16,7 +16,7 @@ from scipy import stats
 
 from benchmarks import machine, study_fqgan
 from benchmarks.results import machine_files, read_all
-from benchmarks.study_fqgan import ARMS, BASELINE, REFUSED, main, plan, run_config, run_once
+from benchmarks.study_fqgan import ARMS, BASELINE, REFUSED, main, picture, plan, run_config, run_once
 from benchmarks.study_plot import plot
 from benchmarks.study_report import table, verdicts
 from benchmarks.study_results import (
@@ -32,12 +32,13 @@ from benchmarks.study_results import (
     append,
     read,
 )
+from benchmarks.study_setting import find_data
 from benchmarks.study_statistics import differences, overhead, student_interval
 from fq_toolkit.fqgan import config as configuration
 from fq_toolkit.fqgan import datasets, extractors, trainer
 from fq_toolkit.fqgan.config import FQGANConfig
 from fq_toolkit.training import session
-from fq_toolkit.training.errors import DivergedError
+from fq_toolkit.training.errors import ConfigError, DivergedError
 
 SETTING = Setting(
     preset="digits",
@@ -62,6 +63,53 @@ def rows_of(by_arm: dict[str, dict[int, float]], metric: str = FID, setting: Set
         for arm, by_seed in by_arm.items()
         for seed, value in by_seed.items()
     ]
+
+
+# What a study trains
+
+
+def test_options_of_a_preset_are_changed() -> None:
+    setting = dataclasses.replace(
+        SETTING, preset="mnist", options="num_codes=128 fq_layers=[0,1] fq_init=kmeans"
+    )
+    config = run_config(setting, "regularize", 3, data="somewhere")
+    assert (config.num_codes, config.fq_layers, config.fq_init) == (128, (0, 1), "kmeans")
+    assert (config.data, config.image_size, config.seed, config.steps) == ("somewhere", 16, 3, 4)
+    assert setting.title == f"mnist, {setting.options}, digits"
+    assert SETTING.title == "digits"
+    for options, message in (
+        ("num_code=3", "unknown option 'num_code'; did you mean 'num_codes'"),
+        ("num_codes=many", "num_codes is 'many'"),
+        ("fq=none", "--set fq=none: expected OPTION=VALUE; preset, data, fq, seed"),
+        ("num_codes", "--set num_codes: expected OPTION=VALUE"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_config(dataclasses.replace(SETTING, options=options), "none", 0)
+
+
+def test_where_images_come_from(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FQ_TOOLKIT_DATA", str(tmp_path))
+    assert find_data("digits", None) == "digits"
+    assert find_data("mnist", tmp_path) == str(tmp_path)
+    with pytest.raises(ConfigError, match=r"mnist needs images: give --data PATH, or t10k-images"):
+        find_data("mnist", None)
+    with pytest.raises(ConfigError, match=r"biggan-cifar10 needs images: give --data PATH$"):
+        find_data("biggan-cifar10", None)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cifar10_subset.npz").write_bytes(b"")
+    assert find_data("cifar10-small", None) == str(tmp_path / "images" / "cifar10_subset.npz")
+
+
+def test_pictures_of_settings_have_names_of_their_own(tmp_path) -> None:
+    changed = dataclasses.replace(SETTING, options="num_codes=128 fq_layers=[0,1]")
+    assert picture(tmp_path / "study.csv", SETTING).name == "study-digits.png"
+    assert picture(tmp_path / "study.csv", changed).name == "study-digits-num_codes=128_fq_layers=_0_1_.png"
+    append(tmp_path / "study.csv", rows_of({"none": {0: 1.0}}, setting=changed))
+    assert [row.setting for row in read(tmp_path / "study.csv")] == [changed]
+
+
+def test_seeds_to_search_on_are_others() -> None:
+    assert {seed for _, seed in plan(ARMS, 3, first=100)} == {100, 101, 102}
 
 
 def said(rows: list[Row]) -> str:
@@ -299,7 +347,10 @@ def test_a_study_goes_on_where_it_was(tiny, capsys, tmp_path, monkeypatch):
     rows = read(path)
     assert tuple(path.read_text().split("\n", 1)[0].split(",")) == COLUMNS
     assert {row.setting for row in rows} == {rows[0].setting}
-    assert {row.metric for row in rows if row.arm == "none"} - {OTHERS} == {FLOOR, ACCURACY, STEP_TIME, FID}
+    others = {f"{name}[digits-cnn]" for name in ("kid", "precision", "recall")}
+    metrics = {row.metric for row in rows if row.arm == "none"}
+    assert metrics - {OTHERS} == {FLOOR, ACCURACY, STEP_TIME, FID} | others
+    assert [row.metric for row in rows if row.arm == "none"][-1] == FID  # where it is, the others are
     assert all(row.value > 0 for row in rows if row.metric == STEP_TIME)
     kept = {folder.name.rpartition("-seed")[2][0]: folder for folder in (tmp_path / "kept").glob("*-none-*")}
     evaluation = json.loads((kept["1"] / "evaluation.json").read_text())
