@@ -29,7 +29,7 @@ ACTIONS = {
 }
 TENSES = ("present", "past", "future")
 PLACES = {
-    "nowhere": "", "snow": " in the snow", "park": " in the park", "beach": " on the beach",
+    "nowhere": "", "snow": " in the snow", "park": " at the park", "beach": " on the beach",
     "house": " near the house",
 }  # fmt: skip
 LABELS = {"neutral": ("",), "positive": ("happy ", "cheerful "), "negative": ("sad ", "lonely ")}
