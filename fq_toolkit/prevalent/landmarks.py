@@ -12,6 +12,7 @@ from fq_toolkit.prevalent.scan import Scan
 LANDMARKS = (
     "sofa", "lamp", "clock", "piano", "mirror", "desk", "stove", "bathtub", "bookshelf", "fireplace",
     "painting", "statue", "aquarium", "globe", "vase", "fridge", "bench", "carpet", "drum", "easel",
+    "fountain", "guitar", "hammock", "ladder",
 )  # fmt: skip
 
 _BESIDE = 0.5  # how clearly a landmark is seen in the views around its own, whose clearness is 1
@@ -26,7 +27,7 @@ def landmark_vectors(dim: int) -> np.ndarray:
         dim: width.
 
     Returns:
-        float32 (20, dim).
+        float32 (24, dim).
     """
     return np.random.default_rng(_APPEARANCE_SEED).standard_normal((len(LANDMARKS), dim), dtype=np.float32)
 

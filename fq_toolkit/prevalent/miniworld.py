@@ -18,13 +18,16 @@ from fq_toolkit.training.atomic import write_atomic
 _CELL = 5.0  # metres between the middles of neighbouring rooms
 _STOREY = 0.8  # metres between levels of floors
 _EYE = 1.5  # metres of the camera above the floor
+# Where there is only one way on, nothing is learned from an instruction: most rooms must leave a choice.
+_MORE_DOORS = 0.8  # share of the walls, beside those of the spanning tree, that have a door
+_CORRIDORS = 0.15  # share of the doors that have a viewpoint of their own
 
 
 class MiniWorld(NavWorld):
     """Buildings of rooms and corridors on several levels, with a landmark at every viewpoint.
 
     A building is a grid of rooms; a random spanning tree and some more doors connect them. Each room has a
-    viewpoint near its middle and some have a second one; each door has one. A landmark is a fixed random
+    viewpoint near its middle and some have a second one, and so do some doors. A landmark is a fixed random
     vector in the view that shows it, the same in every world, so an agent that learns what the words mean in
     some worlds can use it in others: worlds of another seed are unseen. Instructions name the landmark that
     each edge of a shortest path leads to; few of them say which way to turn, so neither the text nor the
@@ -44,10 +47,10 @@ class MiniWorld(NavWorld):
     Example:
         >>> world = MiniWorld(0)
         >>> item = world.items(1)[0]
-        >>> item.instruction
-        'go straight past the tent and then turn right and go down toward the easel ...'
+        >>> item.instruction[:56]
+        'toward the drum , then toward the statue , then to the '
         >>> item.path[0], len(item.path)
-        ('mini0x1v018', 5)
+        ('mini0x1v014', 6)
     """
 
     def __init__(
@@ -175,6 +178,9 @@ def _build(name: str, generator: np.random.Generator, rows: int, columns: int) -
     ]
     edges = []
     for i, j in _doors(cells, number, generator):
+        if generator.random() >= _CORRIDORS:
+            edges.append((i, j))
+            continue
         middle = (positions[i] + positions[j]) / 2
         edges += [(i, len(positions)), (len(positions), j)]
         positions.append(middle + generator.uniform(-0.4, 0.4, 3) * (1, 1, 0))
@@ -198,7 +204,7 @@ def _point(x: float, y: float, floor: float, generator: np.random.Generator) -> 
 def _doors(
     cells: list[tuple[int, int]], number: dict[tuple[int, int], int], generator: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Choose which neighbouring rooms have a door: a random spanning tree, and a fifth of the rest."""
+    """Choose which neighbouring rooms have a door: a random spanning tree, and some of the rest."""
     walls = [
         (number[row, column], number[other])
         for row, column in cells
@@ -213,6 +219,6 @@ def _doors(
             old, new = group[j], group[i]
             group = [new if entry == old else entry for entry in group]
             doors.append((i, j))
-        elif generator.random() < 0.2:
+        elif generator.random() < _MORE_DOORS:
             doors.append((i, j))
     return doors

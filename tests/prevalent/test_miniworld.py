@@ -117,7 +117,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="min_edges"):
         sample_paths(line_world(1.0), 1, min_edges=3, max_edges=2)
     crowd = NavWorld.from_networkx({"star": __star()}).scan("star")
-    with pytest.raises(ValueError, match="needs more than 40 landmarks"):
+    with pytest.raises(ValueError, match="needs more than 24 landmarks"):
         place_landmarks(crowd, np.random.default_rng(0))
 
 
