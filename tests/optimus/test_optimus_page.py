@@ -24,7 +24,8 @@ def test_the_python_of_the_page_runs(page: str, tmp_path: Path) -> None:
         eval_analogies=1, checkpoint_every=0, device="cpu",
     )  # fmt: skip
     scope: dict[str, Any] = {"RUN": str(train(config, out=tmp_path / "run").run)}
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    # "py", as it needs a run: the blocks of "python" run by themselves in tests/test_readme.py.
+    (block,) = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     exec(block, scope)
     said = re.findall(r"^vae\.(.*?)  # (.*)$", block, re.MULTILINE)
     values = [eval(f"vae.{call}", scope) for call, _ in said]
