@@ -10,10 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from fq_toolkit.optimus import checked_cache
+from fq_toolkit.optimus.building import small_networks
 from fq_toolkit.optimus.config import PRESETS, OptimusConfig, preset
 from fq_toolkit.optimus.corpus import load_corpus
 from fq_toolkit.optimus.runs import evaluate_run, load_model
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
+from fq_toolkit.optimus.tokenizer_training import train_tokenizers
 from fq_toolkit.optimus.trainer import (
     OPTIMUS_TRAINER,
     OptimusTask,
@@ -180,6 +182,21 @@ def test_bf16_trains() -> None:
     assert task.is_finite()
     assert 0 < first < 1000
     assert all(weight.dtype == torch.float32 for weight in task.vae.parameters())
+
+
+def test_pretrained_networks_come_with_their_tokenizers(tmp_path: Path) -> None:
+    tokenizers = train_tokenizers(load_corpus("grammar").train[:200], kind="word")
+    networks = small_networks(tokenizers, width=16, layers=1, heads=2, positions=33)
+    for name, network, tokenizer in zip(("bert", "gpt"), networks, tokenizers, strict=True):
+        network.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    names = {"encoder": str(tmp_path / "bert"), "decoder": str(tmp_path / "gpt")}
+    task = make(**names, pooling="pooler")
+    embeddings = task.vae.encoder.get_input_embeddings().weight
+    assert torch.equal(embeddings, networks[0].get_input_embeddings().weight)
+    assert task.step(0)["loss/nll"] > 0
+    with pytest.raises(ConfigError, match="too long"):  # of 34 positions the memory takes the first
+        make(**names, max_length=34)
 
 
 def test_divergence_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
