@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
 
-# Name of a trainer -> the module with its train_command, sample_command, evaluate_command and plot_command.
+# Name of a trainer -> the module with its train_command, evaluate_command, plot_command and what else it can do.
 TRAINERS = {
     "fqgan": "fq_toolkit.fqgan.commands",
     "ugatit": "fq_toolkit.fqgan.ugatit_commands",
@@ -159,7 +159,11 @@ def run_env(words: list[str]) -> int:
 
 
 COMMANDS = {
-    "train": Command("train fqgan", "train a GAN with feature quantization", run_train),
+    "train": Command("train NAME", "train a model; the names are below", run_train),
+    "evaluate": Command(
+        "evaluate RUN", "measure a run again and write evaluation.json", on_a_run("evaluate")
+    ),
+    "plot": Command("plot RUN", "draw curves.png again, also while the run goes on", on_a_run("plot")),
     "sample": Command("sample RUN", "new images or sentences from a run", on_a_run("sample")),
     "codebook": Command("codebook RUN", "pictures of which patches share a code", on_a_run("codebook")),
     "translate": Command("translate RUN", "a folder of images into the other domain", on_a_run("translate")),
@@ -170,17 +174,13 @@ COMMANDS = {
         "interpolate RUN", "sentences on the way from one to another", on_a_run("interpolate")
     ),
     "analogy": Command("analogy RUN", "what is to C as B is to A", on_a_run("analogy")),
+    "play": Command("play RUN", "type sentences to a VAE: interpolate, analogy", on_a_run("play")),
     "classify": Command(
         "classify RUN", "sentences by label from latents, and how many labels it takes", on_a_run("classify")
     ),
     "plot-latents": Command(
         "plot-latents RUN", "latents of labelled sentences in the plane", on_a_run("plot-latents")
     ),
-    "play": Command("play RUN", "type sentences to a VAE: interpolate, analogy", on_a_run("play")),
-    "evaluate": Command(
-        "evaluate RUN", "measure a run again: fid[...] with its floor, accuracy", on_a_run("evaluate")
-    ),
-    "plot": Command("plot RUN", "draw curves.png again, also while the run goes on", on_a_run("plot")),
     "augment": Command(
         "augment RUN", "new paths with instructions of a trained speaker", on_a_run("augment")
     ),
@@ -197,19 +197,24 @@ COMMANDS = {
 
 def help_screen() -> str:
     """Return the help: what there is, and what to type first."""
-    lines = "\n".join(f"  {command.usage:<14} {command.summary}" for command in COMMANDS.values())
-    return f"""fq-toolkit: vector-quantize the features of a network, and train models that do
+    lines = "\n".join(f"  {command.usage:<17} {command.summary}" for command in COMMANDS.values())
+    return f"""fq-toolkit: quantized features for GANs, latents for language models, navigation without a simulator
 
 Commands (each explains its options with --help):
 {lines}
 
-Start here:
-  fq-toolkit train fqgan                      digits, about two minutes on two cores; prints the run folder
-  fq-toolkit train fqgan --fq none --seed 1   the same GAN without feature quantization, another seed
-  fq-toolkit train fqgan --resume RUN         go on after Ctrl-C, bit by bit; with --steps 2000 train longer
-  fq-toolkit train fqgan --dry-run            build everything, do one step, write nothing
-  fq-toolkit sample RUN --classes 3 7         new threes and sevens
-  accelerate launch -m fq_toolkit train fqgan       several processes or GPUs
+Trainers, each with an embedded default that needs no data and a few minutes on two cores:
+  fqgan, ugatit              GANs with feature quantization (FQ-GAN)
+  optimus                    sentence VAE; --task label-conditional or dialog for the others
+  prevalent, speaker         pretraining and instructions for navigation (PREVALENT)
+  r2r, ndh, hanna            navigation agents
 
-A run folder holds config.json, metrics.csv, checkpoints/, samples.png, curves.png and evaluation.json.
+Start here:
+  fq-toolkit train fqgan                digits, about two minutes on two cores; prints the run folder
+  fq-toolkit train fqgan --resume RUN   go on after Ctrl-C, bit by bit; with --steps 2000 train longer
+  fq-toolkit train optimus --dry-run    build everything, do two steps, write nothing
+  fq-toolkit sample RUN                 new digits, or sentences
+  accelerate launch -m fq_toolkit train fqgan   several processes or GPUs
+
+A run folder holds config.json, metrics.csv, checkpoints/, curves.png, evaluation.json, and pictures or a model.
 """

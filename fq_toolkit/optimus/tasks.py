@@ -13,6 +13,8 @@ from fq_toolkit.training.run_folder import RunFolder
 # and optimus-TASK for the others; config.json of its runs and the command line's table have that name.
 TASKS = {
     "vae": "fq_toolkit.optimus.commands_train",
+    "label-conditional": "fq_toolkit.optimus.label_commands",
+    "dialog": "fq_toolkit.optimus.dialog_commands",
 }
 DEFAULT = "vae"
 

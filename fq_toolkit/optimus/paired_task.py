@@ -1,0 +1,298 @@
+"""What training on labelled sentences and on pairs of texts shares: options, token tables, the task."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from fq_toolkit.optimus.batch import Tokenizers, TokenRows, collate, tokenize
+from fq_toolkit.optimus.config import SMALL
+from fq_toolkit.optimus.corpus import describe_skipped
+from fq_toolkit.optimus.trainer import MODEL, OptimusTask, beta_schedule, data_order, make_optimizer
+from fq_toolkit.training.atomic import write_atomic
+from fq_toolkit.training.config import load_config
+from fq_toolkit.training.errors import CheckpointError, ConfigError
+from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.seeding import rank_seed, seed_everything
+from fq_toolkit.training.session import FREE_ON_RESUME, Trainer, make_accelerator, provenance
+
+# ``steps`` decides what is computed: beta and the learning rate are functions of the share of the run.
+FREE = FREE_ON_RESUME - {"steps"}
+
+
+@dataclass(frozen=True)
+class PairedConfig:
+    """Options that both tasks have; goes to ``config.json`` and back."""
+
+    preset: str = "embedded"
+    """Where the other options start: embedded, the corpus that comes with the package."""
+    data: str = "embedded"
+    """What to train on: embedded, or files (see --help of the task)."""
+    valid: str | None = None
+    """What to measure with, in the same formats; by default a part of data, or the embedded held-out one."""
+    limit: int = 0
+    """Train on the first so many rows, after shuffling; 0 for all."""
+    max_length: int = 32
+    """Most tokens of a text, special ones included; rows with a longer one are left out and counted."""
+    seed: int = 0
+    """Of weights, noise and data order."""
+    steps: int = 1200
+    """Updates; beta and the learning rate follow schedules of this length."""
+
+    encoder: str = SMALL
+    """small (a BERT from scratch), or the name or folder of a pretrained encoder."""
+    decoder: str = SMALL
+    """small (a GPT-2 from scratch), or the name or folder of a pretrained decoder."""
+    tokenizer: Literal["word", "subword"] = "word"
+    """Of networks from scratch: trained in place on whole words or on parts of words (byte-level BPE)."""
+    vocab_size: int = 1000
+    """Most tokens of a tokenizer trained in place."""
+    layers: int = 2
+    """Of each network from scratch."""
+    width: int = 64
+    """Channels of each network from scratch."""
+    heads: int = 4
+    """Attention heads of each network from scratch."""
+    dropout: float = 0.0
+    """Of each network from scratch."""
+    latent_size: int = 32
+    """Dimensions of the latent."""
+    pooling: Literal["pooler", "cls", "mean"] = "mean"
+    """Which vector of the encoder the latent is made of: BERT's pooled [CLS], bare [CLS], or the mean."""
+    init_std: float = 0.1
+    """Standard deviation of the weights to and from the latent at the start."""
+    mode: Literal["memory", "embedding", "both"] = "memory"
+    """How the decoder sees the latent."""
+
+    batch_size: int = 64
+    """Rows per forward and process."""
+    accumulate: int = 1
+    """Forwards per update."""
+    lr: float = 2e-3
+    """AdamW learning rate after its warm-up; falls to a tenth along a cosine."""
+    lr_warmup: int = 50
+    """Steps over which the learning rate rises."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes the accelerator that is there."""
+
+    beta: float = 1.0
+    """Weight of the KL term where the schedule is at its top."""
+    schedule: Literal["constant", "monotonic", "cyclical"] = "cyclical"
+    """Of beta: there at once; a rise, then there; or n_cycle times 0, a rise, then there."""
+    n_cycle: int = 1
+    """cyclical: how many times."""
+    ratio_zero: float = 0.25
+    """cyclical: share of a cycle with beta 0."""
+    ratio_increase: float = 0.25
+    """cyclical, monotonic: share of a cycle, or of the run, over which beta rises."""
+    free_bits: float = 0.1
+    """Nats of KL per dimension that cost nothing; the paper's lambda."""
+    length_weighted: bool = False
+    """Divide the reconstruction loss of a text by its tokens."""
+
+    log_every: int = 50
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int = 600
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Complete checkpoints that stay."""
+    evaluate_every: int = 0
+    """Steps between evaluations; 0 evaluates only the last step."""
+    eval_rows: int = 200
+    """Rows to measure with."""
+
+    autoencoder_warmup: ClassVar[int] = 0  # the schedule asks for it; these tasks have none
+
+    def __post_init__(self) -> None:
+        """Check ranges, so that a wrong value is refused before anything is built."""
+        at_least = {
+            1: ("steps", "layers", "width", "heads", "latent_size", "batch_size", "accumulate", "n_cycle",
+                "log_every", "keep_checkpoints"),
+            2: ("eval_rows",),
+            4: ("max_length",),
+            0: ("seed", "limit", "lr_warmup", "weight_decay", "clip", "beta", "free_bits", "checkpoint_every",
+                "evaluate_every", "init_std"),
+        }  # fmt: skip
+        for least, names in at_least.items():
+            for name in names:
+                if not least <= getattr(self, name) < float("inf"):
+                    raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if not 0 < self.lr < 1:
+            raise ConfigError(f"lr is {self.lr}; expected 0 < lr < 1")
+        for name in ("dropout", "ratio_zero", "ratio_increase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 to 1")
+        if self.preset != "embedded":
+            raise ConfigError(f"preset is {self.preset!r}; known: embedded")
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if (self.encoder == SMALL) != (self.decoder == SMALL):
+            raise ConfigError(
+                f"encoder is {self.encoder!r} and decoder {self.decoder!r}; expected both {SMALL!r} or both "
+                "pretrained"
+            )
+
+
+class TokenTable:
+    """Texts as token ids, to be cut into batches.
+
+    Args:
+        texts: one a row.
+        tokenizers: of encoder and decoder.
+        max_length: most tokens of a text.
+
+    Attributes:
+        fits: bool (N,), whether a text has at most ``max_length`` tokens.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int) -> None:
+        # One token more than permitted stays, by which the texts that are too long are known.
+        self.rows = tokenize(texts, tokenizers, max_length=max_length + 1)
+        self.tokenizers = tokenizers
+        self.fits = np.array(
+            [
+                max(len(a), len(b)) <= max_length
+                for a, b in zip(self.rows.encoder, self.rows.decoder, strict=True)
+            ],
+            dtype=bool,
+        )
+
+    def batch(self, rows: Sequence[int]) -> Any:
+        """Return a padded `TextBatch` of these rows, on the CPU."""
+        read, written = ([part[i] for i in rows] for part in (self.rows.encoder, self.rows.decoder))
+        return collate(TokenRows(read, written, 0), self.tokenizers)
+
+    def lengths(self, rows: Iterable[int]) -> list[int]:
+        """Return the decoder's tokens of these rows."""
+        return [len(self.rows.decoder[i]) for i in rows]
+
+
+class PairedTask(OptimusTask):
+    """A task of sentence VAEs with something beside the sentence; the loss is the model's.
+
+    Args:
+        config: all options.
+        model: its forward takes a batch and ``beta, free_bits, length_weighted, deterministic`` and returns
+            something with ``loss``, ``nll`` and ``kl``; ``encoder``, ``decoder`` and ``base`` are its parts.
+        data: rows: ``batch(rows)``, ``lengths()``, ``fingerprint()``, ``too_long``, ``tokenizers``.
+        evaluator: model -> figures with ``values()``; ``columns``.
+        described: what the data are, for the summary.
+        skipped: reason -> lines that were left out.
+        accelerator: an ``accelerate.Accelerator``.
+    """
+
+    config: Any
+    data: Any
+    evaluator: Any
+
+    def __init__(
+        self,
+        config: Any,
+        model: nn.Module,
+        data: Any,
+        evaluator: Any,
+        *,
+        described: str,
+        skipped: dict[str, int],
+        accelerator: Any,
+    ) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.vae: Any = model.to(accelerator.device)
+        self.data, self.evaluator = data, evaluator
+        self.described, self.skipped = described, skipped
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self.order = data_order(config, data, rank=rank, world=world)
+        self.schedule = beta_schedule(config)
+        self.last_evaluation: Any = None
+        self._beta, self._lr = 0.0, 0.0
+        self.optimizer = make_optimizer(self.vae, config)
+        self.wrapped, self.optimizer = accelerator.prepare(self.vae, self.optimizer)
+        self.vae.train()
+        seed_everything(rank_seed(config.seed, rank))
+
+    def summary(self) -> str:
+        """Return what is trained on what, and what was left out."""
+        config, device = self.config, self.accelerator.device
+        weights = sum(weight.numel() for weight in self.vae.parameters())
+        where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        skipped = self.skipped | (
+            {f"longer than {config.max_length} tokens": self.data.too_long} if self.data.too_long else {}
+        )
+        lines = [
+            f"{self.described}; {weights:,} weights; latent {config.latent_size} by {config.mode}; "
+            f"beta {config.schedule}, free bits {config.free_bits:g}; {where}",
+            describe_skipped(skipped),
+        ]
+        return "\n".join(filter(None, lines))
+
+    def columns(self) -> list[str]:
+        """Return the columns of ``metrics.csv``."""
+        names = ["seconds", "loss/total", "loss/nll", "loss/kl", "schedule/beta", "learning rate/lr"]
+        return names + list(self.evaluator.columns)
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure on what is kept for that; the random state of training is not touched."""
+        self.last_evaluation = self.evaluator(self.vae)
+        return dict(self.last_evaluation.values())
+
+    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
+        """Write ``model/``, the sentence VAE within, and after the last step ``evaluation.json``."""
+        self.vae.base.save_pretrained(run.path / MODEL)
+        if complete and self.last_evaluation is not None:
+            write_figures(run, self.config, self.last_evaluation, step=result.step, seconds=result.seconds)
+
+
+def write_figures(run: RunFolder, config: Any, figures: Any, *, step: int, seconds: float) -> None:
+    """Write ``evaluation.json``: the figures and what they were measured with."""
+    record = {
+        "step": step,
+        "training_seconds": round(seconds, 1),
+        **figures._asdict(),
+        "data": config.data,
+        "seed": config.seed,
+        **provenance(),
+    }
+    write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def load_task(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> tuple[Any, int, float]:
+    """Read a run back: its task with trained weights, the step, and the seconds of training.
+
+    Raises:
+        RunError: when it is no run folder.
+        CheckpointError: when the checkpoint is missing, damaged or of another model.
+        ConfigError: when it is a run of another trainer, or its data are gone.
+    """
+    folder = RunFolder.open(path)
+    config = load_config(trainer.config_class, folder.config, trainer=trainer.name)
+    checkpoint = folder.checkpoints().load(step)
+    task: Any = trainer.build(config, make_accelerator(config))
+    try:
+        task.vae.load_state_dict(checkpoint.state["task"]["vae"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}. "
+            f"Are the rows of {config.data} still those of the run?"
+        ) from error
+    task.vae.eval()
+    return task, checkpoint.step, checkpoint.state["seconds"]
+
+
+def evaluate_task_run(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> tuple[int, Any]:
+    """Measure a run again and write ``evaluation.json``; return the step and the figures."""
+    task, reached, seconds = load_task(trainer, path, step=step)
+    task.evaluate()
+    write_figures(RunFolder.open(path), task.config, task.last_evaluation, step=reached, seconds=seconds)
+    return reached, task.last_evaluation
