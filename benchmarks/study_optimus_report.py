@@ -45,7 +45,7 @@ def caption(figures: Figures) -> str:
     """Everything that the figures depend on."""
     s = figures.setting
     return (
-        f"{s.preset}, {s.steps} steps, {s.samples} held-out sentences; commit {s.commit}"
+        f"{s.title}, {s.steps} steps, {s.samples} held-out sentences; commit {s.commit}"
         f"{' (modified)' if s.dirty else ''}; {s.machine}, threads {s.threads}\n{s.versions}; "
         "points: seeds, bars: means"
     )
