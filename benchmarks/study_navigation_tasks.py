@@ -1,0 +1,155 @@
+"""What the default runs of speaker, NDH and HANNA reach on generated worlds, several seeds.
+
+    python -m benchmarks.study_navigation_tasks            # 3 seeds; a row per run and figure
+    python -m benchmarks.study_navigation_tasks --report   # the table again, from the results
+    python -m benchmarks.study_navigation_tasks --quick    # does it work: few steps, nothing written
+
+Each seed has its own weights and its own buildings; val_unseen are other buildings still. A stopped
+study goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import math
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from benchmarks.results import DIRECTORY
+from benchmarks.study_results import Figures, Row, Setting, append, read
+from benchmarks.study_statistics import student_interval
+from fq_toolkit.training.errors import RunError
+from fq_toolkit.training.session import Trainer, train
+
+ARMS = ("speaker", "ndh", "hanna")
+LAST = "updates"
+QUICK: dict[str, Any] = {"steps": 2, "batch_size": 4, "scans": 1, "train_items": 8, "validation_items": 4}
+
+
+def results_file() -> Path:
+    """File of this machine."""
+    return DIRECTORY / f"study_navigation_tasks-{machine.machine_name('cpu')}.csv"
+
+
+def make_setting() -> Setting:
+    """What all runs of this call share."""
+    revision, dirty = machine.commit()
+    versions = [machine.package_version("fq-toolkit"), f"torch {torch.__version__}"]
+    return Setting(
+        preset="mini",
+        steps=0,  # each trainer's default
+        samples=0,  # each trainer's default
+        commit=revision,
+        dirty=dirty,
+        machine=machine.machine_name("cpu"),
+        device="cpu",
+        threads=torch.get_num_threads(),
+        versions=", ".join(filter(None, [*versions, f"python {platform.python_version()}"])),
+        data="MiniWorld",
+    )
+
+
+def trainer_of(arm: str) -> tuple[Trainer[Any], Any]:
+    """Return a trainer and its default options."""
+    from fq_toolkit.prevalent import hanna_config, ndh_config, speaker_config
+    from fq_toolkit.prevalent.hanna_training import HANNA_TRAINER
+    from fq_toolkit.prevalent.ndh_training import NDH_TRAINER
+    from fq_toolkit.prevalent.speaker_training import SPEAKER_TRAINER
+
+    return {
+        "speaker": (SPEAKER_TRAINER, speaker_config.preset("mini")),
+        "ndh": (NDH_TRAINER, ndh_config.preset("mini")),
+        "hanna": (HANNA_TRAINER, hanna_config.preset("mini")),
+    }[arm]
+
+
+def run_once(arm: str, seed: int, *, quick: bool) -> dict[str, float]:
+    """Train one arm and return its figures."""
+    trainer, base = trainer_of(arm)
+    config = dataclasses.replace(base, seed=seed, world_seed=seed, device="cpu", **(QUICK if quick else {}))
+    with tempfile.TemporaryDirectory(prefix="study-") as folder:
+        done = train(trainer, config, out=Path(folder) / "run")
+    found = done.evaluation
+    if found is None:
+        raise RunError(f"{arm}, seed {seed} was stopped; call again to go on")
+    if arm == "speaker":
+        figures = {f"{name} BLEU": score for name, score in found.bleu.items()}
+    else:
+        wanted = ("GP", "SR", "SPL", "OPSR") if arm == "ndh" else ("SR", "SPL", "NE", "requests")
+        figures = {
+            f"{name} {key}": getattr(scores, key) for name, scores in found.scores.items() for key in wanted
+        }
+    if arm == "hanna":
+        for name, scores in found.without_help.items():
+            figures |= {f"{name} SR without help": scores.SR, f"{name} SPL without help": scores.SPL}
+    return {**figures, LAST: float(done.step)}
+
+
+def report(rows: Sequence[Row]) -> str:
+    """A table of means over seeds with 95 % intervals, for each setting."""
+    lines = []
+    for setting in dict.fromkeys(row.setting for row in rows):
+        figures = Figures(rows, setting)
+        state = " (modified)" if setting.dirty else ""
+        lines += [
+            f"commit {setting.commit}{state}, {setting.machine}, {setting.threads} threads, "
+            f"{setting.versions}",
+            "",
+            "| trainer | figure | mean | 95 % interval | seeds |",
+            "|---|---|---|---|---|",
+        ]
+        for arm in ARMS:
+            for metric in figures.values:
+                values = list(figures.by_arm(metric).get(arm, {}).values())
+                if values:
+                    one = student_interval(values)
+                    spread = "one seed" if math.isinf(one.low) else f"{one.low:.3g} .. {one.high:.3g}"
+                    lines.append(f"| {arm} | {metric} | {one.mean:.3g} | {spread} | {one.seeds} |")
+        lines.append("")
+    return "\n".join(lines) or "no run has ended yet\n"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study_navigation_tasks", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--threads", type=int, default=None, help="by default every core")
+    parser.add_argument("--quick", action="store_true", help="a few steps, nothing written")
+    parser.add_argument("--report", action="store_true", help="only the tables")
+    arguments = parser.parse_args(words)
+    torch.set_num_threads(arguments.threads or machine.core_count())
+    path = results_file()
+    if not arguments.report:
+        setting = make_setting()
+        known = Figures([] if arguments.quick else read(path), setting).by_arm(LAST)
+        for seed in range(arguments.seeds):
+            for arm in arguments.arms:
+                if seed in known.get(arm, {}):
+                    continue
+                figures = run_once(arm, seed, quick=arguments.quick)
+                today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+                rows = [Row(setting, arm, seed, name, value, today) for name, value in figures.items()]
+                shown = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
+                sys.stdout.write(f"{arm}, seed {seed}: {shown}\n")
+                if not arguments.quick:
+                    append(path, rows)
+    if not arguments.quick:
+        sys.stdout.write(report(read(path)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
