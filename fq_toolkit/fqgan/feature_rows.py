@@ -11,7 +11,7 @@ class FeatureRows:
 
     Args:
         dim: features per row.
-        limit: rows that are kept in all.
+        limit: rows that are kept, by every process.
 
     Example:
         >>> rows = FeatureRows(2, limit=3)
@@ -55,6 +55,7 @@ class FeatureRows:
             return
         parts = gather_object([self.tensor()])
         self._parts, self.count = [], 0
+        self.limit *= accelerator.num_processes
         for part in parts:
             self.update(part)
 
