@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
 
-# Name of a trainer -> the module with its train_command, evaluate_command, plot_command and what else it can do.
+# Name of a trainer -> the module with its train_command, evaluate_command and what else it can do.
 TRAINERS = {
     "fqgan": "fq_toolkit.fqgan.commands",
     "ugatit": "fq_toolkit.fqgan.ugatit_commands",
@@ -198,7 +198,7 @@ COMMANDS = {
 def help_screen() -> str:
     """Return the help: what there is, and what to type first."""
     lines = "\n".join(f"  {command.usage:<17} {command.summary}" for command in COMMANDS.values())
-    return f"""fq-toolkit: quantized features for GANs, latents for language models, navigation without a simulator
+    return f"""fq-toolkit: quantized features for GANs, latents for language models, navigation agents
 
 Commands (each explains its options with --help):
 {lines}
@@ -216,5 +216,5 @@ Start here:
   fq-toolkit sample RUN                 new digits, or sentences
   accelerate launch -m fq_toolkit train fqgan   several processes or GPUs
 
-A run folder holds config.json, metrics.csv, checkpoints/, curves.png, evaluation.json, and pictures or a model.
+A run folder holds config.json, metrics.csv, checkpoints/, curves.png, evaluation.json, pictures or a model.
 """
