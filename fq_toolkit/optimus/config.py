@@ -88,8 +88,8 @@ class OptimusConfig:
     """Nats of KL per dimension that cost nothing; the paper's lambda."""
     length_weighted: bool = False
     """Divide the reconstruction loss of a sentence by its tokens."""
-    autoencoder_warmup: int = 500
-    """First steps as an autoencoder: no noise on the latent, and beta 0."""
+    autoencoder_warmup: float = 0.2
+    """Share of the run, at its start, as an autoencoder: no noise on the latent, and beta 0."""
 
     log_every: int = 50
     """Steps between rows of metrics.csv."""
@@ -116,7 +116,7 @@ class OptimusConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         not_negative = (
-            "seed", "limit", "lr_warmup", "weight_decay", "clip", "beta", "free_bits", "autoencoder_warmup",
+            "seed", "limit", "lr_warmup", "weight_decay", "clip", "beta", "free_bits",
             "checkpoint_every", "evaluate_every", "eval_analogies", "init_std",
         )  # fmt: skip
         for name in not_negative:
@@ -124,7 +124,7 @@ class OptimusConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 < self.lr < 1:
             raise ConfigError(f"lr is {self.lr}; expected 0 < lr < 1")
-        for name in ("dropout", "ratio_zero", "ratio_increase"):
+        for name in ("dropout", "ratio_zero", "ratio_increase", "autoencoder_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 to 1")
         if self.max_length < 4:
@@ -149,8 +149,8 @@ PRESETS: dict[str, OptimusConfig] = {
     "captions": OptimusConfig(
         preset="captions", data="../shared/data/captions/train.txt", tokenizer="subword", vocab_size=8000,
         max_length=48, width=256, layers=4, dropout=0.1, steps=20_000, lr=5e-4, lr_warmup=500, n_cycle=10,
-        autoencoder_warmup=0, log_every=100, checkpoint_every=2000, evaluate_every=2000, eval_sentences=1000,
-        iw_samples=100,
+        autoencoder_warmup=0.0, log_every=100, checkpoint_every=2000, evaluate_every=2000,
+        eval_sentences=1000, iw_samples=100,
     ),
 }  # fmt: skip
 

@@ -232,7 +232,7 @@ def beta_schedule(config: OptimusConfig) -> BetaSchedule:
             cycles=config.n_cycle,
             ratio_zero=config.ratio_zero,
             ratio_increase=config.ratio_increase,
-            autoencoder_steps=config.autoencoder_warmup,
+            autoencoder_steps=round(config.autoencoder_warmup * config.steps),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -33,7 +33,7 @@ from fq_toolkit.training.session import dry_run
 TINY = OptimusConfig(
     limit=200, steps=4, layers=1, width=16, heads=2, latent_size=4, batch_size=8, lr_warmup=2, dropout=0.1,
     log_every=1, checkpoint_every=2, evaluate_every=3, eval_sentences=6, iw_samples=2, eval_analogies=6,
-    autoencoder_warmup=1, device="cpu",
+    autoencoder_warmup=0.25, device="cpu",
 )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def test_a_run_does_not_go_on_with_other_sentences(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_accumulation_is_one_batch(weighted: bool) -> None:
     """4 forwards of 8 sentences make the update of 1 forward of 32."""
-    common = {"dropout": 0.0, "autoencoder_warmup": 0, "length_weighted": weighted, "free_bits": 0.01}
+    common = {"dropout": 0.0, "autoencoder_warmup": 0.0, "length_weighted": weighted, "free_bits": 0.01}
     parts = make(**common, batch_size=8, accumulate=4)
     whole = make(**common, batch_size=32, accumulate=1)
     for task in (parts, whole):
@@ -165,10 +165,10 @@ def test_accumulation_is_one_batch(weighted: bool) -> None:
 
 
 def test_warm_up_has_neither_noise_nor_kl() -> None:
-    task = make(dropout=0.0, autoencoder_warmup=2)
+    task = make(dropout=0.0, autoencoder_warmup=0.5)
     values = []
     for noise in (1, 2):
-        twin = make(dropout=0.0, autoencoder_warmup=2)
+        twin = make(dropout=0.0, autoencoder_warmup=0.5)
         torch.manual_seed(noise)
         values.append(twin.step(0))
     assert values[0]["loss/total"] == values[1]["loss/total"] == values[0]["loss/nll"]
@@ -255,7 +255,7 @@ def test_seeds_differ() -> None:
         ({"free_bits": float("nan")}, "free_bits is nan"),
         ({"encoder": "bert-base-cased"}, "both 'small' or both"),
         ({"ratio_zero": 0.9, "ratio_increase": 0.3}, "their sum must be at most 1"),
-        ({"autoencoder_warmup": 4}, "autoencoder_steps"),
+        ({"autoencoder_warmup": 1.0}, "autoencoder_steps"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
