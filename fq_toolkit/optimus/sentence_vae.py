@@ -42,7 +42,8 @@ class SentenceVAE(nn.Module):
     """``q(z|x) = N(mu, sigma^2)`` by an encoder, ``p(x|z)`` by a decoder with a latent in it, prior N(0, I).
 
     The encoder's sentence vector (BERT's pooled [CLS]) goes through one projection without bias, which is cut
-    into mu and log sigma^2.  The decoder reads z as `fq_toolkit.inject_latent` says.
+    into mu and log sigma^2.  The decoder reads z as `fq_toolkit.inject_latent` says; it begins with BOS and
+    ends with EOS, and other defaults of its ``generate`` are put away.
 
     Args:
         encoder: an encoder of transformers, ``BertModel`` for example.
