@@ -77,7 +77,8 @@ class R2RTraining(NavigatorTraining):
         self.config = config
         if agent is None:
             texts = [item.instruction for item in data.train.items]
-            agent = build_follower(config, texts, data.train.features.dim)
+            start = build_follower(config, texts, data.train.features.dim)
+            agent = build_agent(config, start.model, start.vocabulary)
         super().__init__(config, data.train, data.validation, agent, accelerator)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.augmented = data.augmented

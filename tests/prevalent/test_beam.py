@@ -14,7 +14,7 @@ from tests.prevalent.test_follower import make_agent
 
 @pytest.fixture(scope="module")
 def world() -> MiniWorld:
-    return MiniWorld(6, num_scans=1, rooms=(2, 3), feature_dim=8)
+    return MiniWorld(6, num_scans=1, rooms=(1, 3), feature_dim=8)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def items(world: MiniWorld) -> list[NavItem]:
     places = world.scan(name).viewpoints
     return [
         NavItem(str(i), name, 0.7 * i, (places[i],), (places[-1],), f"to the {word} then stop")
-        for i, word in enumerate(("sofa", "lamp", "clock"))
+        for i, word in enumerate(("sofa", "lamp"))
     ]
 
 
@@ -78,7 +78,7 @@ def test_width_one_is_greedy_and_wider_beams_find_no_less(
     greedy = rollout(agent, env, items, "argmax", max_steps=4)
     narrow = beam_search(agent, env, items, width=1, max_steps=4)
     assert [path.record() for path in narrow] == greedy.trajectories
-    wide = beam_search(agent, env, items, width=500, max_steps=4)
+    wide = beam_search(agent, env, items, width=100, max_steps=4)
     assert all(w.log_prob >= n.log_prob - 1e-6 for w, n in zip(wide, narrow, strict=True))
     paths = [[pose[0] for pose in path.poses] for path in wide]
     measure_paths(world, [i.scan for i in items], paths, [i.path for i in items], [i.goals for i in items])

@@ -114,10 +114,10 @@ def test_scheduled_sampling_goes_from_the_teacher_to_the_agent(world: MiniWorld,
 
 def test_samples_come_from_the_distribution(world: MiniWorld, env: BatchedNavEnv) -> None:
     agent, item = make_agent(world), world.items(1)[0]
-    items = [item._replace(instr_id=str(i)) for i in range(3000)]
+    items = [item._replace(instr_id=str(i)) for i in range(800)]
     walk = rollout(agent, env, items, "sample", max_steps=1, generator=torch.Generator().manual_seed(0))
     shares = torch.bincount(walk.actions[0], minlength=walk.log_probs.shape[-1]) / len(items)
-    torch.testing.assert_close(shares, walk.log_probs[0, 0].exp().detach(), atol=0.04, rtol=0)
+    torch.testing.assert_close(shares, walk.log_probs[0, 0].exp().detach(), atol=0.07, rtol=0)
 
 
 def loops(walk: Rollout, gamma: float, entropy_weight: float) -> tuple[float, float]:
@@ -134,7 +134,7 @@ def loops(walk: Rollout, gamma: float, entropy_weight: float) -> tuple[float, fl
                 imitation -= float(log_probs[walk.teacher[t, row]])
                 actions += 1
             following = float(walk.rewards[t, row]) + gamma * following
-            advantage = following - float(walk.values[t, row])
+            advantage = following - float(walk.values[t, row].detach())
             possible = log_probs[log_probs > -torch.inf]
             entropy = -float((possible.exp() * possible).sum())
             total += -float(log_probs[walk.actions[t, row]]) * advantage + advantage**2 / 2
@@ -207,7 +207,7 @@ def test_gradients_are_those_of_finite_differences(world: MiniWorld, env: Batche
     st.floats(0, 1),
     st.floats(-1, 1),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_returns_are_discounted_sums(steps: list[tuple[float, bool]], gamma: float, final: float) -> None:
     rewards = torch.tensor([[reward] for reward, _ in steps], dtype=torch.float64)
     active = torch.tensor([[walks] for _, walks in steps])
