@@ -184,7 +184,7 @@ CASES = (
         ("latent",),
         None,
         quick_shapes=QUICK_TEXT,
-        memory_shapes=(latent_targets.memory_shape(latent_targets.GENERATE).name,),
+        memory_shapes=(latent_targets.MEMORY_SHAPE.name,),
         problem=TextProblem,
     ),
     Case(

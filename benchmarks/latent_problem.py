@@ -28,6 +28,7 @@ class TextShape:
     layers: int = 6
     width: int = 384
     vocabulary: int = 12_565
+    dropout: float = 0.0
     num_codes: int = 0
     layout: str = "text"
 
@@ -43,8 +44,8 @@ class TextShape:
 
     @property
     def label(self) -> str:
-        """Batch and length, for tables."""
-        return f"B {self.batch}, T {self.length}"
+        """Batch, length and dropout, for tables."""
+        return f"B {self.batch}, T {self.length}" + (f", dropout {self.dropout:g}" if self.dropout else "")
 
     def with_few_rows(self) -> TextShape:
         """Two tokens of the same kind of text: runs the same code with little memory."""
@@ -104,6 +105,9 @@ class TextProblem:
                     n_layer=shape.layers,
                     n_embd=shape.width,
                     n_head=shape.width // 64,
+                    attn_pdrop=shape.dropout,
+                    embd_pdrop=shape.dropout,
+                    resid_pdrop=shape.dropout,
                     bos_token_id=BOS,
                     eos_token_id=None,  # so that every text gets its full length
                     pad_token_id=0,
@@ -124,7 +128,9 @@ class TextProblem:
 GENERATION_SHAPES = tuple(
     TextShape(f"B{batch} T{length}", batch, length) for length in (32, 128) for batch in (1, 8, 32)
 )
-TRAINING_SHAPES = (TextShape("B8 T64", 8, 64),)
+#: As the trainers here start from scratch, and as GPT-2 was trained: with dropout, attention has another
+#: kernel.
+TRAINING_SHAPES = (TextShape("B8 T64", 8, 64), TextShape("B8 T64 dropout", 8, 64, dropout=0.1))
 #: For smoke tests: same code paths, milliseconds.
 QUICK_TEXT = (
     TextShape("tiny text", 1, 6, layers=2, width=64, vocabulary=64),

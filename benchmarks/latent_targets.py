@@ -49,10 +49,8 @@ def _memory(rows: Sequence[Row], case: str, shape: TextShape, adapters: int) -> 
     return Verdict(text, f"<= {_PAGES:g}x", value, value <= _PAGES, detail)
 
 
-def memory_shape(case: str) -> TextShape:
-    """The shape whose memory is measured."""
-    shapes = GENERATION_SHAPES if case == GENERATE else TRAINING_SHAPES
-    return next(shape for shape in shapes[::-1] if shape.batch == 8)
+#: The shape of generation whose memory is measured.
+MEMORY_SHAPE = next(shape for shape in GENERATION_SHAPES[::-1] if shape.batch == 8)
 
 
 def latent_targets(rows: Sequence[Row]) -> list[Verdict]:
@@ -72,9 +70,9 @@ def latent_targets(rows: Sequence[Row]) -> list[Verdict]:
             1.05,
             {shape.label: _ratio(rows, TRAIN, shape, INJECTED, PLAIN) for shape in TRAINING_SHAPES},
         ),
-        _memory(rows, GENERATE, memory_shape(GENERATE), adapters=0),
+        _memory(rows, GENERATE, MEMORY_SHAPE, adapters=0),
         # the adapter's gradient and its two moments; the adapter itself was there before the step
-        _memory(rows, TRAIN, memory_shape(TRAIN), adapters=3),
+        *(_memory(rows, TRAIN, shape, adapters=3) for shape in TRAINING_SHAPES),
     ]
 
 
@@ -110,8 +108,8 @@ def latent_section(rows: Sequence[Row]) -> list[str]:
     shape = GENERATION_SHAPES[0]
     return [
         f"Greedy generation of T tokens for B latents by a GPT-2 from scratch ({shape.layers} layers of "
-        f"width {shape.width}, vocabulary {shape.vocabulary:,}), tokens per second. The original's loop takes "
-        "one text after another and recomputes the prefix for each token:",
+        f"width {shape.width}, vocabulary {shape.vocabulary:,}), tokens per second. The original's loop "
+        "takes one text after another and recomputes the prefix for each token:",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",
@@ -123,9 +121,10 @@ def latent_section(rows: Sequence[Row]) -> list[str]:
 
 
 def _training_sentence(rows: Sequence[Row]) -> str:
-    shape = TRAINING_SHAPES[0]
-    plain = median(rows, TRAIN, shape.name, PLAIN)
-    if plain is None:
-        return "A training step with a latent: not measured."
-    added = _share(_ratio(rows, TRAIN, shape, INJECTED, PLAIN))
-    return f"A training step ({shape.label}) takes {plain:.0f} ms without a latent; one adds {added}."
+    parts = []
+    for shape in TRAINING_SHAPES:
+        plain = median(rows, TRAIN, shape.name, PLAIN)
+        added = _share(_ratio(rows, TRAIN, shape, INJECTED, PLAIN))
+        found = "not measured" if plain is None else f"{plain:.0f} ms without a latent, one adds {added}"
+        parts.append(f"{shape.label}: {found}")
+    return f"A training step: {'; '.join(parts)}."

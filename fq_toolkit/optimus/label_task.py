@@ -31,7 +31,7 @@ class LabelConfig(PairedConfig):
     """Where the text is in a JSON line."""
     label_key: str = "label"
     """Where the label is in a JSON line."""
-    adversary: float = 5.0
+    adversary: float = 1.0
     """Weight of leaving a classifier undecided that reads the label from the latent; 0 leaves it out."""
 
     def __post_init__(self) -> None:

@@ -93,7 +93,7 @@ class PairedConfig:
     """Of beta: there at once; a rise, then there; or n_cycle times 0, a rise, then there."""
     n_cycle: int = 1
     """cyclical: how many times."""
-    ratio_zero: float = 0.25
+    ratio_zero: float = 0.5
     """cyclical: share of a cycle with beta 0."""
     ratio_increase: float = 0.25
     """cyclical, monotonic: share of a cycle, or of the run, over which beta rises."""
