@@ -66,6 +66,7 @@ class PretrainingNetwork(nn.Module):
 
     def __init__(self, config: PretrainingConfig, *, vocab_size: int, vision_size: int) -> None:
         super().__init__()
+        self.action_from = config.action_from
         self.model = PrevalentModel(config.model_config(vocab_size=vocab_size, vision_size=vision_size))
         self.head = VLNPretrainingHead(
             config.hidden_size,
@@ -86,7 +87,11 @@ class PretrainingNetwork(nn.Module):
         """
         out = self.model(ids, ids != 0, batch.views)
         candidates = None if batch.candidates is None else self.model.vision_encoder(batch.candidates)
-        return self.head(out.language, out.pooled, labels, batch.actions, candidates, batch.candidate_mask)
+        pooled = out.pooled
+        if self.action_from == "words":
+            words = (ids != 0).unsqueeze(-1)
+            pooled = (out.language * words).sum(dim=1) / words.sum(dim=1)
+        return self.head(out.language, pooled, labels, batch.actions, candidates, batch.candidate_mask)
 
 
 class Pretraining:

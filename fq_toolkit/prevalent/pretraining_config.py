@@ -39,6 +39,9 @@ class PretrainingConfig:
     """Share of training steps that are synthesised; by default what the two files hold together."""
     action_label: ActionLabel = "prevalent"
     """Numbering of actions: by nearness to the heading, by view, or pointing at candidates."""
+    action_from: Literal["words", "cls"] = "words"
+    """Where the action is read from: the mean of the word states, or, as released, the pooled [CLS]. The mean
+    shows a small model in hundreds of updates which words go with which views; [CLS] takes far more."""
     seed: int = 0
     """Of weights, data order and masks."""
 
@@ -171,6 +174,7 @@ PRESETS: dict[str, PretrainingConfig] = {
     "released": replace(
         PretrainingConfig(),
         preset="released",
+        action_from="cls",
         feature_dim=2048,
         hidden_size=768,
         num_heads=12,
