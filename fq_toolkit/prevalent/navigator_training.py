@@ -20,6 +20,7 @@ from fq_toolkit.prevalent.pretraining import VOCABULARY
 from fq_toolkit.prevalent.r2r_data import Split
 from fq_toolkit.prevalent.triplets import TOKENS
 from fq_toolkit.prevalent.vocabulary import Vocabulary
+from fq_toolkit.prevalent.vocabulary_growth import add_words
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.optimizer_state import load_optimizer
@@ -56,7 +57,7 @@ def keep_end(text: str, vocabulary: Vocabulary, limit: int = TOKENS - 2) -> str:
 
 
 def build_follower(config: NavigatorConfig, texts: Sequence[str], feature_dim: int) -> FollowerAgent:
-    """Return an agent: from a pretraining run, or from scratch with the words of some texts.
+    """Return an agent: from a pretraining run with the words that some texts add, or from scratch.
 
     Raises:
         DataError: for a pretraining run that is unfinished, damaged, or of another width of features.
@@ -65,6 +66,7 @@ def build_follower(config: NavigatorConfig, texts: Sequence[str], feature_dim: i
     if config.pretrained is not None:
         model = PrevalentModel.from_pretrained(config.pretrained)
         vocabulary = Vocabulary.from_file(Path(config.pretrained) / FOLDER / VOCABULARY)
+        model, vocabulary = add_words(model, vocabulary, texts)
     else:
         vocabulary = Vocabulary.train(texts)
         sizes = PrevalentConfig.tiny(vocab_size=len(vocabulary), vision_size=width)
