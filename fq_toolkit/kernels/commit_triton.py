@@ -126,7 +126,12 @@ _tickets: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def _ticket(device: torch.device) -> Tensor:
-    """The ticket counter of the current stream: 0 between launches, which follow each other on a stream."""
+    """The ticket counter of the current stream: 0 between launches, which follow each other on a stream.
+
+    A graph that is being captured gets one of its own, cleared in each replay: its memory is the graph's.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int32, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     if (device, stream) not in _tickets:
         _tickets[device, stream] = torch.zeros(1, dtype=torch.int32, device=device)
@@ -151,7 +156,8 @@ def ema_commit_(
 ) -> None:
     """Move the dictionary towards the batch; the Triton form of `fq_toolkit.kernels.reference.ema_commit_`.
 
-    Nothing is read back to the host.  One launch; the first on a stream also clears a counter.
+    Nothing is read back to the host.  One launch; the first on a stream, and those in a CUDA graph, also clear
+    a counter.
 
     Args:
         codebook: ``(K, C)`` float32, changed.
