@@ -156,8 +156,8 @@ def ema_commit_(
 ) -> None:
     """Move the dictionary towards the batch; the Triton form of `fq_toolkit.kernels.reference.ema_commit_`.
 
-    Nothing is read back to the host.  One launch; the first on a stream, and those in a CUDA graph, also clear
-    a counter.
+    Nothing is read back to the host.  One launch; the first on a stream, and those in a CUDA graph, also
+    clear a counter.
 
     Args:
         codebook: ``(K, C)`` float32, changed.
