@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import dataclasses
 import torch
@@ -32,6 +34,7 @@ task.accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
