@@ -46,16 +46,19 @@ from fq_toolkit.training.session import Trainer, train
 
 SCRATCH, PRETRAINED, SPEAKER = "scratch", "pretrained", "pretrained + speaker"
 SHUFFLED, BLIND = "pretrained, shuffled instructions", "pretrained, blind"
-# Arm -> the options by which it differs from FINE_TUNING, and what it needs besides.
-ARMS: dict[str, dict[str, bool]] = {
+# What starts from pretraining keeps more of it with a lower rate; from scratch the higher one is better.
+_KEEP = {"model_lr": 1e-3}
+# Arm -> the options by which it differs from FINE_TUNING; the last ones are done when all others are.
+ARMS: dict[str, dict[str, object]] = {
     SCRATCH: {},
-    PRETRAINED: {},
-    SHUFFLED: {"shuffle_instructions": True},
-    BLIND: {"blind": True},
-    SPEAKER: {},
+    PRETRAINED: _KEEP,
+    SHUFFLED: {**_KEEP, "shuffle_instructions": True},
+    BLIND: {**_KEEP, "blind": True},
+    SPEAKER: _KEEP,
 }
+LATER = (SPEAKER,)
 PRETRAINING = PretrainingConfig(
-    train_items=3000, scans=40, action_label="candidate", batch_size=32, steps=2500, lr=3e-3, init_std=0.1,
+    train_items=3000, scans=40, action_label="candidate", batch_size=32, steps=1000, lr=3e-3, init_std=0.1,
     intermediate_size=128, checkpoint_every=0, evaluate_every=0, fine_tune=False, log_every=100, device="cpu",
 )  # fmt: skip
 SPEAKING = SpeakerConfig(
@@ -66,9 +69,10 @@ FINE_TUNING = R2RConfig(
     scans=40,
     train_items=300,
     validation_items=200,
-    steps=300,
+    steps=250,
+    cross_modal=False,
     checkpoint_every=0,
-    log_every=100,
+    log_every=50,
     device="cpu",
 )
 AUGMENTED_PATHS = 1000
@@ -187,7 +191,8 @@ def run_all(
     setting: Setting, arms: Sequence[str], seeds: int, pieces: Pieces, path: Path, console: Console
 ) -> None:
     """Do the runs that the results file lacks, seed by seed, and append each when it has ended."""
-    runs = [(arm, seed) for seed in range(seeds) for arm in arms]
+    runs = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in LATER]
+    runs += [(arm, seed) for seed in range(seeds) for arm in arms if arm in LATER]
     done = finished(Figures(read(path), setting))
     left = [run for run in runs if run not in done]
     append(path, [])  # a file that cannot be written is better found now than after the first run
