@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fq_toolkit.prevalent.files import DataError, read_json
 from fq_toolkit.prevalent.model_config import PrevalentConfig
-from fq_toolkit.prevalent.model_layers import CrossLayer, TextEmbeddings, TextLayer, VisionEncoder, additive
+from fq_toolkit.prevalent.model_layers import (
+    Attention,
+    CrossLayer,
+    FeedForward,
+    TextEmbeddings,
+    TextLayer,
+    VisionEncoder,
+    additive,
+)
 from fq_toolkit.prevalent.released_names import encoder_state, is_released
 from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.config import from_mapping
@@ -51,7 +60,6 @@ class PrevalentModel(nn.Module):
         config: sizes; the released ones by default.
 
     Example:
-        >>> import torch
         >>> model = PrevalentModel(PrevalentConfig.tiny(vocab_size=80, vision_size=192)).eval()
         >>> ids, views = torch.randint(5, 80, (2, 12)), torch.randn(2, 36, 192)
         >>> language, pooled = model(ids, ids > 0, views)
@@ -77,6 +85,11 @@ class PrevalentModel(nn.Module):
         self.cross_layers = nn.ModuleList(CrossLayer(config) for _ in range(config.cross_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.apply(self._initialize)
+        with torch.no_grad():
+            for module in self.cross_layers.modules():
+                if isinstance(module, (Attention, FeedForward)):
+                    last_linear = module.out if isinstance(module, Attention) else module.contract
+                    last_linear.weight.mul_(config.cross_init)
         last = self.cross_layers[-1]  # its vision stream leads nowhere; the released weights have it
         for unused in (last.vision_attention, last.vision_feed_forward):
             unused.requires_grad_(False)
@@ -248,7 +261,6 @@ def count_parameters(*modules: nn.Module) -> int:
     """Return the number of parameters, those that are shared counted once.
 
     Example:
-        >>> import torch
         >>> with torch.device("meta"):
         ...     count_parameters(PrevalentModel())
         156050688

@@ -46,6 +46,8 @@ class PrevalentConfig:
     """Of every LayerNorm."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
+    cross_init: float = 1.0
+    """Factor on the initial weights of what cross-modal layers add; near 0 they begin as the identity."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -66,6 +68,8 @@ class PrevalentConfig:
         for name in ("layer_norm_eps", "init_std"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if not self.cross_init >= 0:
+            raise ConfigError(f"cross_init is {self.cross_init}; expected 0 or more")
 
     @classmethod
     def tiny(cls, *, vocab_size: int, vision_size: int) -> "PrevalentConfig":
@@ -86,5 +90,6 @@ class PrevalentConfig:
             max_positions=128,
             dropout=0.0,
             attention_dropout=0.0,
-            init_std=0.05,
+            init_std=0.1,
+            cross_init=0.05,
         )

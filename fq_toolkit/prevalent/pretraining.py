@@ -12,7 +12,8 @@ from fq_toolkit.layers.vln_pretraining_head import VLNPretrainingHead, VLNPretra
 from fq_toolkit.prevalent.angles import VIEWS
 from fq_toolkit.prevalent.masking import WordMasker
 from fq_toolkit.prevalent.model import FOLDER, PrevalentModel, count_parameters
-from fq_toolkit.prevalent.pretraining_config import TRAINER, PretrainingConfig
+from fq_toolkit.prevalent.pretraining_benefit import Benefit, measure_benefit
+from fq_toolkit.prevalent.pretraining_config import MINIWORLD, TRAINER, PretrainingConfig
 from fq_toolkit.prevalent.pretraining_data import PretrainingData, load_pretraining_data
 from fq_toolkit.prevalent.pretraining_steps import PretrainingSteps, StepBatch
 from fq_toolkit.training import session
@@ -53,6 +54,16 @@ class PretrainingScores(NamedTuple):
             f"held-out paths: loss {self.mlm_loss:.3f} of words and {self.action_loss:.3f} of actions; "
             f"masked words {100 * self.word_accuracy:.1f} % right, actions {100 * self.action_accuracy:.1f} %"
         )
+
+
+class PretrainingResult(NamedTuple):
+    """A measurement: of the pretraining itself, and where it was asked for, of what it is worth."""
+
+    scores: PretrainingScores
+    benefit: Benefit | None = None
+
+    def __str__(self) -> str:
+        return f"{self.scores}" + ("" if self.benefit is None else f"\n{self.benefit}")
 
 
 class PretrainingNetwork(nn.Module):
@@ -120,7 +131,7 @@ class Pretraining:
         except ValueError as error:
             raise ConfigError(f"batch_size: {error}") from error
         self.masker = WordMasker(data.vocabulary, share=config.mask_share)
-        self.last_evaluation: Any = None
+        self.last_evaluation: PretrainingResult | None = None
         self.weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(self.weights, lr=config.lr, weight_decay=config.weight_decay)
         self.wrapped, self.optimizer = accelerator.prepare(self.network, optimizer)
@@ -179,9 +190,8 @@ class Pretraining:
 
     def evaluate(self) -> dict[str, float]:
         """Measure on held-out paths; training and its random state stay as they were."""
-        scores = self.last_evaluation = score_steps(
-            self.network, self.data.validation, self.masker, limit=self.config.eval_steps
-        )
+        scores = score_steps(self.network, self.data.validation, self.masker, limit=self.config.eval_steps)
+        self.last_evaluation = PretrainingResult(scores)
         return {
             "held-out loss/words": scores.mlm_loss,
             "held-out loss/action": scores.action_loss,
@@ -214,7 +224,10 @@ class Pretraining:
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write the model, and when the run is complete ``evaluation.json``."""
         save_model(run, self.network.model, self.data)
-        if complete:
+        if complete and self.last_evaluation is not None:
+            if self.config.data == MINIWORLD and self.config.fine_tune:
+                benefit = measure_benefit(self.config, self.network.model, self.data.vocabulary)
+                self.last_evaluation = PretrainingResult(self.last_evaluation.scores, benefit)
             write_evaluation(
                 run,
                 self.config,
@@ -282,16 +295,23 @@ def write_evaluation(
     run: RunFolder,
     config: PretrainingConfig,
     data: PretrainingData,
-    scores: PretrainingScores,
+    result: PretrainingResult,
     *,
     step: int,
     seconds: float,
 ) -> None:
     """Write ``evaluation.json``: the figures and what they were measured with."""
+    benefit = result.benefit
+    both = (
+        {}
+        if benefit is None
+        else {name: getattr(benefit, name)._asdict() for name in ("pretrained", "scratch")}
+    )
     record = {
         "step": step,
         "training_seconds": round(seconds, 1),
-        **scores._asdict(),
+        **result.scores._asdict(),
+        "fine_tuned": None if benefit is None else {**benefit._asdict(), **both},
         "action_label": config.action_label,
         "data": data.description,
         "features_synthesised": data.features_synthesised,

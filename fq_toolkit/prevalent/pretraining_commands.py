@@ -42,18 +42,21 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
     """Run ``evaluate RUN``."""
     tyro = require("tyro", purpose="the command line")
 
-    def evaluate(steps: int | None = None, step: int | None = None) -> int:
+    def evaluate(steps: int | None = None, step: int | None = None, fine_tune: bool = False) -> int:
         """Measure a run on held-out paths; writes evaluation.json and model/.
 
         Args:
             steps: Time steps of held-out paths; by default as in the run.
             step: Which checkpoint; the newest by default.
+            fine_tune: MiniWorld: also fine-tune an agent for R2R and one from scratch.
         """
         from fq_toolkit.prevalent.pretraining_runs import evaluate_run, load_run
 
         with explained():
             trained = load_run(run, step=step)
-            sys.stdout.write(f"step {trained.step}: {evaluate_run(trained, limit=steps)}\n")
+            sys.stdout.write(
+                f"step {trained.step}: {evaluate_run(trained, limit=steps, fine_tune=fine_tune)}\n"
+            )
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))

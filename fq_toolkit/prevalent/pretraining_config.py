@@ -37,7 +37,7 @@ class PretrainingConfig:
     """Synthesised training data: an R2R file as `augment` writes it, or a file of triplets."""
     synthesised_share: float | None = None
     """Share of training steps that are synthesised; by default what the two files hold together."""
-    action_label: ActionLabel = "prevalent"
+    action_label: ActionLabel = "candidate"
     """Numbering of actions: by nearness to the heading, by view, or pointing at candidates."""
     action_from: Literal["words", "cls"] = "words"
     """Where the action is read from: the mean of the word states, or, as released, the pooled [CLS]. The mean
@@ -49,7 +49,7 @@ class PretrainingConfig:
     """miniworld: of the training worlds; the unseen ones have another."""
     scans: int = 40
     """miniworld: buildings to train in."""
-    train_items: int = 2000
+    train_items: int = 3000
     """miniworld: paths with an instruction."""
     validation_items: int = 100
     """miniworld: paths in unseen buildings."""
@@ -62,20 +62,22 @@ class PretrainingConfig:
     """Layers that see the text alone."""
     cross_layers: int = 1
     """Layers that join text and views."""
-    intermediate_size: int = 256
+    intermediate_size: int = 128
     """Width inside the feed-forward blocks."""
     dropout: float = 0.0
     """After embeddings and blocks, and on attention weights."""
-    init_std: float = 0.05
+    init_std: float = 0.12
     """Standard deviation of the initial weights."""
+    cross_init: float = 0.05
+    """Factor on the initial weights of what cross-modal layers add; near 0 they begin as the identity."""
 
-    steps: int = 1000
+    steps: int = 2500
     """Updates; the learning rate falls to 0 over them."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Time steps of paths per update and process."""
     mask_share: float = 0.15
     """Share of words that are to be guessed."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """AdamW learning rate at the start."""
     warmup: float = 0.05
     """Share of the updates over which the learning rate rises first."""
@@ -90,30 +92,41 @@ class PretrainingConfig:
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that is there."""
 
-    log_every: int = 20
+    log_every: int = 50
     """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = 1000
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Complete checkpoints that stay."""
-    evaluate_every: int = 250
+    evaluate_every: int = 500
     """Steps between evaluations; 0 evaluates only the last step."""
     eval_steps: int = 1000
     """Time steps of held-out paths per evaluation."""
     fine_tune: bool = True
     """miniworld: at the end fine-tune an agent for R2R and one from scratch, and compare them."""
+    fine_tune_steps: int = 300
+    """Updates of each of them."""
+    fine_tune_items: int = 300
+    """Instructions that they learn from."""
 
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
         positive = (
             "steps", "batch_size", "feature_dim", "scans", "train_items", "validation_items", "hidden_size",
             "num_heads", "text_layers", "cross_layers", "intermediate_size", "log_every", "keep_checkpoints",
-            "eval_steps", "clip", "init_std",
+            "eval_steps", "clip", "init_std", "fine_tune_steps", "fine_tune_items",
         )  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("checkpoint_every", "evaluate_every", "seed", "world_seed", "weight_decay"):
+        for name in (
+            "checkpoint_every",
+            "evaluate_every",
+            "seed",
+            "world_seed",
+            "weight_decay",
+            "cross_init",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 < self.lr < 1:
@@ -165,6 +178,7 @@ class PretrainingConfig:
             dropout=self.dropout,
             attention_dropout=self.dropout,
             init_std=self.init_std,
+            cross_init=self.cross_init,
         )
 
 
@@ -176,6 +190,7 @@ PRESETS: dict[str, PretrainingConfig] = {
         preset="released",
         action_from="cls",
         feature_dim=2048,
+        action_label="prevalent",
         hidden_size=768,
         num_heads=12,
         text_layers=9,
@@ -183,6 +198,7 @@ PRESETS: dict[str, PretrainingConfig] = {
         intermediate_size=3072,
         dropout=0.1,
         init_std=0.02,
+        cross_init=1.0,
         steps=200_000,
         batch_size=96,
         lr=5e-5,

@@ -47,6 +47,7 @@ class _Source(NamedTuple):
     validation_world: NavWorld
     validation_features: FeatureStore
     validation: Sequence[NavItem] | Sequence[Triplet]
+    held_out: list[NavItem]  # of every validation split, also those that are not measured on
 
 
 def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
@@ -63,8 +64,7 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
         source = _triplet_files(config)
     else:
         source = _annotations(config)
-    held_out = as_items(source.validation)
-    more = _augmented(config, source, held_out)
+    more = _augmented(config, source)
     vocabulary = _vocabulary(config, [*source.train, *more])
 
     def triplets(found: Iterable[NavItem | Triplet], world: NavWorld) -> list[Triplet]:
@@ -166,7 +166,7 @@ def _mini(config: PretrainingConfig) -> _Source:
     seen, unseen = mini_worlds(config)
     items = seen.items(config.train_items, seed=11)
     held_out = unseen.items(config.validation_items, seed=12)
-    return _Source(seen, seen.features(), items, unseen, unseen.features(), held_out)
+    return _Source(seen, seen.features(), items, unseen, unseen.features(), held_out, held_out)
 
 
 def _graphs(config: PretrainingConfig) -> tuple[NavWorld, FeatureStore]:
@@ -186,27 +186,26 @@ def _annotations(config: PretrainingConfig) -> _Source:
         raise DataError(f"{folder} has neither R2R_val_unseen.json nor R2R_val_seen.json to validate on")
     held_out = [item for items in found.values() for item in items]
     items = load_r2r(folder / "R2R_train.json", world=world, held_out=held_out)
-    return _Source(world, features, items, world, features, next(iter(found.values())))
+    return _Source(world, features, items, world, features, next(iter(found.values())), held_out)
 
 
 def _triplet_files(config: PretrainingConfig) -> _Source:
     world, features = _graphs(config)
-    held_out = load_triplets(str(config.validation))
-    triplets = load_triplets(config.data, held_out=as_items(held_out))
-    return _Source(world, features, triplets, world, features, held_out)
+    validation = load_triplets(str(config.validation))
+    held_out = as_items(validation)
+    triplets = load_triplets(config.data, held_out=held_out)
+    return _Source(world, features, triplets, world, features, validation, held_out)
 
 
-def _augmented(
-    config: PretrainingConfig, source: _Source, held_out: list[NavItem]
-) -> Sequence[NavItem] | Sequence[Triplet]:
+def _augmented(config: PretrainingConfig, source: _Source) -> Sequence[NavItem] | Sequence[Triplet]:
     """Return the synthesised instructions, none of whose paths is held out."""
     if config.augmented is None:
         return []
     records = read_records(Path(config.augmented))
     if records and "teacher_actions" in records[0]:
-        return load_triplets(config.augmented, held_out=held_out)
+        return load_triplets(config.augmented, held_out=source.held_out)
     items = load_r2r(config.augmented, world=source.world)
-    check_disjoint(items, held_out, source=config.augmented)
+    check_disjoint(items, source.held_out, source=config.augmented)
     return items
 
 

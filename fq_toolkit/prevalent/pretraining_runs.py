@@ -6,12 +6,13 @@ from typing import NamedTuple
 from fq_toolkit.prevalent.masking import WordMasker
 from fq_toolkit.prevalent.pretraining import (
     PretrainingNetwork,
-    PretrainingScores,
+    PretrainingResult,
     save_model,
     score_steps,
     write_evaluation,
 )
-from fq_toolkit.prevalent.pretraining_config import TRAINER, PretrainingConfig
+from fq_toolkit.prevalent.pretraining_benefit import measure_benefit
+from fq_toolkit.prevalent.pretraining_config import MINIWORLD, TRAINER, PretrainingConfig
 from fq_toolkit.prevalent.pretraining_data import PretrainingData, load_pretraining_data
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import CheckpointError, ConfigError
@@ -58,20 +59,31 @@ def load_run(path: Path, *, step: int | None = None) -> PretrainedRun:
     return PretrainedRun(folder, config, data, network, checkpoint.step, checkpoint.state["seconds"])
 
 
-def evaluate_run(run: PretrainedRun, *, limit: int | None = None) -> PretrainingScores:
+def evaluate_run(
+    run: PretrainedRun, *, limit: int | None = None, fine_tune: bool = False
+) -> PretrainingResult:
     """Measure a run again; write ``evaluation.json`` and ``model/``.
 
     Args:
         run: the run.
         limit: time steps of held-out paths; by default as many as the run's options say.
+        fine_tune: also fine-tune an agent and one from scratch, in MiniWorld.
 
     Raises:
-        ConfigError: for a limit below 1.
+        ConfigError: for a limit below 1, or fine-tuning elsewhere than in MiniWorld.
     """
+    if fine_tune and run.config.data != MINIWORLD:
+        raise ConfigError(
+            f"the run was trained on {run.config.data}: fine-tune it with `fq-toolkit train r2r --pretrained`"
+        )
     if limit is not None and limit < 1:
         raise ConfigError(f"steps to look at: {limit}; expected at least 1")
     masker = WordMasker(run.data.vocabulary, share=run.config.mask_share)
     scores = score_steps(run.network, run.data.validation, masker, limit=limit or run.config.eval_steps)
     save_model(run.folder, run.network.model, run.data)
-    write_evaluation(run.folder, run.config, run.data, scores, step=run.step, seconds=run.seconds)
-    return scores
+    benefit = None
+    if fine_tune:
+        benefit = measure_benefit(run.config, run.network.model, run.data.vocabulary)
+    result = PretrainingResult(scores, benefit)
+    write_evaluation(run.folder, run.config, run.data, result, step=run.step, seconds=run.seconds)
+    return result

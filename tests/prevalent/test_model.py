@@ -151,6 +151,19 @@ def test_padding_changes_nothing(model: PrevalentModel) -> None:
     assert model(ids[:1], torch.zeros(1, 9), views[:1]).pooled.isfinite().all()
 
 
+def test_cross_modal_layers_can_begin_as_the_identity(config: PrevalentConfig) -> None:
+    torch.manual_seed(0)
+    plain = PrevalentModel(config)
+    torch.manual_seed(0)
+    still = PrevalentModel(dataclasses.replace(config, cross_init=0.0)).eval()
+    ids, mask, views = inputs()
+    text = still.cache_text(ids, mask).states
+    torch.testing.assert_close(still(ids, mask, views.float()).language, text, rtol=0, atol=1e-5)
+    for (name, ours), theirs in zip(still.named_parameters(), plain.parameters(), strict=True):
+        scaled = name.startswith("cross_layers") and name.endswith(("out.weight", "contract.weight"))
+        assert torch.equal(ours, theirs * (0.0 if scaled else 1.0)), name
+
+
 def test_vision_reaches_words_and_words_reach_the_action(model: PrevalentModel) -> None:
     ids, mask, views = inputs()
     views = views.float().requires_grad_()
