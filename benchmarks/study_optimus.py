@@ -3,7 +3,7 @@
 Trains small sentence VAEs from scratch on image captions: four schedules of beta, three ways to inject the
 latent, and the plain decoder as the reference. All arms of a seed share sentences, sizes, order and steps.
 A run that has ended is in the results file and is not run again: the study can be stopped, and goes on when
-called again.
+called again. ``--case grammar`` measures the default command instead, by seeds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.study_optimus_plain import train_plain
 from benchmarks.study_optimus_report import plot, table
 from benchmarks.study_results import DIVERGED, Figures, Row, Setting, append, read
 from benchmarks.timing import rotation
-from fq_toolkit.optimus.config import OptimusConfig
+from fq_toolkit.optimus.config import OptimusConfig, preset
 from fq_toolkit.optimus.trainer import train
 from fq_toolkit.training.errors import ConfigError, DivergedError, RunError
 from fq_toolkit.training.progress import SilentReporter
@@ -54,6 +54,7 @@ ARMS: dict[str, dict[str, object]] = {
     f"{CYCLICAL}, both": {"free_bits": 0.5, "mode": "both"},
     PLAIN: {},
 }
+GRAMMAR_ARMS: dict[str, dict[str, object]] = {"fq-toolkit train optimus": {}}
 METRICS = {
     "sentences": "sentences",
     "negative_elbo": "-ELBO",
@@ -64,6 +65,11 @@ METRICS = {
     "reconstruction_from_other": "reconstruction from another latent",
     "ppl_per_bpe_token": "PPL per BPE token",
     "ppl_per_word": "PPL per word",
+}
+ANALOGIES = {
+    "accuracy": "analogies right",
+    "changed": "factor changed",
+    "kept": "others kept",
 }
 LAST = "PPL per word"
 _SEEDS, _QUICK = 3, {"steps": 6, "eval_sentences": 20, "iw_samples": 2, "limit": 500}
@@ -87,11 +93,18 @@ def captions() -> tuple[str, str]:
     return str(paths[0]), str(paths[1])
 
 
-def run_config(arm: str, seed: int, *, quick: bool) -> OptimusConfig:
+def arms_of(case: str) -> dict[str, dict[str, object]]:
+    """Arms of a case, in the order of its table."""
+    return ARMS if case == "captions" else GRAMMAR_ARMS
+
+
+def run_config(arm: str, seed: int, *, quick: bool, case: str = "captions") -> OptimusConfig:
     """Options of one run: the same for all but for the arm's own and the seed."""
+    options = {**arms_of(case)[arm], **(_QUICK if quick else {}), "seed": seed}
+    if case == "grammar":
+        return dataclasses.replace(preset("grammar"), device="cpu", **options)  # type: ignore[arg-type]
     data, valid = captions()
-    options = {**ARMS[arm], **(_QUICK if quick else {}), "data": data, "valid": valid, "seed": seed}
-    return dataclasses.replace(BASE, **options)  # type: ignore[arg-type]
+    return dataclasses.replace(BASE, data=data, valid=valid, **options)  # type: ignore[arg-type]
 
 
 def run_once(arm: str, config: OptimusConfig) -> dict[str, float]:
@@ -111,8 +124,12 @@ def run_once(arm: str, config: OptimusConfig) -> dict[str, float]:
         shutil.rmtree(folder, ignore_errors=True)
     if result.signal is not None or result.evaluation is None:
         raise Stopped(signal.Signals(result.signal or signal.SIGINT).name)
-    scores = result.evaluation.figures.language
-    return {name: float(getattr(scores, field)) for field, name in METRICS.items()}
+    figures = result.evaluation.figures
+    said = {}
+    if figures.analogies is not None:
+        said = {name: float(getattr(figures.analogies, field)) for field, name in ANALOGIES.items()}
+        said |= {f"{factor} right": hits for factor, hits in figures.analogies.by_factor.items()}
+    return {**said, **{name: float(getattr(figures.language, field)) for field, name in METRICS.items()}}
 
 
 def finished(figures: Figures) -> set[tuple[str, int]]:
@@ -125,27 +142,27 @@ def finished(figures: Figures) -> set[tuple[str, int]]:
     }
 
 
-def run_all(setting: Setting, seeds: int, path: Path, *, quick: bool, console: Console) -> None:
+def run_all(setting: Setting, seeds: int, path: Path, *, quick: bool, case: str, console: Console) -> None:
     """Do the runs that the results file lacks, seed by seed, and append each when it has ended."""
-    runs = [(arm, seed) for seed in range(seeds) for arm in rotation(tuple(ARMS), seed)]
+    runs = [(arm, seed) for seed in range(seeds) for arm in rotation(tuple(arms_of(case)), seed)]
     done = finished(Figures(read(path), setting))
     left = [run for run in runs if run not in done]
     append(path, [])  # a file that cannot be written is better found now than after the first run
     for number, (arm, seed) in enumerate(left, start=1):
-        figures = run_once(arm, run_config(arm, seed, quick=quick))
+        figures = run_once(arm, run_config(arm, seed, quick=quick, case=case))
         today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
         append(path, [Row(setting, arm, seed, name, value, today) for name, value in figures.items()])
         said = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         console.print(f"{number}/{len(left)} seed {seed} {arm}: {said}", markup=False, highlight=False)
 
 
-def make_setting(*, quick: bool) -> Setting:
+def make_setting(*, quick: bool, case: str) -> Setting:
     """What all runs of this call share."""
     revision, dirty = machine.commit()
-    config = run_config(PLAIN, 0, quick=quick)
+    config = run_config(next(iter(arms_of(case))), 0, quick=quick, case=case)
     versions = [machine.package_version(name) for name in ("fq-toolkit", "transformers", "tokenizers")]
     return Setting(
-        preset="captions-quick" if quick else "captions",
+        preset=f"{case}-quick" if quick else case,
         steps=config.steps,
         samples=config.eval_sentences,
         commit=revision,
@@ -153,15 +170,24 @@ def make_setting(*, quick: bool) -> Setting:
         machine=machine.machine_name("cpu"),
         device="cpu",
         threads=torch.get_num_threads(),
+        data=case,
+        options=sizes(config),
         versions=", ".join(
             [*filter(None, versions), f"torch {torch.__version__}", platform.python_version()]
         ),
     )
 
 
+def sizes(config: OptimusConfig) -> str:
+    """What a reader of a row has to know of the networks and the sentences."""
+    first = f", first {config.limit} sentences" if config.limit else ""
+    return f"{config.layers} layers x {config.width}, latent {config.latent_size}{first}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study; returns the exit status."""
     command = argparse.ArgumentParser(prog="python -m benchmarks.study_optimus", description=__doc__)
+    command.add_argument("--case", choices=("captions", "grammar"), default="captions")
     command.add_argument("--seeds", type=int, default=_SEEDS, help=f"seeds 0 to N-1 (default {_SEEDS})")
     command.add_argument("--quick", action="store_true", help="a minute: whether it works, no figures")
     command.add_argument("--threads", type=int, help="CPU threads")
@@ -174,14 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        name = f"study_optimus-{machine.machine_name('cpu')}.csv"
+        name = f"study_optimus-{options.case}-{machine.machine_name('cpu')}.csv"
         path = options.results or (Path(scratch) if options.quick else results.DIRECTORY) / name
         code = 0
         try:
             if not options.report:
                 seeds = 1 if options.quick else options.seeds
-                setting = make_setting(quick=options.quick)
-                run_all(setting, seeds, path, quick=options.quick, console=console)
+                setting = make_setting(quick=options.quick, case=options.case)
+                run_all(setting, seeds, path, quick=options.quick, case=options.case, console=console)
         except (Stopped, KeyboardInterrupt) as error:
             console.print(f"stopped ({error}): the run in progress is not counted; call again to go on")
             code = 130
@@ -191,8 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = read(path)
         if rows:
             figures = Figures(rows, rows[-1].setting)
-            console.print(table(figures, tuple(ARMS)), markup=False, highlight=False, soft_wrap=True)
-            plot(figures, tuple(ARMS), path.with_suffix(".png"))
+            arms = tuple(arms_of(options.case))
+            console.print(table(figures, arms), markup=False, highlight=False, soft_wrap=True)
+            plot(figures, arms, path.with_suffix(".png"))
     return code
 
 

@@ -13,10 +13,11 @@ from fq_toolkit.training.extras import require
 from fq_toolkit.training.plots import COLORS
 
 COLUMNS = (
-    "PPL per BPE token", "PPL per word", "-ELBO", "KL", "MI", "AU", "reconstruction",
-    "reconstruction from another latent",
+    "analogies right", "factor changed", "others kept", "PPL per BPE token", "PPL per word", "-ELBO", "KL",
+    "MI", "AU", "reconstruction", "reconstruction from another latent",
 )  # fmt: skip
 _PANELS = ("PPL per word", "KL", "MI", "AU")
+_ANALOGIES = "analogies right"
 
 
 def cell(by_seed: Mapping[int, float]) -> str:
@@ -29,12 +30,12 @@ def cell(by_seed: Mapping[int, float]) -> str:
 
 def table(figures: Figures, arms: Sequence[str]) -> str:
     """Arms by metrics as markdown: means over seeds, standard deviations, and the number of seeds."""
-    lines = [f"| | {' | '.join(COLUMNS)} | seeds |", f"|---|{'---|' * (len(COLUMNS) + 1)}"]
-    by_metric = {name: figures.by_arm(name) for name in COLUMNS}
+    by_metric = {name: figures.by_arm(name) for name in COLUMNS if figures.by_arm(name)}
+    lines = [f"| | {' | '.join(by_metric)} | seeds |", f"|---|{'---|' * (len(by_metric) + 1)}"]
     for arm in arms:
-        seeds = len(by_metric["PPL per word"].get(arm, {}))
+        seeds = len(figures.by_arm("PPL per word").get(arm, {}))
         if seeds:
-            cells = [cell(by_metric[name].get(arm, {})) for name in COLUMNS]
+            cells = [cell(by_arm.get(arm, {})) for by_arm in by_metric.values()]
             lines.append(f"| {arm} | {' | '.join(cells)} | {seeds} |")
     for arm, by_seed in figures.by_arm(DIVERGED).items():
         lines.append(f"\n{arm} diverged with seed {', '.join(map(str, sorted(by_seed)))}.")
@@ -60,8 +61,9 @@ def plot(figures: Figures, arms: Sequence[str], path: Path) -> None:
     """
     module = require("matplotlib.figure", purpose="drawing the study")
     require("matplotlib.backends.backend_agg", purpose="drawing the study")
-    figure = module.Figure(figsize=(11.0, 3.6), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(_PANELS), sharey=True), _PANELS, strict=True):
+    panels = _PANELS + (_ANALOGIES,) * bool(figures.by_arm(_ANALOGIES))
+    figure = module.Figure(figsize=(11.0, 1.2 + 0.35 * len(arms)), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
         by_arm = figures.by_arm(metric)
         for place, arm in enumerate(arms):
             values = list(by_arm.get(arm, {}).values())

@@ -10,6 +10,7 @@ from benchmarks.study_optimus import ARMS, BASE, CYCLICAL, LAST, METRICS, PLAIN,
 from benchmarks.study_optimus_report import COLUMNS, cell, table
 from benchmarks.study_results import DIVERGED, Figures, Row, Setting, read
 from fq_toolkit.optimus import checked_cache
+from fq_toolkit.optimus.config import preset
 from fq_toolkit.training.errors import DivergedError
 
 SETTING = Setting("captions", 4, 20, "abc", False, "2-core-test", "cpu", 1, "torch 2.13.0")
@@ -73,6 +74,24 @@ def test_the_study_runs_and_goes_on(
     assert f"| {PLAIN} |" in capsys.readouterr().out
 
 
+def test_the_grammar_is_a_case_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"steps": 2, "layers": 1, "width": 16, "heads": 2, "batch_size": 4, "limit": 40}
+    small |= {"eval_sentences": 4, "iw_samples": 1, "eval_analogies": 6}
+    monkeypatch.setattr(study_optimus, "_QUICK", small)
+    path = tmp_path / "grammar.csv"
+    assert main(["--case", "grammar", "--quick", "--results", str(path)]) == 0
+    figures = Figures(read(path), read(path)[0].setting)
+    assert figures.by_arm("analogies right") == {"fq-toolkit train optimus": {0: 0.0}}
+    assert {"number right", "factor changed", "others kept", LAST} <= set(figures.values)
+    assert figures.setting.title.startswith("grammar-quick, 1 layers x 16")
+    assert "| | analogies right | factor changed |" in capsys.readouterr().out
+    assert run_config("fq-toolkit train optimus", 3, quick=False, case="grammar") == dataclasses.replace(
+        preset("grammar"), seed=3, device="cpu"
+    )
+
+
 def test_a_run_that_diverged_is_named(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverging(*_: object, **__: object) -> None:
         raise DivergedError("a loss")
@@ -92,6 +111,7 @@ def test_no_captions_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_table_has_means_and_deviations() -> None:
     rows = [Row(SETTING, "monotonic", seed, name, 2.0 * seed, "today") for seed in (0, 1) for name in COLUMNS]
     said = table(Figures(rows, SETTING), tuple(ARMS))
+    assert said.splitlines()[0] == f"| | {' | '.join(COLUMNS)} | seeds |"
     assert said.splitlines()[2:] == ["| monotonic |" + " 1.00 ± 1.41 |" * len(COLUMNS) + " 2 |"]
     assert cell({0: 3.0}) == "3.00"
     assert cell({}) == "–"

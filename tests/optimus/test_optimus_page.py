@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.study_optimus import ARMS
+from benchmarks.study_optimus import arms_of
 from benchmarks.study_optimus_report import table
 from benchmarks.study_results import Figures, read
 from fq_toolkit.optimus.config import OptimusConfig
@@ -37,20 +37,21 @@ def test_the_python_of_the_page_runs(page: str, tmp_path: Path) -> None:
 
 def test_options_that_the_page_names_exist(page: str) -> None:
     fields = set(OptimusConfig.__dataclass_fields__)
-    elsewhere = {"resume", "temperature", "count", "quick", "report", "task", "step"}
+    elsewhere = {"resume", "temperature", "count", "quick", "report", "task", "step", "case"}
     for name in set(re.findall(r"`--([a-z-]+)", page)):
         assert name.replace("-", "_") in fields | elsewhere, name
 
 
-def test_the_table_of_the_study_is_that_of_the_results(page: str, project_root: Path) -> None:
-    found = re.search(r"\[start:study\] -->\n(.*?)<!-- --8<-- \[end:study\]", page, re.DOTALL)
+@pytest.mark.parametrize("case", ["captions", "grammar"])
+def test_the_tables_are_those_of_the_results(page: str, project_root: Path, case: str) -> None:
+    found = re.search(rf"\[start:{case}\] -->\n(.*?)<!-- --8<-- \[end:{case}\]", page, re.DOTALL)
     assert found
-    files = sorted((project_root / "benchmarks" / "results").glob("study_optimus-*.csv"))
+    files = sorted((project_root / "benchmarks" / "results").glob(f"study_optimus-{case}-*.csv"))
     if not files:
         assert found[1].strip() == "Not measured yet."
         return
     for path in files:
         rows = read(path)
-        assert table(Figures(rows, rows[-1].setting), tuple(ARMS)) in found[1]
+        assert table(Figures(rows, rows[-1].setting), tuple(arms_of(case))) in found[1]
         assert rows[-1].setting.commit in found[1]
         assert rows[-1].setting.machine in found[1]
