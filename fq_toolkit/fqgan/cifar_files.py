@@ -6,6 +6,7 @@ and gives it inert stand-ins for them: whatever else a file asks for is refused 
 
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,12 +82,28 @@ def _encode(text: Any, *_: Any) -> bytes:
     return text.encode("latin1")
 
 
+class _Sealed:
+    """A function that a pickle may call and may not change."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function."""
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it tries to change a function")
+
+
 _KNOWN = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): _Sealed(_reconstruct),
+    ("numpy._core.multiarray", "_reconstruct"): _Sealed(_reconstruct),
     ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): _Sealed(_DType),
+    ("_codecs", "encode"): _Sealed(_encode),
 }
 
 

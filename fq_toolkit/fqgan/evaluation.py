@@ -14,6 +14,7 @@ from fq_toolkit.fqgan.inception_score import ClassScores
 from fq_toolkit.fqgan.kid import KernelSet, kernel_distance
 from fq_toolkit.fqgan.precision_recall import NEIGHBOURS, Manifold, precision_recall
 from fq_toolkit.fqgan.sampling import Sampler
+from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import isolated_rng, rank_seed
 
 # Of what must not depend on the run: everybody evaluates with the same noise.
@@ -145,11 +146,16 @@ class RealStatistics:
     Args:
         data: the real images, four or more.
         extractor: the ruler.
+
+    Raises:
+        ConfigError: for fewer images.
     """
 
     @torch.no_grad()
     def __init__(self, data: ImageDataset, extractor: Extractor) -> None:
         count = len(data.images)
+        if count < 4:
+            raise ConfigError(f"{data.name} has {count} images; measuring needs 4 or more")
         draws = torch.Generator().manual_seed(0)
         in_half = torch.zeros(FLOOR_SPLITS, count, dtype=torch.bool)
         for mask in in_half:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fq_toolkit.training.errors import ConfigError
+
 
 class ShuffledIndices:
     """Endless batches of row numbers, without replacement within an epoch.
@@ -20,12 +22,12 @@ class ShuffledIndices:
         world: number of processes.
 
     Raises:
-        ValueError: when the dataset has fewer rows than one global batch.
+        ConfigError: when the dataset has fewer rows than one global batch.
     """
 
     def __init__(self, size: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:
         if size < batch_size * world:
-            raise ValueError(
+            raise ConfigError(
                 f"{size} rows do not fill a batch of {batch_size} for {world} process(es): use a smaller one"
             )
         self.size, self.batch_size, self.seed, self.rank, self.world = size, batch_size, seed, rank, world

@@ -82,6 +82,9 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, protocol
         b"cnumpy\nload\n(S'x'\ntR.",
         b"cnumpy.core.multiarray\n_reconstruct\n(cbuiltins\ngetattr\ntR.",
         b"c_codecs\nencode\n(NtR.",
+        b"c_codecs\nencode\n}S'__doc__'\nS'x'\nsb.",
+        b"c_codecs\nencode\n(N}S'__defaults__'\nNstb.",
+        b"cnumpy\ndtype\n(N}S'__init__'\nNstb.",
         b"\x80\x02\x82\x01.",  # an extension code
         b"P1\n.",  # a persistent id
         b"\x80\x02}q",  # cut short

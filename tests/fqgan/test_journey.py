@@ -56,6 +56,7 @@ def test_an_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (16, ["--image-size", "20"], "image_size is 20"),
         (16, ["--fq-layers", "0", "7"], "this discriminator has blocks 0 to 2"),
         (16, ["--extractor", "cifar-cnn"], "cifar-cnn looks at images of 3x32x32"),
+        (16, ["--batch-size", "13"], "12 rows do not fill a batch of 13"),
     ],
 )
 def test_images_that_do_not_fit(
