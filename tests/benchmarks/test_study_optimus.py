@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import study_optimus
-from benchmarks.study_optimus import ARMS, BASE, CYCLICAL, LAST, METRICS, PLAIN, main, run_config
+from benchmarks.study_optimus import (
+    ARMS,
+    BASE,
+    CYCLICAL,
+    INJECTION_ARMS,
+    LAST,
+    METRICS,
+    PLAIN,
+    main,
+    run_config,
+)
 from benchmarks.study_optimus_report import COLUMNS, cell, table
 from benchmarks.study_results import DIVERGED, Figures, Row, Setting, read
 from fq_toolkit.optimus import checked_cache
@@ -43,6 +53,14 @@ def test_arms_differ_in_what_they_are_called_after(shared_data: Path) -> None:
         assert config.steps == BASE.steps
     assert configs["constant beta 1"].schedule == "constant"
     assert configs[f"{CYCLICAL}, both"].mode == "both"
+
+
+def test_injections_differ_in_the_mode_alone(shared_data: Path) -> None:
+    configs = {mode: run_config(mode, 0, quick=False, case="injection") for mode in INJECTION_ARMS}
+    for mode, config in configs.items():
+        assert config == dataclasses.replace(configs["memory"], mode=mode)
+    captions = run_config(CYCLICAL, 0, quick=False)
+    assert configs["memory"] == dataclasses.replace(captions, init_std=0.02)
 
 
 def test_the_study_runs_and_goes_on(
