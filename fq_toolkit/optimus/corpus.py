@@ -4,6 +4,7 @@ What cannot be used is skipped, counted by reason, and told; nothing else is los
 """
 
 import gzip
+import importlib
 import json
 import zlib
 from collections import Counter
@@ -13,8 +14,7 @@ from typing import Any, NamedTuple
 
 from fq_toolkit.optimus.grammar import GrammarCorpus
 from fq_toolkit.training.atomic import explain
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, MissingExtraError
 
 GRAMMAR = "grammar"
 DATASETS = "datasets:"
@@ -185,7 +185,13 @@ def _text_of(row: Any, key: str) -> str:
 
 def _dataset_rows(name: str, split: str, key: str) -> Iterator[str]:
     """Read a column of a Hugging Face dataset."""
-    datasets = require("datasets", purpose=f"reading the Hugging Face dataset {name!r}", extra="datasets")
+    try:
+        datasets = importlib.import_module("datasets")
+    except Exception as error:  # not installed, or broken in whatever way
+        raise MissingExtraError(
+            f"reading the Hugging Face dataset {name!r} needs the package datasets ({error}): "
+            "pip install datasets, or save its sentences to a .txt or .jsonl file"
+        ) from error
     path, _, config = name.partition(":")
     try:
         rows = datasets.load_dataset(path, config or None, split=split)

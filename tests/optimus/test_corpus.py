@@ -133,5 +133,5 @@ def test_hugging_face_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no usable split 'validation'"):
         load_corpus("datasets:some/set:plain", text_key="s")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match="needs datasets"):
+    with pytest.raises(MissingExtraError, match="needs the package datasets"):
         load_corpus("datasets:some/set")
