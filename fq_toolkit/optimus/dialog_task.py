@@ -26,6 +26,8 @@ TRAINER = "optimus-dialog"
 class DialogConfig(PairedConfig):
     """Everything that decides a dialog run."""
 
+    ratio_zero: float = 0.1
+    """cyclical: share of a cycle with beta 0, in which nothing holds the two posteriors together."""
     turns: int = 1
     """Of a dialog, how many turns before the response make the context."""
     fusion: float = 0.5

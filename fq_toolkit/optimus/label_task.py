@@ -31,6 +31,8 @@ class LabelConfig(PairedConfig):
     """Where the text is in a JSON line."""
     label_key: str = "label"
     """Where the label is in a JSON line."""
+    free_bits: float = 0.5
+    """Nats of KL per dimension that cost nothing; the paper's lambda."""
     adversary: float = 1.0
     """Weight of leaving a classifier undecided that reads the label from the latent; 0 leaves it out."""
 
