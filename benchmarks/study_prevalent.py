@@ -57,24 +57,20 @@ ARMS: dict[str, dict[str, object]] = {
     SPEAKER: _KEEP,
 }
 LATER = (SPEAKER,)
+# Features of 256 channels outweigh the 128 of the angles, as image features do; of 64 they would not.
 PRETRAINING = PretrainingConfig(
-    train_items=3000, scans=40, action_label="candidate", batch_size=32, steps=1000, lr=3e-3, init_std=0.1,
-    intermediate_size=128, checkpoint_every=0, evaluate_every=0, fine_tune=False, log_every=100, device="cpu",
+    train_items=3000, scans=40, feature_dim=256, action_label="candidate", action_from="words",
+    loss_weights=(0.1, 1.0), batch_size=32, steps=900, lr=3e-3, init_std=0.1, intermediate_size=128,
+    checkpoint_every=0, evaluate_every=0, fine_tune=False, log_every=100, device="cpu",
 )  # fmt: skip
 SPEAKING = SpeakerConfig(
-    scans=40, train_items=300, validation_items=50, checkpoint_every=0, evaluate_every=0, log_every=100,
-    device="cpu",
+    scans=40, feature_dim=256, train_items=300, validation_items=50, checkpoint_every=0, evaluate_every=0,
+    log_every=100, device="cpu",
 )  # fmt: skip
 FINE_TUNING = R2RConfig(
-    scans=40,
-    train_items=300,
-    validation_items=200,
-    steps=250,
-    cross_modal=False,
-    checkpoint_every=0,
-    log_every=50,
-    device="cpu",
-)
+    scans=40, feature_dim=256, train_items=300, validation_items=200, steps=250, cross_modal=False,
+    checkpoint_every=0, log_every=50, device="cpu",
+)  # fmt: skip
 AUGMENTED_PATHS = 1000
 LAST = "SPL unseen"
 Config = TypeVar("Config", PretrainingConfig, SpeakerConfig, R2RConfig)
