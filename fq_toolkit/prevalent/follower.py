@@ -13,6 +13,7 @@ from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.model import PrevalentModel, TextCache
 from fq_toolkit.prevalent.observation import Observation
 from fq_toolkit.prevalent.vocabulary import Vocabulary
+from fq_toolkit.training.errors import ConfigError
 
 Feedback = Literal["teacher", "student", "sample", "argmax"]
 
@@ -52,6 +53,10 @@ class FollowerAgent(nn.Module):
         dropout: of states.
         cross_modal: False reads only: the decoder alone sees.
 
+    Raises:
+        ValueError: for a hidden size that is odd.
+        ConfigError: when model and features do not fit.
+
     Source: PREVALENT, arXiv 2002.10638, section 4.3; R2R-EnvDrop, arXiv 1904.04195, section 3.2.
     """
 
@@ -71,6 +76,12 @@ class FollowerAgent(nn.Module):
         super().__init__()
         if hidden_size < 2 or hidden_size % 2:
             raise ValueError(f"hidden_size must be even and at least 2, got {hidden_size}")
+        known = model.config.vision_size - angle_dim
+        if known != feature_dim:
+            raise ConfigError(
+                f"the model was made for features of width {known}, the world has features of width "
+                f"{feature_dim}: give --feature-dim {known} or another model"
+            )
         width = model.config.hidden_size
         self.model, self.vocabulary, self.cross_modal = model, vocabulary, cross_modal
         self.feature_dim = feature_dim

@@ -15,6 +15,7 @@ from fq_toolkit.prevalent.follower import FollowerAgent, Rollout, rollout
 from fq_toolkit.prevalent.model import PrevalentModel
 from fq_toolkit.prevalent.model_config import PrevalentConfig
 from fq_toolkit.prevalent.vocabulary import Vocabulary
+from fq_toolkit.training.errors import ConfigError
 
 WIDTH = 8
 
@@ -254,3 +255,5 @@ def test_mistakes_are_named(world: MiniWorld, env: BatchedNavEnv) -> None:
     assert rollout(agent, env, secret, "argmax", max_steps=2).trajectories
     with pytest.raises(ValueError, match="hidden_size must be even"):
         FollowerAgent(agent.model, agent.vocabulary, feature_dim=WIDTH, hidden_size=5)
+    with pytest.raises(ConfigError, match="features of width 8, the world has features of width 64"):
+        FollowerAgent(agent.model, agent.vocabulary, feature_dim=64)
