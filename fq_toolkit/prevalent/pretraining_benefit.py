@@ -1,6 +1,7 @@
 """What pretraining is worth: an agent fine-tuned from it, and one from scratch, at equal steps."""
 
 import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 from fq_toolkit.prevalent.model import PrevalentModel
@@ -8,6 +9,9 @@ from fq_toolkit.prevalent.pretraining_config import PretrainingConfig
 from fq_toolkit.prevalent.scoring import R2RScores
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.training.seeding import isolated_rng
+
+PRETRAINED_LR = 1e-3
+"""Learning rate of a pretrained model in fine-tuning, lower than that of fresh weights to keep more of it."""
 
 
 class Benefit(NamedTuple):
@@ -57,5 +61,6 @@ def measure_benefit(config: PretrainingConfig, model: PrevalentModel, vocabulary
         fresh = PrevalentModel(model.config)
         scratch = fine_tune(options, model=fresh, vocabulary=vocabulary)["val_unseen"]
         start = copy.deepcopy(model)
-        pretrained = fine_tune(options, model=start, vocabulary=vocabulary)["val_unseen"]
+        kept = replace(options, model_lr=PRETRAINED_LR)
+        pretrained = fine_tune(kept, model=start, vocabulary=vocabulary)["val_unseen"]
     return Benefit(pretrained, scratch, options.steps, options.validation_items)

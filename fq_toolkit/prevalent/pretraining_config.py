@@ -27,7 +27,7 @@ class PretrainingConfig:
     """Folder of SCAN_connectivity.json files; with real data only."""
     features: str = SYNTHETIC
     """File of view features (.tsv, .hdf5, .npz), or synthetic: noise per viewpoint, for trials only."""
-    feature_dim: int = 64
+    feature_dim: int = 256
     """Width of MiniWorld's and of synthetic features; of a file the width that is expected."""
     vocabulary: str | None = None
     """vocab.txt of BERT or vocabulary.json; by default the words of the training instructions."""
@@ -71,9 +71,9 @@ class PretrainingConfig:
     cross_init: float = 0.05
     """Factor on the initial weights of what cross-modal layers add; near 0 they begin as the identity."""
 
-    steps: int = 2500
+    steps: int = 1200
     """Updates; the learning rate falls to 0 over them."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Time steps of paths per update and process."""
     mask_share: float = 0.15
     """Share of words that are to be guessed."""
@@ -85,8 +85,8 @@ class PretrainingConfig:
     """Of AdamW."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    loss_weights: tuple[float, float] = (1.0, 1.0)
-    """Of words and actions."""
+    loss_weights: tuple[float, float] = (0.1, 1.0)
+    """Of words and actions; the released preset has equal ones, small models ground words sooner so."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     device: Literal["auto", "cpu"] = "auto"
@@ -94,17 +94,17 @@ class PretrainingConfig:
 
     log_every: int = 50
     """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 1000
+    checkpoint_every: int = 600
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Complete checkpoints that stay."""
-    evaluate_every: int = 500
+    evaluate_every: int = 300
     """Steps between evaluations; 0 evaluates only the last step."""
     eval_steps: int = 1000
     """Time steps of held-out paths per evaluation."""
     fine_tune: bool = True
     """miniworld: at the end fine-tune an agent for R2R and one from scratch, and compare them."""
-    fine_tune_steps: int = 300
+    fine_tune_steps: int = 250
     """Updates of each of them."""
     fine_tune_items: int = 300
     """Instructions that they learn from."""
@@ -203,6 +203,7 @@ PRESETS: dict[str, PretrainingConfig] = {
         batch_size=96,
         lr=5e-5,
         warmup=0.0,
+        loss_weights=(1.0, 1.0),
         log_every=100,
         checkpoint_every=5000,
         evaluate_every=5000,

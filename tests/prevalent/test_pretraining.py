@@ -40,7 +40,7 @@ from fq_toolkit.training.session import make_accelerator
 SMALL = PretrainingConfig(
     scans=2, train_items=20, validation_items=6, hidden_size=16, num_heads=2, intermediate_size=32, steps=6,
     batch_size=8, log_every=2, checkpoint_every=3, evaluate_every=0, eval_steps=30, fine_tune=False,
-    device="cpu",
+    device="cpu", feature_dim=64, loss_weights=(1.0, 1.0),
 )  # fmt: skip
 LABELS = ("prevalent", "view36", "candidate")
 
