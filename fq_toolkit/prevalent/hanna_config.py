@@ -37,7 +37,7 @@ class HannaConfig(NavigatorConfig):
 
 
 PRESETS: dict[str, HannaConfig] = {
-    MINI: replace(HannaConfig(), steps=250, batch_size=8, max_steps=12, lr=3e-3, model_lr=3e-3),
+    MINI: replace(HannaConfig(), steps=300, batch_size=8, max_steps=12, lr=3e-3, model_lr=3e-3),
     # The sizes of the released code on real features; a GPU is needed.
     "hanna": replace(
         HannaConfig(),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fq_toolkit.prevalent.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.follower import FollowerAgent
+from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.model import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model_config import PrevalentConfig
@@ -66,6 +67,11 @@ def build_follower(config: NavigatorConfig, texts: Sequence[str], feature_dim: i
     if config.pretrained is not None:
         model = PrevalentModel.from_pretrained(config.pretrained)
         vocabulary = Vocabulary.from_file(Path(config.pretrained) / FOLDER / VOCABULARY)
+        if model.config.vision_size != width:
+            raise DataError(
+                f"{config.pretrained} was pretrained on views of width {model.config.vision_size}; these have "
+                f"{width} ({feature_dim} and {ANGLES} of angles)"
+            )
         model, vocabulary = add_words(model, vocabulary, texts)
     else:
         vocabulary = Vocabulary.train(texts)

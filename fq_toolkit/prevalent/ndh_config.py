@@ -4,10 +4,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fq_toolkit.prevalent.navigator_config import MINI, NavigatorConfig
+from fq_toolkit.prevalent.triplets import TOKENS
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
 TRAINER = "ndh"
+LONGEST = TOKENS - 2
+"""Tokens of the longest text, without ``[CLS]`` and ``[SEP]``."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,18 @@ class NDHConfig(NavigatorConfig):
     target: Literal["planner", "player", "trusted"] = "trusted"
     """Whose path is learned: the planner's (shortest), the player's (what people walked), or the player's
     where it comes past the planner's goal and else the planner's."""
+    max_tokens: int = LONGEST
+    """Tokens that are read of a dialog; the oldest, on the left, are cut. Short texts are learned sooner."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        if not 1 <= self.max_tokens <= LONGEST:
+            raise ConfigError(f"max_tokens is {self.max_tokens}; expected 1 to {LONGEST}")
 
 
 PRESETS: dict[str, NDHConfig] = {
-    MINI: replace(NDHConfig(), steps=400, batch_size=8, lr=3e-3, model_lr=3e-3),
+    MINI: replace(NDHConfig(), steps=500, batch_size=8, lr=3e-3, model_lr=3e-3, max_tokens=24),
     # The sizes of the released code on real features; a GPU is needed.
     "cvdn": replace(
         NDHConfig(),

@@ -59,8 +59,8 @@ class NDHTraining(NavigatorTraining):
         )
         super().__init__(
             config,
-            cut_dialogs(data.train, agent),
-            {name: cut_dialogs(split, agent) for name, split in data.validation.items()},
+            cut_dialogs(data.train, agent, config.max_tokens),
+            {name: cut_dialogs(split, agent, config.max_tokens) for name, split in data.validation.items()},
             agent,
             accelerator,
         )
@@ -98,10 +98,10 @@ class NDHTraining(NavigatorTraining):
         return NDHEvaluation(found, counts, self.target, self.train.synthesised)
 
 
-def cut_dialogs(split: Split, agent: FollowerAgent) -> Split:
-    """Return a split whose dialogs fit the agent: the oldest words, on the left, go."""
+def cut_dialogs(split: Split, agent: FollowerAgent, limit: int) -> Split:
+    """Return a split whose dialogs have at most so many tokens: the oldest words, on the left, go."""
     return split._replace(
-        items=[i._replace(instruction=keep_end(i.instruction, agent.vocabulary)) for i in split.items]
+        items=[i._replace(instruction=keep_end(i.instruction, agent.vocabulary, limit)) for i in split.items]
     )
 
 

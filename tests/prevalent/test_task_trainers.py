@@ -184,6 +184,7 @@ def test_the_target_decides_the_path(target: Any) -> None:
         (SpeakerConfig, {"feature_dropout": 1.0}, "feature_dropout is 1.0"),
         (SpeakerConfig, {"data": "folder"}, "connectivity belongs to a data folder"),
         (NDHConfig, {"steps": 0}, "steps is 0"),
+        (NDHConfig, {"max_tokens": 79}, "max_tokens is 79; expected 1 to 78"),
         (NDHConfig, {"teacher_end": 1.5}, "teacher_end is 1.5"),
         (NDHConfig, {"connectivity": "folder"}, "connectivity belongs to a data folder"),
         (HannaConfig, {"uncertain": 2.0}, "uncertain is 2.0"),
