@@ -42,7 +42,7 @@ def test_options_that_the_page_names_exist(page: str) -> None:
         assert name.replace("-", "_") in fields | elsewhere, name
 
 
-@pytest.mark.parametrize("case", ["captions", "grammar"])
+@pytest.mark.parametrize("case", ["captions", "grammar", "injection"])
 def test_the_tables_are_those_of_the_results(page: str, project_root: Path, case: str) -> None:
     found = re.search(rf"\[start:{case}\] -->\n(.*?)<!-- --8<-- \[end:{case}\]", page, re.DOTALL)
     assert found
