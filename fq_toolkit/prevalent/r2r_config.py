@@ -16,6 +16,8 @@ class R2RConfig(NavigatorConfig):
 
     data: str = MINI
     """mini (generated worlds), or a folder with R2R_train.json, R2R_val_seen.json and R2R_val_unseen.json."""
+    feature_dim: int = 256
+    """Width of mini's and of synthetic features; of a file the width that is expected."""
     train_items: int = 400
     """mini: instructions to train on."""
     validation_items: int = 200

@@ -24,6 +24,7 @@ from fq_toolkit.prevalent.scoring import R2RScores
 from fq_toolkit.prevalent.speaker import Speaker
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world import NavWorld
+from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.sampling_order import ShuffledIndices
@@ -87,6 +88,11 @@ class R2RTraining(NavigatorTraining):
         if config.speaker is not None:
             paths = unlabelled_paths(config, data)
             speaker = Speaker.from_pretrained(config.speaker).to(accelerator.device).eval()
+            if speaker.feature_dim != config.feature_dim:
+                raise ConfigError(
+                    f"the speaker {config.speaker} was trained on features of width {speaker.feature_dim}, "
+                    f"the agent sees {config.feature_dim}: train one of them with the other's --feature-dim"
+                )
             self.exploration = Exploration(
                 paths, paths.env(accelerator.device), self._order_of(paths), speaker
             )

@@ -137,6 +137,9 @@ def test_exploring_trains_on_what_the_speaker_says_of_the_unseen_world(
         return original(self, items)
 
     monkeypatch.setattr(FollowerAgent, "read", watch)
+    other = dataclasses.replace(config, feature_dim=12)
+    with pytest.raises(ConfigError, match="features of width 8, the agent sees 12"):
+        R2RTraining(other, load_r2r_data(other), make_accelerator(other))
     unseen = set(task.validation["val_unseen"].world.names)
     for step in (0, 1):
         read.clear()
