@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fq_toolkit.prevalent.environment_dropout import draw_feature_mask
-from fq_toolkit.prevalent.follower import FollowerAgent
 from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.follower import FollowerAgent
 from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.model import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model_config import PrevalentConfig
@@ -69,8 +69,8 @@ def build_follower(config: NavigatorConfig, texts: Sequence[str], feature_dim: i
         vocabulary = Vocabulary.from_file(Path(config.pretrained) / FOLDER / VOCABULARY)
         if model.config.vision_size != width:
             raise DataError(
-                f"{config.pretrained} was pretrained on views of width {model.config.vision_size}; these have "
-                f"{width} ({feature_dim} and {ANGLES} of angles)"
+                f"{config.pretrained} was pretrained on views of width {model.config.vision_size}; "
+                f"these have {width} ({feature_dim} and {ANGLES} of angles)"
             )
         model, vocabulary = add_words(model, vocabulary, texts)
     else:
