@@ -88,7 +88,7 @@ def make_batch(texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int)
         >>> texts = ["a man runs .", "dogs play"]
         >>> batch = make_batch(texts, train_tokenizers(texts, kind="word"), max_length=16)
         >>> batch.decoder_ids.shape, batch.decoder_mask.sum(1).tolist()
-        (torch.Size([2, 6]), [6, 4])
+        (torch.Size([2, 7]), [7, 5])
     """
     return collate(tokenize(texts, tokenizers, max_length=max_length), tokenizers)
 
