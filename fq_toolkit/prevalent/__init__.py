@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         place_camera,
         visible_viewpoints,
     )
+    from fq_toolkit.prevalent.speaker import Speaker
     from fq_toolkit.prevalent.triplets import (
         Triplet,
         action_label,
@@ -63,6 +64,7 @@ _HOME = {
     "PrevalentOutput": "fq_toolkit.prevalent.model",
     "R2RScores": "fq_toolkit.prevalent.scoring",
     "Scan": "fq_toolkit.prevalent.scan",
+    "Speaker": "fq_toolkit.prevalent.speaker",
     "Step": "fq_toolkit.prevalent.env",
     "TextCache": "fq_toolkit.prevalent.model",
     "Triplet": "fq_toolkit.prevalent.triplets",
@@ -108,6 +110,7 @@ __all__ = [
     "PrevalentOutput",
     "R2RScores",
     "Scan",
+    "Speaker",
     "Step",
     "TextCache",
     "Triplet",

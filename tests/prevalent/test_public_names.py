@@ -13,7 +13,7 @@ from fq_toolkit.prevalent import BatchedNavEnv, FeatureStore, MiniWorld, NavWorl
 
 NAMES = {
     "BatchedNavEnv", "CameraState", "DataError", "FeatureStore", "HannaScores", "MiniWorld", "NDHScores",
-    "NavItem", "NavWorld", "Observation", "PathMetrics", "R2RScores", "Scan", "Step", "Triplet",
+    "NavItem", "NavWorld", "Observation", "PathMetrics", "R2RScores", "Scan", "Speaker", "Step", "Triplet",
     "VisibleViewpoint", "action_label", "angle_features", "check_disjoint", "check_items", "check_lengths",
     "collect_triplets", "load_hanna", "load_ndh", "load_predictions", "load_r2r", "load_triplets",
     "measure_paths", "move_camera", "place_camera", "sample_paths", "save_predictions", "save_triplets",
