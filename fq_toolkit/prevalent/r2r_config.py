@@ -28,7 +28,7 @@ class R2RConfig(NavigatorConfig):
     """Episodes per rollout."""
     lr: float = 3e-3
     """AdamW learning rate of the decoder at the start."""
-    model_lr: float = 3e-3
+    model_lr: float = 1e-3
     """AdamW learning rate of the text and cross-modal layers at the start."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
@@ -47,8 +47,8 @@ class R2RConfig(NavigatorConfig):
     """Replace all view features by zeros, also in validation: what can be done without seeing."""
     shuffle_instructions: bool = False
     """Give every path the instruction of another, also in validation: what can be done without reading."""
-    cross_modal: bool = True
-    """Let the cross-modal layers look at every panorama; without them the decoder alone sees."""
+    cross_modal: bool = False
+    """Let the cross-modal layers look at every panorama, at three times the work, not the decoder alone."""
     a2c_weight: float = 0.0
     """Weight of the actor-critic loss beside imitation; 0 turns it off."""
     a2c_from: float = 0.5
@@ -89,6 +89,7 @@ PRESETS: dict[str, R2RConfig] = {
         a2c_from=0.0,
         feature_dropout=0.4,
         hidden_size=512,
+        cross_modal=True,
         dropout=0.5,
         log_every=100,
         checkpoint_every=2000,
