@@ -23,7 +23,8 @@ from fq_toolkit.training.session import make_accelerator, train
 
 TINY = R2RConfig(
     steps=4, batch_size=4, scans=2, train_items=12, validation_items=4, hidden_size=16, max_steps=5,
-    feature_dim=8, cross_modal=True, a2c_weight=0.5, feature_dropout=0.2, log_every=1, checkpoint_every=2, device="cpu",
+    feature_dim=8, cross_modal=True, a2c_weight=0.5, feature_dropout=0.2, log_every=1, checkpoint_every=2,
+    device="cpu",
 )  # fmt: skip
 
 
