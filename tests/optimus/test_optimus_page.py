@@ -55,3 +55,9 @@ def test_the_tables_are_those_of_the_results(page: str, project_root: Path, case
         assert table(Figures(rows, rows[-1].setting), tuple(arms_of(case))) in found[1]
         assert rows[-1].setting.commit in found[1]
         assert rows[-1].setting.machine in found[1]
+
+
+def test_the_readme_has_the_table_of_the_page(page: str, project_root: Path) -> None:
+    readme = (project_root / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<!-- captions:begin -->\n(.*?)\n<!-- captions:end -->", readme, re.DOTALL)
+    assert f"[start:captions] -->\n{shown}\n" in page
