@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fq_toolkit.optimus.batch import by_length
+from fq_toolkit.optimus.batch import TextBatch, by_length, make_batch
 from fq_toolkit.optimus.decoding import evaluating
 from fq_toolkit.optimus.labels import Labelled
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
@@ -30,10 +30,12 @@ class Features(NamedTuple):
 
     pooled: its sentence vector (N, hidden).
     mean: of the posterior (N, nz).
+    truncated: sentences that are longer than the model reads and lost their end.
     """
 
     pooled: Tensor
     mean: Tensor
+    truncated: int
 
 
 class Result(NamedTuple):
@@ -78,14 +80,20 @@ def untrained(vae: SentenceVAE, *, seed: int = 0) -> SentenceVAE:
 def encode_features(vae: SentenceVAE, texts: Sequence[str], *, batch_size: int = 128) -> Features:
     """Return sentence vectors and posterior means, on the CPU, without gradients."""
     pooled = torch.empty(len(texts), vae.linear.in_features)
-    mean = torch.empty(len(texts), vae.latent_size)
+    mean, truncated = torch.empty(len(texts), vae.latent_size), 0
     with evaluating(vae):
         for rows in by_length(texts, batch_size):
-            batch = vae.batch([texts[row] for row in rows])
+            batch = _batch(vae, [texts[row] for row in rows])
+            truncated += batch.truncated
             vectors = vae.sentence_vector(batch.encoder_ids, batch.encoder_mask)
             pooled[rows] = vectors.float().cpu()
             mean[rows] = vae.linear(vectors).float().chunk(2, dim=-1)[0].cpu()
-    return Features(pooled, mean)
+    return Features(pooled, mean, truncated)
+
+
+def _batch(vae: SentenceVAE, texts: Sequence[str]) -> TextBatch:
+    """Sentences as a batch on the model's device, without a word about those that are cut."""
+    return make_batch(texts, vae.tokenizers, max_length=vae.max_length).to(vae.device)
 
 
 def choose(labels: np.ndarray, per_class: int, *, seed: int) -> np.ndarray:
@@ -125,7 +133,7 @@ class _Classifier(nn.Module):
         self.head.to(vae.device)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        batch = self.vae.batch(texts)
+        batch = _batch(self.vae, texts)
         vectors = self.vae.sentence_vector(batch.encoder_ids, batch.encoder_mask)
         return self.head(self.vae.linear(vectors).chunk(2, dim=-1)[0] if self.latent else vectors)
 
@@ -209,6 +217,8 @@ def low_resource_curve(
         report(f"features of {name}: {len(needed):,} + {len(test.texts):,} sentences")
         known = encode_features(vae, [train.texts[row] for row in needed])
         unknown = encode_features(vae, test.texts)
+        if cut := known.truncated + unknown.truncated:
+            report(f"{cut:,} of them are longer than {vae.max_length} tokens and lost their end")
         kinds = {f"pooled, {name}": 0} if name != first else {f"latent, {name}": 1, f"pooled, {name}": 0}
         for arm, kind in kinds.items():
             for (n, seed), rows in picks.items():
