@@ -77,7 +77,7 @@ def test_held_out_paths_are_never_drawn(mini: MiniWorld) -> None:
 
 
 def test_a_world_of_held_out_paths_alone_is_refused(mini: MiniWorld) -> None:
-    small = MiniWorld(5, num_scans=1, rooms=(1, 3))
+    small = MiniWorld(5, num_scans=1, rooms=(1, 6))
     paths = {(scan, tuple(path)) for scan, path in sample_paths(small, 3000, seed=1)}
     everything = [NavItem(str(n), scan, 0.0, path, (path[-1],), "") for n, (scan, path) in enumerate(paths)]
     with pytest.raises(DataError, match="not held out: are these the scans of a validation split"):
