@@ -219,16 +219,17 @@ def low_resource_curve(
         unknown = encode_features(vae, test.texts)
         if cut := known.truncated + unknown.truncated:
             report(f"{cut:,} of them are longer than {vae.max_length} tokens and lost their end")
-        kinds = {f"pooled, {name}": 0} if name != first else {f"latent, {name}": 1, f"pooled, {name}": 0}
-        for arm, kind in kinds.items():
+        arms = {f"latent, {name}": True} if name == first else {}
+        for arm, latent in {**arms, f"pooled, {name}": False}.items():
+            seen, unseen = (known.mean, unknown.mean) if latent else (known.pooled, unknown.pooled)
             for (n, seed), rows in picks.items():
                 here = torch.tensor([place[row] for row in rows.tolist()])
-                accuracy = feature_accuracy(known[kind][here], train.labels[rows], unknown[kind], test.labels)
+                accuracy = feature_accuracy(seen[here], train.labels[rows], unseen, test.labels)
                 results.append(Result(arm, n, seed, accuracy))
             for (n, seed), rows in picks.items() if finetune_steps else ():
                 report(f"fine-tuning {arm}: {n} labels per class, seed {seed}")
                 accuracy = finetuned_accuracy(
-                    vae, train.take(rows), test, latent=bool(kind), steps=finetune_steps, seed=seed
+                    vae, train.take(rows), test, latent=latent, steps=finetune_steps, seed=seed
                 )
                 results.append(Result(f"{arm}, fine-tuned", n, seed, accuracy))
     return results
