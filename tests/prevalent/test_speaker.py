@@ -155,7 +155,9 @@ def test_samples_follow_the_distribution(vocabulary: Vocabulary) -> None:
     )
     said = speaker.speak(paths, sample=True, max_words=1, generator=torch.Generator().manual_seed(0))
     first = speaker(PathViews(*(part[:1] for part in paths)), torch.tensor([[vocabulary.cls, 0]]))[0, 0]
-    expected = first.detach().index_fill(0, torch.tensor(sorted(vocabulary.special_ids)), -torch.inf).softmax(-1)
+    expected = (
+        first.detach().index_fill(0, torch.tensor(sorted(vocabulary.special_ids)), -torch.inf).softmax(-1)
+    )
     for word in range(len(vocabulary)):
         share = said.count(vocabulary.tokens[word]) / count
         assert abs(share - float(expected[word])) < 5 * (float(expected[word]) / count) ** 0.5 + 1e-3
