@@ -1,7 +1,6 @@
 """What pretraining is worth: an agent fine-tuned from it, and one from scratch, at equal steps."""
 
 import copy
-from dataclasses import replace
 from typing import NamedTuple
 
 from fq_toolkit.prevalent.model import PrevalentModel
@@ -9,9 +8,6 @@ from fq_toolkit.prevalent.pretraining_config import PretrainingConfig
 from fq_toolkit.prevalent.scoring import R2RScores
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.training.seeding import isolated_rng
-
-PRETRAINED_LR = 1e-3
-"""Learning rate of a pretrained model in fine-tuning, lower than that of fresh weights to keep more of it."""
 
 
 class Benefit(NamedTuple):
@@ -38,7 +34,9 @@ class Benefit(NamedTuple):
 
 
 def measure_benefit(config: PretrainingConfig, model: PrevalentModel, vocabulary: Vocabulary) -> Benefit:
-    """Fine-tune two agents for R2R in MiniWorld; the model and the random state stay as they were.
+    """Fine-tune two agents for R2R in MiniWorld, alike in everything but the weights they start from.
+
+    The model and the random state stay as they were.
 
     Args:
         config: options of the pretraining: worlds, seed, device.
@@ -61,6 +59,5 @@ def measure_benefit(config: PretrainingConfig, model: PrevalentModel, vocabulary
         fresh = PrevalentModel(model.config)
         scratch = fine_tune(options, model=fresh, vocabulary=vocabulary)["val_unseen"]
         start = copy.deepcopy(model)
-        kept = replace(options, model_lr=PRETRAINED_LR)
-        pretrained = fine_tune(kept, model=start, vocabulary=vocabulary)["val_unseen"]
+        pretrained = fine_tune(options, model=start, vocabulary=vocabulary)["val_unseen"]
     return Benefit(pretrained, scratch, options.steps, options.validation_items)
