@@ -304,4 +304,5 @@ class BatchedNavEnv:
 
     @staticmethod
     def direction(view: int) -> list[float]:
+        """Return heading and elevation of a view, radians."""
         return [float(VIEW_HEADINGS[view]), float(VIEW_ELEVATIONS[view])]

@@ -47,8 +47,8 @@ class MiniWorld(NavWorld):
     Example:
         >>> world = MiniWorld(0)
         >>> item = world.items(1)[0]
-        >>> item.instruction[:56]
-        'toward the drum , then toward the statue , then to the '
+        >>> item.instruction[:64]
+        'toward the drum , then toward the statue , then to the aquarium '
         >>> item.path[0], len(item.path)
         ('mini0x1v014', 6)
     """
@@ -129,9 +129,7 @@ class MiniWorld(NavWorld):
                     "path": path,
                     "distance": round(float(scan.distances[steps[0], steps[-1]]), 2),
                     "instructions": [
-                        describe_path(
-                            scan, self.landmarks[name], steps, heading, generator, turns=self.turns
-                        )
+                        describe_path(scan, self.landmarks[name], steps, heading, generator, turns=self.turns)
                         for _ in range(instructions)
                     ],
                 }
