@@ -18,6 +18,9 @@ from torch import Tensor
 from fq_toolkit.layers.latent_projector import Slots
 
 _aten = torch.ops.aten
+# One query against keys of fewer numbers than this in all: copying them costs less than the small operations
+# that merge a slot.
+_WORTH_MERGING = 1 << 18
 
 
 @functools.cache
@@ -36,7 +39,7 @@ def can_merge(
     mask: Tensor | None,
     options: dict[str, Any],
 ) -> bool:
-    """Whether an attention is of the kind that :func:`merge_slots` computes: sdpa on a CPU, without a mask.
+    """Whether :func:`merge_slots` can and should compute an attention: sdpa on a CPU, without a mask.
 
     Args:
         base: the attention of the model.
@@ -60,7 +63,8 @@ def can_merge(
         and options.get("s_aux") is None
         and key.shape == value.shape
         and query.shape[1] == key.shape[1]
-        and query.shape[2] in (1, key.shape[2])  # else causal is not from the upper left
+        # a text from its beginning, as causal is from the upper left, or one more token of a long cache
+        and (query.shape[2] == key.shape[2] > 1 or (query.shape[2] == 1 and key.numel() >= _WORTH_MERGING))
     )
 
 
