@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -102,7 +103,10 @@ def on_a_run(command: str) -> Callable[[list[str]], int]:
         if words[:1] in (["-h"], ["--help"]):
             for name in TRAINERS:
                 help_of = getattr(trainer_commands(name), function, None)
-                if help_of is not None:
+                if help_of is None:
+                    continue
+                sys.stdout.write(f"\nWith a run of `train {name}`:\n")
+                with suppress(SystemExit):  # how tyro leaves after --help
                     help_of(Path("RUN"), ["--help"])
             return 0
         if not words or words[0].startswith("-"):

@@ -279,3 +279,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert child.returncode == 130, err
     assert f"fq-toolkit train fqgan --resume {run}" in out
     assert Checkpoints(run / "checkpoints").load().step >= 3
+
+
+def test_help_of_a_command_on_runs_shows_every_trainer_that_has_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, out, _ = call(capsys, "sample", "--help")
+    assert status == 0
+    for trainer in ("fqgan", "optimus", "optimus-dialog"):
+        assert f"With a run of `train {trainer}`:" in out
+    assert "--truncation" in out  # an option of the images
+    assert "--temperature" in out  # an option of the sentences

@@ -49,6 +49,11 @@ def can_merge(
         mask: of the attention.
         options: what the model passes to its attention.
     """
+    one_more_token = query.shape[2] == 1
+    if (
+        one_more_token and key.numel() < _WORTH_MERGING
+    ):  # first, as it is asked for every layer of every token
+        return False
     return (
         not torch.compiler.is_compiling()
         and mask is None
@@ -63,8 +68,7 @@ def can_merge(
         and options.get("s_aux") is None
         and key.shape == value.shape
         and query.shape[1] == key.shape[1]
-        # a text from its beginning, as causal is from the upper left, or one more token of a long cache
-        and (query.shape[2] == key.shape[2] > 1 or (query.shape[2] == 1 and key.numel() >= _WORTH_MERGING))
+        and (one_more_token or query.shape[2] == key.shape[2])  # causal is from the upper left
     )
 
 

@@ -18,7 +18,7 @@ from fq_toolkit.training.config import changes, load_config, save_config
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.loop import LoopResult, Schedule, Task, restore, run_loop
-from fq_toolkit.training.metrics_log import MetricsLog
+from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
 from fq_toolkit.training.plots import plot_curves
 from fq_toolkit.training.progress import (
     LineReporter,
@@ -138,9 +138,8 @@ def train(
     options: Any = config or trainer.config_class()
     accelerator = make_accelerator(options)
     reporter = (reporter or LineReporter()) if accelerator.is_main_process else SilentReporter()
+    task = trainer.build(options, accelerator)  # before the folder: wrong data leave nothing behind
     run = open_run(trainer, options, out=out, resume=resume, accelerator=accelerator)
-
-    task = trainer.build(options, accelerator)
     reporter.note(f"run folder: {run.path}\n{task.summary()}")
     task.prepare_evaluation()
     result = run_loop(
@@ -157,7 +156,8 @@ def train(
     complete = result.step == options.steps
     if accelerator.is_main_process:
         task.finish(run, result, complete=complete)
-        draw_curves(trainer, run)
+        if read_metrics(run.metrics):  # stopped before the first row, there is nothing to draw
+            draw_curves(trainer, run)
     accelerator.wait_for_everyone()
     return TrainResult(
         run.path,
