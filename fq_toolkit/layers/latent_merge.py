@@ -20,7 +20,7 @@ from fq_toolkit.layers.latent_projector import Slots
 _aten = torch.ops.aten
 # One query against keys of fewer numbers than this in all: copying them costs less than the small operations
 # that merge a slot.
-_WORTH_MERGING = 1 << 18
+_WORTH_MERGING = 1 << 16
 
 
 @functools.cache
@@ -50,9 +50,7 @@ def can_merge(
         options: what the model passes to its attention.
     """
     one_more_token = query.shape[2] == 1
-    if (
-        one_more_token and key.numel() < _WORTH_MERGING
-    ):  # first, as it is asked for every layer of every token
+    if one_more_token and key.numel() < _WORTH_MERGING:  # first: it is asked for every layer of every token
         return False
     return (
         not torch.compiler.is_compiling()
