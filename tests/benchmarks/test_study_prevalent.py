@@ -53,3 +53,13 @@ def test_all_parts_of_a_study_share_their_worlds() -> None:
     assert PRETRAINING.scans == FINE_TUNING.scans == SPEAKING.scans
     assert PRETRAINING.feature_dim == FINE_TUNING.feature_dim == SPEAKING.feature_dim
     assert FINE_TUNING.train_items == SPEAKING.train_items
+
+
+def test_the_pages_have_the_table_of_the_results(project_root: Path) -> None:
+    (path,) = (project_root / "benchmarks" / "results").glob("study_prevalent-*.csv")
+    found = read(path)
+    shown = table(Figures(found, found[-1].setting), tuple(ARMS))
+    for page in ("README.md", "docs/navigation_agents.md"):
+        text = (project_root / page).read_text(encoding="utf-8")
+        assert shown in text, page
+        assert found[-1].setting.commit in text, page
