@@ -42,6 +42,7 @@ def kernel_distance(a: "Tensor | KernelSet", b: "Tensor | KernelSet") -> float:
     Source: Binkowski et al., arXiv 1801.01401, section 4 and equation 5.
 
     Example:
+        >>> import torch
         >>> kernel_distance(torch.zeros(3, 2), torch.ones(3, 2))
         7.0
     """

@@ -198,6 +198,7 @@ def test_unseen_worlds_are_disjoint() -> None:
 
 
 def test_an_unknown_target(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("[{}]")
     with pytest.raises(ValueError, match="target must be one of 'planner', 'player', 'trusted', got 'best'"):
         load_ndh(tmp_path / "x", target="best")
 

@@ -109,7 +109,9 @@ def edit(kind: str, records: list[dict[str, Any]]) -> Any:
     if kind == "no id":
         return [{"trajectory": []}]
     if kind == "start":
-        return [{**records[0], "trajectory": records[2]["trajectory"]}, *records[1:]]
+        own = records[0]["trajectory"][0][0]
+        other = next(r["trajectory"] for r in records if r["trajectory"][0][0] != own)
+        return [{**records[0], "trajectory": other}, *records[1:]]
     first, last = records[0]["trajectory"][0], records[0]["trajectory"][-1]
     return [{**records[0], "trajectory": [first, last, first]}, *records[1:]]
 
