@@ -1,6 +1,7 @@
 """What the trainers of NDH and HANNA share: the agent, an update, state, and the results of a run."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,7 @@ class Figures(Protocol):
     def _asdict(self) -> dict[str, float]: ...
 
 
-class NavigatorTraining:
+class NavigatorTraining(ABC):
     """An agent in training: the task that the loop drives. A task of the field says what its losses are.
 
     Args:
@@ -142,17 +143,17 @@ class NavigatorTraining:
         self.predictions: dict[str, list[dict[str, Any]]] = {}
         seed_everything(rank_seed(config.seed, rank))
 
+    @abstractmethod
     def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
         """Return the parts of the loss of a batch, by their names; their sum is minimized."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, split: Split) -> list[dict[str, Any]]:
         """Let the agent do all items of a split; records in the official submission format."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> Figures:
         """Return the official scores of predictions that are in the order of the items."""
-        raise NotImplementedError
 
     def teacher_probability(self, step: int) -> float:
         """Return the share of steps in which the teacher acts: scheduled sampling."""
@@ -208,7 +209,7 @@ class NavigatorTraining:
             *(f"{score}/{split}" for split in self.validation for score in self.score_names),
         ]
 
-    def prepare_evaluation(self) -> None:
+    def prepare_evaluation(self) -> None:  # noqa: B027  (the loop asks; nothing is a right answer)
         """Nothing has to be prepared."""
 
     def measure(self) -> dict[str, Figures]:
@@ -228,9 +229,9 @@ class NavigatorTraining:
             for score in self.score_names
         }
 
+    @abstractmethod
     def report(self, found: Mapping[str, Figures]) -> Any:
         """Return the scores as an object whose ``str`` is printed."""
-        raise NotImplementedError
 
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write predictions in the submission format and, when complete, ``evaluation.json``."""
