@@ -25,6 +25,8 @@ class FQGANConfig:
     """Use the classes of the images."""
     flip: bool = False
     """Mirror half of the real images."""
+    train_images: int = 0
+    """Train on this many of the images, drawn by the seed; 0 takes all. Measures look at all of them."""
     extractor: str = "auto"
     """What measures images: auto, digits-cnn, cifar-cnn, data-cnn, random-cnn, or NAME:TORCHSCRIPT_FILE."""
     seed: int = 0
@@ -122,7 +124,7 @@ class FQGANConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         for name in (
             "checkpoint_every", "evaluate_every", "fq_warmup", "fq_revive", "commitment", "seed",
-            "image_size", "attention", "shared_size", "r1_weight", "path_weight",
+            "image_size", "train_images", "attention", "shared_size", "r1_weight", "path_weight",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")

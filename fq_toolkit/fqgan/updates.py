@@ -20,8 +20,21 @@ from fq_toolkit.fqgan.quantization import (
 from fq_toolkit.fqgan.regularizers import PATH_SHARE, PathLengthPenalty, r1_penalty
 from fq_toolkit.layers import commitment_loss, frozen
 from fq_toolkit.training.averaging import WeightAverage
+from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import rank_seed, seed_everything
+
+
+def training_rows(count: int, config: FQGANConfig) -> Tensor:
+    """Return the numbers of the images to train on, int64 (train_images,) or (count,).
+
+    Raises:
+        ConfigError: when there are fewer images.
+    """
+    if config.train_images > count:
+        raise ConfigError(f"train_images is {config.train_images}; there are {count} images")
+    rows = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
+    return rows[: config.train_images] if config.train_images else torch.arange(count)
 
 
 class GANUpdates:
@@ -47,8 +60,9 @@ class GANUpdates:
         self.average = WeightAverage(self.generator, decay=config.ema_decay)
         self.quantizers = quantizers(self.discriminator)
         self.quantized_blocks = list(self.discriminator.quantizers)  # type: ignore[arg-type]
+        self.rows = training_rows(len(data.images), config)
         self.order = ShuffledIndices(
-            len(data.images), config.batch_size * config.accumulate, seed=config.seed, rank=rank, world=world
+            len(self.rows), config.batch_size * config.accumulate, seed=config.seed, rank=rank, world=world
         )
         self.images, self.labels = data.images.to(device), data.labels.to(device)
         self.strength = 0.0
@@ -174,7 +188,7 @@ class GANUpdates:
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Cut the rows of an update into those of its forwards."""
-        return rows.to(self.accelerator.device).chunk(self.config.accumulate)
+        return self.rows[rows].to(self.accelerator.device).chunk(self.config.accumulate)
 
     def _real(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return real images (B, C, H, W), mirrored if that is asked for, and their classes."""

@@ -19,6 +19,7 @@ from fq_toolkit.fqgan.models import ImageShape
 from fq_toolkit.fqgan.regularizers import PathLengthPenalty, path_lengths, r1_penalty
 from fq_toolkit.fqgan.stylegan2 import build_stylegan2
 from fq_toolkit.fqgan.updates import GANUpdates
+from fq_toolkit.training.errors import ConfigError
 
 BASE = FQGANConfig(num_codes=8, latent_size=8, batch_size=8, device="cpu", fq_init="normal")
 FAMILIES = {
@@ -351,3 +352,23 @@ def test_tiny_presets_take_a_step(name: str) -> None:
     assert all(bool(value.isfinite()) for value in values.values())
     assert all(isinstance(layer, FeatureQuantizer) for layer in gan.quantizers)
     assert len(gan.quantizers) == len(config.fq_layers)
+
+
+def test_a_part_of_the_images_is_the_same_all_along_and_another_for_another_seed() -> None:
+    few = dataclasses.replace(FAMILIES["residual"], train_images=16, fq="none")
+    seen = []
+    for seed in (0, 0, 1):
+        gan = make(dataclasses.replace(few, seed=seed))
+        seen.append({int(row) for _ in range(6) for part in gan._split(gan.order.next()) for row in part})
+    assert [len(rows) for rows in seen] == [16, 16, 16]
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_all_images_are_used_unless_fewer_are_asked_for() -> None:
+    gan = make(dataclasses.replace(FAMILIES["residual"], fq="none"))
+    assert {int(row) for _ in range(8) for row in gan._split(gan.order.next())[0]} == set(range(64))
+
+
+def test_more_images_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match="train_images is 65; there are 64"):
+        make(dataclasses.replace(FAMILIES["residual"], train_images=65))
