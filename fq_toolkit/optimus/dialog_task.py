@@ -13,8 +13,9 @@ from fq_toolkit.optimus.batch import Tokenizers
 from fq_toolkit.optimus.dialog_corpus import Dialogs, load_dialogs
 from fq_toolkit.optimus.dialog_metrics import DialogEvaluator
 from fq_toolkit.optimus.dialog_model import DialogBatch, DialogVAE
-from fq_toolkit.optimus.paired_task import FREE, PairedConfig, PairedTask, TokenTable
+from fq_toolkit.optimus.paired_task import PairedConfig, PairedTask, TokenTable
 from fq_toolkit.optimus.trainer import build_vae
+from fq_toolkit.optimus.vae_config import FREE_ON_RESUME
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
@@ -111,5 +112,5 @@ DIALOG_TRAINER = Trainer(
     build=build_task,
     run_name=run_name,
     artifacts=("model/", "curves.png", "metrics.csv"),
-    free_on_resume=FREE,
+    free_on_resume=FREE_ON_RESUME,
 )

@@ -14,8 +14,9 @@ from fq_toolkit.optimus.corpus import GRAMMAR
 from fq_toolkit.optimus.label_evaluation import LabelEvaluator
 from fq_toolkit.optimus.label_model import LabelledBatch, LabelVAE
 from fq_toolkit.optimus.labels import Labelled, load_labelled
-from fq_toolkit.optimus.paired_task import FREE, PairedConfig, PairedTask, TokenTable
+from fq_toolkit.optimus.paired_task import PairedConfig, PairedTask, TokenTable
 from fq_toolkit.optimus.trainer import build_vae
+from fq_toolkit.optimus.vae_config import FREE_ON_RESUME
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
@@ -106,5 +107,5 @@ LABEL_TRAINER = Trainer(
     build=build_task,
     run_name=run_name,
     artifacts=("model/", "curves.png", "metrics.csv"),
-    free_on_resume=FREE,
+    free_on_resume=FREE_ON_RESUME,
 )

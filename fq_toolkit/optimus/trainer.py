@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fq_toolkit.layers.latent_injection import inject_latent
 from fq_toolkit.optimus.bucketing import BucketedIndices
 from fq_toolkit.optimus.building import small_networks
-from fq_toolkit.optimus.config import FREE_ON_RESUME, SMALL, TRAINER, OptimusConfig
+from fq_toolkit.optimus.config import TRAINER, OptimusConfig
 from fq_toolkit.optimus.corpus import Corpus, describe_skipped, load_corpus
 from fq_toolkit.optimus.evaluation import Evaluation, Evaluator, write_evaluation
 from fq_toolkit.optimus.hub import load_pretrained
@@ -21,6 +21,7 @@ from fq_toolkit.optimus.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.showcase import Showcase, make_showcase
 from fq_toolkit.optimus.tokenized import TokenizedTexts, tokenize_corpus
 from fq_toolkit.optimus.tokenizer_training import train_tokenizers
+from fq_toolkit.optimus.vae_config import FREE_ON_RESUME, SMALL
 from fq_toolkit.training import session
 from fq_toolkit.training.errors import CheckpointError, ConfigError
 from fq_toolkit.training.loop import LoopResult
