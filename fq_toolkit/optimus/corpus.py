@@ -3,24 +3,22 @@
 What cannot be used is skipped, counted by reason, and told; nothing else is lost.
 """
 
-import gzip
 import importlib
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fq_toolkit.optimus.grammar import GrammarCorpus
-from fq_toolkit.training.atomic import explain
+from fq_toolkit.optimus.text_files import Skip, read_lines
 from fq_toolkit.training.errors import ConfigError, MissingExtraError
 
 GRAMMAR = "grammar"
 DATASETS = "datasets:"
 _LINES, _JSON = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 
-EMPTY, NOT_UTF8, NOT_JSON, NO_TEXT = "empty", "not UTF-8", "not a JSON object", "without text"
+EMPTY, NOT_JSON, NO_TEXT = "empty", "not a JSON object", "without text"
 
 
 class Sentences(NamedTuple):
@@ -100,9 +98,9 @@ def read_sentences(source: str, *, text_key: str = "text", split: str = "train")
     if source.startswith(DATASETS):
         found = _clean(_dataset_rows(source.removeprefix(DATASETS), split, text_key))
     elif source.endswith(_LINES):
-        found = _clean(_decoded(_lines(Path(source))))
+        found = _clean(read_lines(Path(source)))
     elif source.endswith(_JSON):
-        found = _clean(_json_texts(_lines(Path(source)), text_key))
+        found = _clean(_json_texts(read_lines(Path(source)), text_key))
     else:
         raise ConfigError(
             f"data is {source!r}; expected {GRAMMAR!r}, a file ending in {', '.join((*_LINES, *_JSON))}, "
@@ -128,11 +126,11 @@ def describe_skipped(skipped: dict[str, int]) -> str:
 
 
 def _clean(texts: Iterable[str]) -> Sentences:
-    """Make white space single; count what :class:`_Skip` stands for and what is empty."""
+    """Make white space single; count what :class:`Skip` stands for and what is empty."""
     kept: list[str] = []
     skipped: Counter[str] = Counter()
     for text in texts:
-        if isinstance(text, _Skip):
+        if isinstance(text, Skip):
             skipped[str(text)] += 1
         elif single := " ".join(text.split()):
             kept.append(single)
@@ -141,46 +139,22 @@ def _clean(texts: Iterable[str]) -> Sentences:
     return Sentences(kept, dict(skipped))
 
 
-class _Skip(str):
-    """In place of a text: why there is none."""
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """Read the lines of a file, unpacked, without a byte-order mark."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file):
-                yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path} is damaged or not packed with gzip: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {explain(error)}") from error
-
-
-def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
+def _json_texts(lines: Iterable[str], key: str) -> Iterator[str]:
     for line in lines:
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError:
-            yield _Skip(NOT_UTF8)
-
-
-def _json_texts(lines: Iterable[bytes], key: str) -> Iterator[str]:
-    for line in _decoded(lines):
-        if isinstance(line, _Skip) or not line.strip():
+        if isinstance(line, Skip) or not line.strip():
             yield line
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            yield _Skip(NOT_JSON)
+            yield Skip(NOT_JSON)
             continue
-        yield _text_of(row, key) if isinstance(row, dict) else _Skip(NOT_JSON)
+        yield _text_of(row, key) if isinstance(row, dict) else Skip(NOT_JSON)
 
 
 def _text_of(row: Any, key: str) -> str:
     text = row.get(key)
-    return text if isinstance(text, str) else _Skip(NO_TEXT)
+    return text if isinstance(text, str) else Skip(NO_TEXT)
 
 
 def _dataset_rows(name: str, split: str, key: str) -> Iterator[str]:

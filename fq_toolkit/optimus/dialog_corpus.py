@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fq_toolkit.optimus.corpus import _decoded, _lines, _Skip
+from fq_toolkit.optimus.text_files import Skip, read_lines
 from fq_toolkit.training.errors import ConfigError
 
 EMBEDDED = "embedded"
@@ -168,9 +168,9 @@ def _read(source: str, turns: int, skipped: Counter[str]) -> Dialogs:
             f"{', '.join((*_TABLES, *_JSON, *_DIALOGS))}"
         )
     contexts, responses = [], []
-    for line in _decoded(_lines(Path(source))):
-        if isinstance(line, _Skip) or not line.strip():
-            skipped[str(line) if isinstance(line, _Skip) else "empty"] += 1
+    for line in read_lines(Path(source)):
+        if isinstance(line, Skip) or not line.strip():
+            skipped[str(line) if isinstance(line, Skip) else "empty"] += 1
             continue
         try:
             pairs = [tuple(" ".join(text.split()) for text in pair) for pair in read(line, turns)]

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fq_toolkit.optimus.corpus import GRAMMAR, _decoded, _lines, _Skip
+from fq_toolkit.optimus.corpus import GRAMMAR
 from fq_toolkit.optimus.grammar import FACTORS, GrammarCorpus, parse
+from fq_toolkit.optimus.text_files import Skip, read_lines
 from fq_toolkit.training.errors import ConfigError
 
 _TABLES, _JSON = (".tsv", ".tsv.gz"), (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -155,12 +156,12 @@ def _read(source: str, keys: tuple[str, str], skipped: Counter[str]) -> list[Row
     """Read (label, text) rows; count in ``skipped`` what cannot be used."""
     raw: list[tuple[str, str]] = []
     if source.endswith(_TABLES):
-        for line in _decoded(_lines(Path(source))):
+        for line in read_lines(Path(source)):
             label, tab, text = line.partition("\t")
-            usable = tab or isinstance(line, _Skip) or not line.strip()
-            raw.append((label.strip(), text) if tab else ("", line if usable else _Skip("without a tab")))
+            usable = tab or isinstance(line, Skip) or not line.strip()
+            raw.append((label.strip(), text) if tab else ("", line if usable else Skip("without a tab")))
     elif source.endswith(_JSON):
-        raw = [_from_json(line, *keys) for line in _decoded(_lines(Path(source)))]
+        raw = [_from_json(line, *keys) for line in read_lines(Path(source))]
     else:
         path = Path(source)
         files = sorted(file for file in path.parent.glob(f"{path.name}.*") if file.is_file())
@@ -172,10 +173,10 @@ def _read(source: str, keys: tuple[str, str], skipped: Counter[str]) -> list[Row
             )
         for file in files:
             label = file.name.removeprefix(f"{path.name}.").removesuffix(".gz").removesuffix(".txt")
-            raw += [(label, text) for text in _decoded(_lines(file))]
+            raw += [(label, text) for text in read_lines(file)]
     rows: list[Row] = []
     for label, text in raw:
-        if isinstance(text, _Skip):
+        if isinstance(text, Skip):
             skipped[str(text)] += 1
         elif not label or not (single := " ".join(text.split())):
             skipped["empty"] += 1
@@ -189,15 +190,15 @@ def _read(source: str, keys: tuple[str, str], skipped: Counter[str]) -> list[Row
 
 def _from_json(line: str, text_key: str, label_key: str) -> Row:
     """Return label and text of a JSON line; the text is a skip where it cannot be used."""
-    if isinstance(line, _Skip) or not line.strip():
+    if isinstance(line, Skip) or not line.strip():
         return "", line
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return "", _Skip("not a JSON object")
+        return "", Skip("not a JSON object")
     if not isinstance(row, dict):
-        return "", _Skip("not a JSON object")
+        return "", Skip("not a JSON object")
     text, label = row.get(text_key), row.get(label_key)
     if not isinstance(text, str) or not isinstance(label, str | int) or isinstance(label, bool):
-        return "", _Skip(f"without {text_key!r} and {label_key!r}")
+        return "", Skip(f"without {text_key!r} and {label_key!r}")
     return str(label), text
