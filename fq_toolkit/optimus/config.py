@@ -50,7 +50,7 @@ class OptimusConfig(VAEConfig):
 PRESETS: dict[str, OptimusConfig] = {
     "grammar": OptimusConfig(),
     "captions": OptimusConfig(
-        preset="captions", data="../shared/data/captions/train.txt", tokenizer="subword", vocab_size=8000,
+        preset="captions", data="", tokenizer="subword", vocab_size=8000,
         max_length=48, width=256, layers=4, dropout=0.1, steps=20_000, lr=5e-4, lr_warmup=500, n_cycle=10,
         autoencoder_warmup=0.0, log_every=100, checkpoint_every=2000, evaluate_every=2000,
         eval_sentences=1000, iw_samples=100,

@@ -262,7 +262,13 @@ def make_optimizer(model: nn.Module, config: OptimusConfig) -> torch.optim.AdamW
 
 
 def build_task(config: OptimusConfig, accelerator: Any) -> OptimusTask:
-    """Load the data and build the task."""
+    """Load the data and build the task.
+
+    Raises:
+        ConfigError: when the data are nowhere, or cannot be used.
+    """
+    if not config.data:
+        raise ConfigError(f"the preset {config.preset!r} needs sentences: give --data FILE, one a line")
     corpus = load_corpus(config.data, config.valid, text_key=config.text_key, limit=config.limit)
     return OptimusTask(config, corpus, accelerator)
 

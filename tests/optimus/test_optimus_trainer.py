@@ -270,6 +270,11 @@ def test_presets() -> None:
         preset("caption")
 
 
+def test_a_preset_without_data_of_its_own_asks_for_them() -> None:
+    with pytest.raises(ConfigError, match="'captions' needs sentences: give --data FILE"):
+        train(preset("captions"))
+
+
 def test_captions_from_files(shared_data: Path, tmp_path: Path) -> None:
     files = [str(shared_data / "captions" / name) for name in ("train.txt", "valid.txt")]
     assert len(load_corpus(*files).train) == 145_000
