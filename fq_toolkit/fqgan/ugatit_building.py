@@ -43,6 +43,7 @@ def build_networks(config: UGATITConfig, channels: int) -> tuple[Translators, Cr
                     commitment=config.commitment,
                     init=config.fq_init,
                     revive=config.fq_revive,
+                    update_every=config.accumulate if config.fq_update_per == "update" else 1,
                 )
                 for layer, codes in zip(config.fq_layers, config.num_codes, strict=True)
             }

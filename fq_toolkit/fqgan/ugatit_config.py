@@ -46,6 +46,8 @@ class UGATITConfig:
     """Add the commitment of the fakes to the generators' loss, as released."""
     fq_update_in_generator_step: bool = False
     """Let the dictionaries move in the generators' step too, as released."""
+    fq_update_per: Literal["micro_batch", "update"] = "micro_batch"
+    """With accumulate > 1: move the dictionaries in every forward, as released, or once per update."""
 
     light: bool = False
     """AdaLIN's parameters from averages over the image: 10.6 instead of 279 million weights."""
@@ -58,7 +60,9 @@ class UGATITConfig:
     local_layers: int = 5
     """Convolutions of the local discriminators."""
     batch_size: int = 1
-    """Images of each domain per update and process."""
+    """Images of each domain per forward and process."""
+    accumulate: int = 1
+    """Forwards per update: batch_size times this is the batch."""
     lr: float = 1e-4
     """Adam learning rate of all networks."""
     lr_decay_start: int = 500_000
@@ -93,7 +97,7 @@ class UGATITConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
-        for name in ("steps", "width", "blocks", "batch_size", "log_every", "keep_checkpoints"):
+        for name in ("steps", "width", "blocks", "batch_size", "accumulate", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         for name in (

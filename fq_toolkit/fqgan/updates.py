@@ -19,6 +19,7 @@ from fq_toolkit.fqgan.quantization import (
 )
 from fq_toolkit.fqgan.regularizers import PATH_SHARE, PathLengthPenalty, r1_penalty
 from fq_toolkit.layers import commitment_loss, frozen
+from fq_toolkit.training.accumulation import update
 from fq_toolkit.training.averaging import WeightAverage
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.sampling_order import ShuffledIndices
@@ -128,35 +129,11 @@ class GANUpdates:
         labels = torch.randint(self.data.num_classes, (count * parts,), device=device)
         return zip(z.chunk(parts), labels.chunk(parts), strict=True)
 
-    def _accumulate(
-        self, model: Any, losses: Iterator[tuple[Tensor, dict[str, Tensor]]]
-    ) -> dict[str, Tensor]:
-        """Run backward on each loss, each with its share, and average what is to be logged.
-
-        Args:
-            model: the wrapped network that learns; processes average its gradients in the last backward.
-            losses: (loss, values) of every forward.
-        """
-        parts = self.config.accumulate
-        totals: dict[str, Tensor] = {}
-        for part in range(parts):
-            last = part == parts - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                loss, values = next(losses)
-                self.accelerator.backward(loss / parts)
-            for name, value in values.items():
-                share = value.detach() / parts
-                totals[name] = totals[name] + share if name in totals else share
-        return totals
-
     def _update(
         self, model: Any, optimizer: Any, losses: Iterator[tuple[Tensor, dict[str, Tensor]]]
     ) -> dict[str, Tensor]:
-        """Do one step of an optimizer on the sum of losses."""
-        optimizer.zero_grad()
-        values = self._accumulate(model, losses)
-        optimizer.step()
-        return values
+        """Do one step of an optimizer on ``accumulate`` losses."""
+        return update(self.accelerator, model, optimizer, losses, self.config.accumulate)
 
     def _discriminator_step(self) -> dict[str, Tensor]:
         """One update of D: fake and real in one concatenated pass, so that the dictionaries move once."""

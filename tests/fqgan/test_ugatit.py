@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fq_toolkit.fqgan import unpaired
 from fq_toolkit.fqgan.translate import load_translators, translate_folder
-from fq_toolkit.fqgan.ugatit import UGATIT, UGATIT_TRAINER, learning_rate
+from fq_toolkit.fqgan.ugatit import UGATIT, UGATIT_TRAINER
 from fq_toolkit.fqgan.ugatit_building import build_networks
 from fq_toolkit.fqgan.ugatit_config import PRESETS, UGATITConfig, preset
 from fq_toolkit.fqgan.ugatit_layers import LIN, AdaLIN, ClassActivationMap, clip_rho, layer_instance_norm
@@ -28,6 +28,7 @@ from fq_toolkit.fqgan.ugatit_losses import (
     identity_loss,
 )
 from fq_toolkit.fqgan.ugatit_networks import Judgement, Round, Translation
+from fq_toolkit.fqgan.ugatit_updates import learning_rate
 from fq_toolkit.fqgan.unpaired import load_unpaired
 from fq_toolkit.training.checkpoints import Checkpoints
 from fq_toolkit.training.errors import ConfigError
@@ -201,15 +202,15 @@ def test_one_step(light: bool, fq: str) -> None:
 
 def test_dictionaries_hold_still_in_the_generators_step() -> None:
     task = make(TINY)
-    a, b = (torch.rand(2, 1, 16, 16) for _ in range(2))
-    task._critic_step(a, b)
+    batches = [(torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16))]
+    task._critic_step(batches)
     codes = [layer.codebook.clone() for layer in task.quantizers.values()]
-    task._generator_step(a, b)
+    task._generator_step(batches)
     assert all(map(torch.equal, codes, (layer.codebook for layer in task.quantizers.values())))
     moving = make(dataclasses.replace(TINY, fq_update_in_generator_step=True))
-    moving._critic_step(a, b)
+    moving._critic_step(batches)
     codes = [layer.codebook.clone() for layer in moving.quantizers.values()]
-    moving._generator_step(a, b)
+    moving._generator_step(batches)
     assert not any(map(torch.equal, codes, (layer.codebook for layer in moving.quantizers.values())))
 
 
@@ -300,5 +301,5 @@ def test_presets() -> None:
     assert all(name == config.preset for name, config in PRESETS.items())
     with pytest.raises(ConfigError, match="did you mean 'u-gat-it'"):
         preset("ugatit")
-    with pytest.raises(ConfigError, match="a domain has 80 training images; expected at least batch_size 81"):
+    with pytest.raises(ConfigError, match="domain A has 80 training images; expected at least batch_size 81"):
         make(dataclasses.replace(TINY, batch_size=81))

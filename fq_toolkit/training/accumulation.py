@@ -1,0 +1,43 @@
+"""Gradient accumulation: one update from several forwards, as if it were one of the whole batch."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor
+
+
+def update(
+    accelerator: Any,
+    model: Any,
+    optimizer: Any,
+    losses: Iterator[tuple[Tensor, dict[str, Tensor]]],
+    parts: int,
+) -> dict[str, Tensor]:
+    """Do one step of an optimizer on the mean of losses.
+
+    Losses that are means over batches of one size give the gradient of the mean over all of their samples.
+    Only one forward's graph is in memory at a time.
+
+    Args:
+        accelerator: an ``accelerate.Accelerator``.
+        model: the wrapped network that learns; processes average its gradients in the last backward.
+        optimizer: of that network.
+        losses: yields (0-dim loss, 0-dim values to be logged) of every forward, which it does when asked.
+        parts: how many there are.
+
+    Returns:
+        The values, each the mean over the forwards, without a graph.
+    """
+    optimizer.zero_grad()
+    totals: dict[str, Tensor] = {}
+    for part in range(parts):
+        # The forward has to be in here too: that is where processes prepare for averaging.
+        with nullcontext() if part == parts - 1 else accelerator.no_sync(model):
+            loss, values = next(losses)
+            accelerator.backward(loss / parts)
+        for name, value in values.items():
+            share = value.detach() / parts
+            totals[name] = totals[name] + share if name in totals else share
+    optimizer.step()
+    return totals
