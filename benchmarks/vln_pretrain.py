@@ -31,8 +31,8 @@ class Pretraining(nn.Module):
         )
 
     def forward(self, ids: Tensor, mask: Tensor, views: Tensor, labels: Tensor, actions: Tensor) -> Tensor:
-        """The sum of both losses."""
-        out = self.model(ids, mask, views)
+        """The sum of both losses; only labelled words and the first position are read, as when training."""
+        out = self.model(ids, mask, views, needed=labels >= 0)
         return self.head(out.language, out.pooled, labels, actions).loss
 
 

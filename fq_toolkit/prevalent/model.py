@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from fq_toolkit.prevalent.model_layers import (
     VisionEncoder,
     additive,
 )
+from fq_toolkit.prevalent.model_packing import Packing, pack_needed
 from fq_toolkit.prevalent.released_names import encoder_state, is_released
 from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.config import from_mapping
@@ -115,6 +116,11 @@ class PrevalentModel(nn.Module):
         Raises:
             ValueError: for another shape, or a text longer than the position table.
         """
+        self._check_text(text_ids, text_mask)
+        mask = additive(text_mask, self.embeddings.norm.weight.dtype)
+        return TextCache(self._read(text_ids, mask), text_mask)
+
+    def _check_text(self, text_ids: Tensor, text_mask: Tensor | None) -> None:
         if text_ids.ndim != 2 or text_ids.shape[1] > self.config.max_positions:
             raise ValueError(
                 f"text_ids have shape {tuple(text_ids.shape)}; expected (B, L) with L at most "
@@ -125,11 +131,13 @@ class PrevalentModel(nn.Module):
                 f"text_mask has shape {tuple(text_mask.shape)}; expected that of text_ids, "
                 f"{tuple(text_ids.shape)}"
             )
-        states = self.embeddings(text_ids)
-        mask = additive(text_mask, states.dtype)
+
+    def _read(self, text_ids: Tensor, mask: Tensor | None, packing: Packing | None = None) -> Tensor:
+        """Return what the text layers make of texts: (B, L, H), or the rows (N, H) of a packing."""
+        states = self.embeddings(text_ids, packing)
         for layer in self.text_layers:
-            states = layer(states, mask)
-        return TextCache(states, text_mask)
+            states = layer(states, mask, packing)
+        return states
 
     def forward(
         self,
@@ -138,6 +146,7 @@ class PrevalentModel(nn.Module):
         vision: Tensor,
         vision_mask: Tensor | None = None,
         cache: TextCache | None = None,
+        needed: Tensor | None = None,
     ) -> PrevalentOutput:
         """Encode instructions and what is seen.
 
@@ -147,6 +156,9 @@ class PrevalentModel(nn.Module):
             vision: (B, M, F), views with their angle features; M is 36 for a panorama.
             vision_mask: (B, M), True or 1 at views; None when all are there.
             cache: what `cache_text` returned for these instructions.
+            needed: (B, L), True or 1 at the positions whose states will be read. The language states of these
+                and of the first position are returned, the others are 0, and less is computed: no padding,
+                and in the last layer only what is needed. The results are the same. None returns all states.
 
         Raises:
             ValueError: for shapes that do not fit, or neither or both of text_ids and cache.
@@ -154,23 +166,42 @@ class PrevalentModel(nn.Module):
         if (text_ids is None) == (cache is None):
             raise ValueError("give either text_ids or the cache of them")
         if cache is None:
-            cache = self.cache_text(text_ids, text_mask)  # type: ignore[arg-type]
-        text = cache.states
-        if vision.ndim != 3 or vision.shape[0] != len(text) or vision.shape[2] != self.config.vision_size:
+            texts = cast(Tensor, text_ids)
+            self._check_text(texts, text_mask)
+        else:
+            texts, text_mask = cache
+        self._check_views(vision, vision_mask, len(texts))
+        packing = rows = None
+        if needed is not None:
+            if needed.shape != texts.shape[:2]:
+                raise ValueError(
+                    f"needed has shape {tuple(needed.shape)}; expected that of the texts, "
+                    f"{tuple(texts.shape[:2])}"
+                )
+            packing, rows, text_mask = pack_needed(needed, text_mask)
+        views = self.vision_encoder(vision)
+        text_bias, vision_bias = additive(text_mask, views.dtype), additive(vision_mask, views.dtype)
+        if cache is None:
+            text = self._read(texts, text_bias, packing)
+        else:
+            text = texts if packing is None else packing.pick(texts)
+        for layer in list(self.cross_layers)[:-1]:
+            text, views = layer(text, views, text_bias, vision_bias, packing)
+        last = cast(CrossLayer, self.cross_layers[-1])
+        text = last.text_only(text, views, text_bias, vision_bias, packing, rows)
+        language = text if rows is None else rows.restore(text)
+        return PrevalentOutput(language, self.pooler(language[:, 0]).tanh())
+
+    def _check_views(self, vision: Tensor, vision_mask: Tensor | None, batch: int) -> None:
+        if vision.ndim != 3 or vision.shape[0] != batch or vision.shape[2] != self.config.vision_size:
             raise ValueError(
-                f"vision has shape {tuple(vision.shape)}; expected ({len(text)}, views, "
+                f"vision has shape {tuple(vision.shape)}; expected ({batch}, views, "
                 f"{self.config.vision_size}), one panorama per instruction"
             )
         if vision_mask is not None and vision_mask.shape != vision.shape[:2]:
             raise ValueError(
                 f"vision_mask has shape {tuple(vision_mask.shape)}; expected {tuple(vision.shape[:2])}"
             )
-        views = self.vision_encoder(vision)
-        text_bias, vision_bias = additive(cache.mask, text.dtype), additive(vision_mask, text.dtype)
-        for layer in list(self.cross_layers)[:-1]:
-            text, views = layer(text, views, text_bias, vision_bias)
-        text = self.cross_layers[-1].text_only(text, views, text_bias, vision_bias)  # type: ignore[operator]
-        return PrevalentOutput(text, self.pooler(text[:, 0]).tanh())
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json and model.safetensors into a folder, each atomically, the weights first.

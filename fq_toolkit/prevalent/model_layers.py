@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fq_toolkit.prevalent.model_config import PrevalentConfig
+from fq_toolkit.prevalent.model_packing import Packing
 
 
 class Attention(nn.Module):
@@ -23,52 +24,85 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, packing: Packing | None = None) -> Tensor:
         """Let a stream attend to itself.
 
         Args:
-            x: (B, L, H).
-            mask: additive (B, 1, 1, L), or None.
+            x: (B, L, H), or with a packing its rows (N, H).
+            mask: additive (B, 1, 1, L), or with a packing (B, 1, 1, W); or None.
+            packing: of x.
         """
-        query, key, value = self._split(self.qkv(x))
-        return self._finish(x, query, key, value, mask)
+        query, key, value = self._split(self.qkv(x), packing)
+        return self._finish(x, query, key, value, mask, packing)
 
     def cross(
-        self, x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None
+        self,
+        x: Tensor,
+        y: Tensor,
+        x_mask: Tensor | None,
+        y_mask: Tensor | None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Let two streams attend to each other, both from what they were before.
 
         Args:
-            x: (B, L, H).
+            x: (B, L, H), or with a packing its rows (N, H).
             y: (B, M, H).
-            x_mask: additive (B, 1, 1, L), or None.
+            x_mask: additive (B, 1, 1, L), or with a packing (B, 1, 1, W); or None.
             y_mask: additive (B, 1, 1, M), or None.
+            packing: of x.
         """
-        x_query, x_key, x_value = self._split(self.qkv(x))
+        x_query, x_key, x_value = self._split(self.qkv(x), packing)
         y_query, y_key, y_value = self._split(self.qkv(y))
         return (
-            self._finish(x, x_query, y_key, y_value, y_mask),
+            self._finish(x, x_query, y_key, y_value, y_mask, packing),
             self._finish(y, y_query, x_key, x_value, x_mask),
         )
 
-    def read(self, x: Tensor, y: Tensor, y_mask: Tensor | None) -> Tensor:
-        """Return the first of what `cross` returns, without computing the second."""
+    def read(
+        self,
+        x: Tensor,
+        y: Tensor,
+        y_mask: Tensor | None,
+        packing: Packing | None = None,
+        y_packing: Packing | None = None,
+    ) -> Tensor:
+        """Return the first of what `cross` returns, without computing the second.
+
+        Args:
+            x: (B, L, H), or with a packing its rows (N, H).
+            y: (B, M, H), or with a packing of it its rows.
+            y_mask: additive (B, 1, 1, M), or with a packing of y its width in place of M; or None.
+            packing: of x.
+            y_packing: of y.
+        """
         size = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
-        query = self._heads(functional.linear(x, weight[:size], bias[:size]))
-        key, value = self._split(functional.linear(y, weight[size:], bias[size:]), parts=2)
-        return self._finish(x, query, key, value, y_mask)
+        (query,) = self._split(functional.linear(x, weight[:size], bias[:size]), packing, parts=1)
+        key, value = self._split(functional.linear(y, weight[size:], bias[size:]), y_packing, parts=2)
+        return self._finish(x, query, key, value, y_mask, packing)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _split(self, projected: Tensor, packing: Packing | None = None, parts: int = 3) -> tuple[Tensor, ...]:
+        """Return heads (B, heads, L, H / heads), once for each part."""
+        texts = projected if packing is None else packing.spread(projected)
+        return tuple(
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in texts.chunk(parts, dim=-1)
+        )
 
-    def _split(self, projected: Tensor, parts: int = 3) -> tuple[Tensor, ...]:
-        return tuple(self._heads(part) for part in projected.chunk(parts, dim=-1))
-
-    def _finish(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _finish(
+        self,
+        x: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
         heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.norm(x + self.dropout(self.out(heads.transpose(1, 2).flatten(2))))
+        mixed = heads.transpose(1, 2).flatten(2)
+        mixed = mixed if packing is None else packing.collect(mixed)
+        return self.norm(x + self.dropout(self.out(mixed)))
 
 
 class FeedForward(nn.Module):
@@ -93,9 +127,9 @@ class TextLayer(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = Attention(config), FeedForward(config)
 
-    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
-        """Map (B, L, H) to (B, L, H)."""
-        return self.feed_forward(self.attention(text, mask))
+    def forward(self, text: Tensor, mask: Tensor | None, packing: Packing | None = None) -> Tensor:
+        """Map (B, L, H) to (B, L, H), or with a packing its rows (N, H) to (N, H)."""
+        return self.feed_forward(self.attention(text, mask, packing))
 
 
 class CrossLayer(nn.Module):
@@ -112,19 +146,43 @@ class CrossLayer(nn.Module):
         self.vision_attention, self.vision_feed_forward = Attention(config), FeedForward(config)
 
     def forward(
-        self, text: Tensor, vision: Tensor, text_mask: Tensor | None, vision_mask: Tensor | None
+        self,
+        text: Tensor,
+        vision: Tensor,
+        text_mask: Tensor | None,
+        vision_mask: Tensor | None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return both streams."""
-        text, vision = self.cross.cross(text, vision, text_mask, vision_mask)
-        text = self.text_feed_forward(self.text_attention(text, text_mask))
+        """Return both streams; with a packing the text is its rows (N, H)."""
+        text, vision = self.cross.cross(text, vision, text_mask, vision_mask, packing)
+        text = self.text_feed_forward(self.text_attention(text, text_mask, packing))
         return text, self.vision_feed_forward(self.vision_attention(vision, vision_mask))
 
     def text_only(
-        self, text: Tensor, vision: Tensor, text_mask: Tensor | None, vision_mask: Tensor | None
+        self,
+        text: Tensor,
+        vision: Tensor,
+        text_mask: Tensor | None,
+        vision_mask: Tensor | None,
+        packing: Packing | None = None,
+        needed: Packing | None = None,
     ) -> Tensor:
-        """Return the text stream of `forward` alone: all that is asked of the last layer."""
-        text = self.cross.read(text, vision, vision_mask)
-        return self.text_feed_forward(self.text_attention(text, text_mask))
+        """Return the text stream of `forward` alone: all that is asked of the last layer.
+
+        Args:
+            text: (B, L, H), or with a packing its rows (N, H).
+            vision: (B, M, H).
+            text_mask: additive (B, 1, 1, L), or with a packing (B, 1, 1, W); or None.
+            vision_mask: additive (B, 1, 1, M), or None.
+            packing: of the text.
+            needed: with a packing, those of its positions whose rows (R, H) are wanted: only keys and values
+                are computed of the others.
+        """
+        text = self.cross.read(text, vision, vision_mask, packing)
+        if packing is None or needed is None:
+            return self.text_feed_forward(self.text_attention(text, text_mask, packing))
+        rows = text.index_select(0, torch.searchsorted(packing.places, needed.places))
+        return self.text_feed_forward(self.text_attention.read(rows, text, text_mask, needed, packing))
 
 
 class TextEmbeddings(nn.Module):
@@ -139,9 +197,11 @@ class TextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Map int64 (B, L) to (B, L, H)."""
+    def forward(self, ids: Tensor, packing: Packing | None = None) -> Tensor:
+        """Map int64 (B, L) to (B, L, H), or with a packing to its rows (N, H)."""
         places = self.position_embeddings.weight[: ids.shape[1]] + self.token_type_embeddings.weight[0]
+        if packing is not None:
+            ids, places = packing.pick(ids), functional.embedding(packing.places % ids.shape[1], places)
         return self.dropout(self.norm(self.word_embeddings(ids) + places))
 
 

@@ -96,11 +96,13 @@ class PretrainingNetwork(nn.Module):
             ids: int64 (B, L), their instructions with words hidden.
             labels: int64 (B, L), the hidden words, -1 elsewhere.
         """
-        out = self.model(ids, ids != 0, batch.views)
+        tokens = ids != 0
+        needed = tokens if self.action_from == "words" else labels >= 0
+        out = self.model(ids, tokens, batch.views, needed=needed)
         candidates = None if batch.candidates is None else self.model.vision_encoder(batch.candidates)
         pooled = out.pooled
         if self.action_from == "words":
-            words = (ids != 0).unsqueeze(-1)
+            words = tokens.unsqueeze(-1)
             pooled = (out.language * words).sum(dim=1) / words.sum(dim=1)
         return self.head(out.language, pooled, labels, batch.actions, candidates, batch.candidate_mask)
 
