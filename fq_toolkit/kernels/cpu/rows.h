@@ -32,6 +32,22 @@ struct Backward {
   const T* grad;  // null: zero
   T* out;
 
+  // One row whose channels are adjacent.  The pointers never overlap: the target is a tensor of its own.
+  void pass(const T* __restrict row, const float* __restrict code, Wide<T> pull, const T* __restrict passed,
+            T* __restrict target) const {
+    const int64_t channels = shape.channels;
+    if (pull == 0 && passed)
+      std::copy(passed, passed + channels, target);
+    else if (pull == 0)
+      std::fill(target, target + channels, T());
+    else if (passed)
+      for (int64_t c = 0; c < channels; c++)
+        narrow(pull * (wide(row[c]) - static_cast<Wide<T>>(code[c])) + wide(passed[c]), target[c]);
+    else
+      for (int64_t c = 0; c < channels; c++)
+        narrow(pull * (wide(row[c]) - static_cast<Wide<T>>(code[c])), target[c]);
+  }
+
   void along_rows(int64_t sample, int64_t first, int count) const {
     using W = Wide<T>;
     RowOffsets from(shape, strides, first, count), through(shape, grad_strides, first, count),
@@ -42,11 +58,8 @@ struct Backward {
       T* target = out + to.at[r];
       const T* passed = grad ? grad + through.at[r] : nullptr;
       const int32_t index = indices[first + r];
-      const float* code = codebook + std::max(index, 0) * shape.channels;
-      for (int64_t c = 0; c < shape.channels; c++) {
-        W pull = index < 0 ? 0 : factor * (wide(row[c]) - static_cast<W>(code[c]));
-        narrow(passed ? pull + wide(passed[c]) : pull, target[c]);
-      }
+      const W pull = index < 0 ? 0 : factor;
+      pass(row, codebook + std::max(index, 0) * shape.channels, pull, passed, target);
     }
   }
 
