@@ -41,6 +41,7 @@ from benchmarks.study_results import (
     read,
 )
 from benchmarks.study_setting import BASELINE, QUICK_SAMPLES, QUICK_STEPS, find_data, make_setting, run_config
+from benchmarks.study_summary import summary
 from benchmarks.timing import rotation
 from fq_toolkit.fqgan.config import PRESETS, FQGANConfig
 from fq_toolkit.fqgan.trainer import run_name, train
@@ -256,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"does everything work: {_QUICK_SEEDS} seeds, {QUICK_STEPS} steps, {QUICK_SAMPLES} samples, "
         "no results file",
     )
-    add("--report", action="store_true", help="run nothing; report every setting in the results file")
+    add("--report", action="store_true", help="run nothing; report every setting of the results file")
     add("--results", type=Path, default=results.DIRECTORY, help="folder of the results files")
     add("--keep", type=Path, metavar="DIR", help="keep the run folders there; default: they are temporary")
     add("--device", choices=("cpu", "cuda"), default="cpu")
@@ -293,7 +294,11 @@ def main(words: Sequence[str] | None = None) -> int:
             rows = read(path)
             for setting in dict.fromkeys(row.setting for row in rows):
                 report(Figures(rows, setting), path, console)
-            if not rows:
+            if rows:
+                console.print(
+                    summary(rows, ARMS, baseline=BASELINE), markup=False, highlight=False, soft_wrap=True
+                )
+            else:
                 sys.stderr.write(f"no rows in {path}; run `python -m benchmarks.study_fqgan` first\n")
             return 0 if rows else 1
         code = study(arguments, path, console)

@@ -1,11 +1,14 @@
 """What the default runs of speaker, NDH and HANNA reach on generated worlds, several seeds.
 
+Agents from scratch, agents from the default pretraining of the same seed, and what is possible without
+learning: staying, walking at random, and the shortest path.
+
     python -m benchmarks.study_navigation_tasks            # 3 seeds; a row per run and figure
     python -m benchmarks.study_navigation_tasks --report   # the table again, from the results
     python -m benchmarks.study_navigation_tasks --quick    # does it work: few steps, nothing written
 
 Each seed has its own weights and its own buildings; val_unseen are other buildings still. A stopped
-study goes on with the same command.
+study goes on with the same command; a seed whose pretrained agents are missing pretrains once more.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import math
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +32,15 @@ from benchmarks.results import DIRECTORY
 from benchmarks.study_results import Figures, Row, Setting, append, read
 from benchmarks.study_statistics import student_interval
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.session import Trainer, train
+from fq_toolkit.training.session import Trainer, make_accelerator, train
 
-ARMS = ("speaker", "ndh", "hanna")
+TASKS = ("ndh", "hanna")
+STAYING, RANDOM, SHORTEST = "staying", "random walk", "shortest path"
+SCRATCH, PRETRAINED = "scratch", "pretrained"
+STARTS = (STAYING, RANDOM, SCRATCH, PRETRAINED, SHORTEST)
+ARMS = ("speaker", *(f"{task}, {start}" for task in TASKS for start in STARTS))
 LAST = "updates"
+CPU = "CPU seconds"
 QUICK: dict[str, Any] = {"steps": 2, "batch_size": 4, "scans": 1, "train_items": 8, "validation_items": 4}
 
 
@@ -58,7 +67,13 @@ def make_setting() -> Setting:
     )
 
 
-def trainer_of(arm: str) -> tuple[Trainer[Any], Any]:
+def split_arm(arm: str) -> tuple[str, str]:
+    """Return the trainer of an arm, and what its agent starts from."""
+    task, _, start = arm.partition(", ")
+    return task, start
+
+
+def trainer_of(task: str) -> tuple[Trainer[Any], Any]:
     """Return a trainer and its default options."""
     from fq_toolkit.prevalent import hanna_config, ndh_config, speaker_config
     from fq_toolkit.prevalent.hanna_training import HANNA_TRAINER
@@ -69,29 +84,74 @@ def trainer_of(arm: str) -> tuple[Trainer[Any], Any]:
         "speaker": (SPEAKER_TRAINER, speaker_config.preset("mini")),
         "ndh": (NDH_TRAINER, ndh_config.preset("mini")),
         "hanna": (HANNA_TRAINER, hanna_config.preset("mini")),
-    }[arm]
+    }[task]
 
 
-def run_once(arm: str, seed: int, *, quick: bool) -> dict[str, float]:
-    """Train one arm and return its figures."""
-    trainer, base = trainer_of(arm)
-    config = dataclasses.replace(base, seed=seed, world_seed=seed, device="cpu", **(QUICK if quick else {}))
-    with tempfile.TemporaryDirectory(prefix="study-") as folder:
-        done = train(trainer, config, out=Path(folder) / "run")
-    found = done.evaluation
+def pretrain(seed: int, folder: Path, *, quick: bool) -> Path:
+    """Return the run folder of the default pretraining of a seed, in the worlds of that seed."""
+    from fq_toolkit.prevalent.pretraining import PRETRAINER
+    from fq_toolkit.prevalent.pretraining_config import PretrainingConfig
+
+    run = folder / f"pretrained-{seed}"
+    if not run.exists():
+        less: dict[str, Any] = {**QUICK, "eval_steps": 8} if quick else {}
+        config = PretrainingConfig(seed=seed, world_seed=seed, device="cpu", fine_tune=False, **less)
+        if train(PRETRAINER, config, out=run).evaluation is None:
+            raise RunError(f"the pretraining of seed {seed} was stopped; call again to go on")
+    return run
+
+
+def run_once(arm: str, seed: int, folder: Path, *, quick: bool) -> dict[str, float]:
+    """Train or walk one arm and return its figures.
+
+    Args:
+        arm: one of `ARMS`.
+        seed: of weights and worlds.
+        folder: for run folders; the pretraining of a seed is kept there for its other arms.
+        quick: a few steps only.
+    """
+    task, start = split_arm(arm)
+    trainer, base = trainer_of(task)
+    options: dict[str, Any] = {"seed": seed, "world_seed": seed, "device": "cpu", **(QUICK if quick else {})}
+    if start == PRETRAINED:
+        options["pretrained"] = str(pretrain(seed, folder, quick=quick))
+    config = dataclasses.replace(base, **options)
+    began = time.process_time()
+    if start in (STAYING, RANDOM, SHORTEST):
+        found, updates = baseline(trainer, config, start), 0
+    else:
+        done = train(trainer, config, out=folder / f"{task}-{start}-{seed}")
+        found, updates = done.evaluation, done.step
     if found is None:
         raise RunError(f"{arm}, seed {seed} was stopped; call again to go on")
-    if arm == "speaker":
-        figures = {f"{name} BLEU": score for name, score in found.bleu.items()}
-    else:
-        wanted = ("GP", "SR", "SPL", "OPSR") if arm == "ndh" else ("SR", "SPL", "NE", "requests")
-        figures = {
-            f"{name} {key}": getattr(scores, key) for name, scores in found.scores.items() for key in wanted
+    return {**figures_of(task, found), LAST: float(updates), CPU: time.process_time() - began}
+
+
+def baseline(trainer: Trainer[Any], config: Any, name: str) -> Any:
+    """Return the evaluation of an agent that learns nothing."""
+    from fq_toolkit.prevalent.navigator_baselines import baseline_records
+
+    task: Any = trainer.build(config, make_accelerator(config))
+    return task.report(
+        {
+            split.name: task.score(split, baseline_records(name, split, max_steps=config.max_steps))
+            for split in task.validation.values()
         }
-    if arm == "hanna":
+    )
+
+
+def figures_of(task: str, found: Any) -> dict[str, float]:
+    """Return the figures of an evaluation, by split and score."""
+    if task == "speaker":
+        return {f"{name} BLEU": score for name, score in found.bleu.items()}
+    wanted = ("GP", "SR", "SPL", "OPSR") if task == "ndh" else ("SR", "SPL", "NE", "requests")
+    figures = {
+        f"{name} {key}": getattr(scores, key) for name, scores in found.scores.items() for key in wanted
+    }
+    if task == "hanna":
         for name, scores in found.without_help.items():
             figures |= {f"{name} SR without help": scores.SR, f"{name} SPL without help": scores.SPL}
-    return {**figures, LAST: float(done.step)}
+    return figures
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -104,7 +164,7 @@ def report(rows: Sequence[Row]) -> str:
             f"commit {setting.commit}{state}, {setting.machine}, {setting.threads} threads, "
             f"{setting.versions}",
             "",
-            "| trainer | figure | mean | 95 % interval | seeds |",
+            "| arm | figure | mean | 95 % interval | seeds |",
             "|---|---|---|---|---|",
         ]
         for arm in ARMS:
@@ -135,15 +195,17 @@ def main(words: Sequence[str] | None = None) -> int:
     if not arguments.report:
         setting = make_setting()
         known = Figures([] if arguments.quick else read(path), setting).by_arm(LAST)
-        for seed in range(arguments.seeds):
-            for arm in arguments.arms:
+        wanted = [(seed, arm) for seed in range(arguments.seeds) for arm in arguments.arms]
+        with tempfile.TemporaryDirectory(prefix="study-") as folder:
+            for seed, arm in wanted:
                 if seed in known.get(arm, {}):
                     continue
-                figures = run_once(arm, seed, quick=arguments.quick)
+                figures = run_once(arm, seed, Path(folder), quick=arguments.quick)
                 today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
                 rows = [Row(setting, arm, seed, name, value, today) for name, value in figures.items()]
                 shown = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
                 sys.stdout.write(f"{arm}, seed {seed}: {shown}\n")
+                sys.stdout.flush()
                 if not arguments.quick:
                     append(path, rows)
     if not arguments.quick:

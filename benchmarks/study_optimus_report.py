@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.study_results import DIVERGED, Figures
+from benchmarks.study_panels import Panel, diverged, draw
+from benchmarks.study_results import Figures
 from benchmarks.study_statistics import student_interval
-from fq_toolkit.training.atomic import write_atomic
-from fq_toolkit.training.extras import require
-from fq_toolkit.training.plots import COLORS
 
 COLUMNS = (
     "analogies right", "factor changed", "others kept", "PPL per BPE token", "PPL per word", "-ELBO", "KL",
@@ -37,46 +34,16 @@ def table(figures: Figures, arms: Sequence[str]) -> str:
         if seeds:
             cells = [cell(by_arm.get(arm, {})) for by_arm in by_metric.values()]
             lines.append(f"| {arm} | {' | '.join(cells)} | {seeds} |")
-    for arm, by_seed in figures.by_arm(DIVERGED).items():
-        lines.append(f"\n{arm} diverged with seed {', '.join(map(str, sorted(by_seed)))}.")
+    lines += diverged(figures)
     return "\n".join(lines)
 
 
-def caption(figures: Figures) -> str:
-    """Everything that the figures depend on."""
-    s = figures.setting
-    return (
-        f"{s.title}, {s.steps} steps, {s.samples} held-out sentences; commit {s.commit}"
-        f"{' (modified)' if s.dirty else ''}; {s.machine}, threads {s.threads}\n{s.versions}; "
-        "points: seeds, bars: means"
-    )
-
-
 def plot(figures: Figures, arms: Sequence[str], path: Path) -> None:
-    """Write the picture: a panel per metric, an arm per row, a point per seed.
+    """Write the picture.
 
     Raises:
         RunError: when the file cannot be written.
         MissingExtraError: without matplotlib.
     """
-    module = require("matplotlib.figure", purpose="drawing the study")
-    require("matplotlib.backends.backend_agg", purpose="drawing the study")
-    panels = _PANELS + (_ANALOGIES,) * bool(figures.by_arm(_ANALOGIES))
-    figure = module.Figure(figsize=(11.0, 1.2 + 0.35 * len(arms)), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
-        by_arm = figures.by_arm(metric)
-        for place, arm in enumerate(arms):
-            values = list(by_arm.get(arm, {}).values())
-            if values:
-                axes.barh(place, sum(values) / len(values), color=COLORS[0], alpha=0.35)
-                axes.plot(values, [place] * len(values), "o", color=COLORS[0], markersize=4)
-        axes.set_yticks(range(len(arms)), arms, fontsize=8)
-        axes.set_title(metric, fontsize=9, loc="left")
-        axes.tick_params(axis="x", labelsize=8)
-        axes.grid(axis="x", alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.invert_yaxis()
-    figure.supxlabel(caption(figures), fontsize=6)
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=150)
-    write_atomic(path, target.getvalue())
+    metrics = _PANELS + (_ANALOGIES,) * bool(figures.by_arm(_ANALOGIES))
+    draw(figures, arms, [Panel(metric) for metric in metrics], path, samples="held-out sentences")

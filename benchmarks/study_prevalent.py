@@ -216,6 +216,7 @@ def make_setting(*, steps: int, small: bool) -> Setting:
         machine=machine.machine_name("cpu"),
         device="cpu",
         threads=torch.get_num_threads(),
+        data="MiniWorld",
         versions=f"torch {torch.__version__}, python {platform.python_version()}",
     )
 

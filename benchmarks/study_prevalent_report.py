@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.study_results import DIVERGED, Figures
+from benchmarks.study_panels import Panel, diverged, draw
+from benchmarks.study_results import Figures
 from benchmarks.study_statistics import Interval, differences, student_interval
-from fq_toolkit.training.atomic import write_atomic
-from fq_toolkit.training.extras import require
-from fq_toolkit.training.plots import COLORS
 
 BASELINE = "pretrained"
 COLUMNS = ("SR unseen", "SPL unseen", "nDTW unseen", "SR seen", "NE unseen", "CPU seconds")
@@ -47,50 +44,16 @@ def table(figures: Figures, arms: Sequence[str]) -> str:
         gap = span(student_interval(paired), 100) if paired else ""
         cells = [cell(name, by_metric[name].get(arm, {})) for name in COLUMNS]
         lines.append(f"| {arm} | {' | '.join(cells)} | {gap} | {len(found)} |")
-    for arm, by_seed in figures.by_arm(DIVERGED).items():
-        lines.append(f"\n{arm} diverged with seed {', '.join(map(str, sorted(by_seed)))}.")
+    lines += diverged(figures)
     return "\n".join(lines)
 
 
-def caption(figures: Figures) -> str:
-    """Everything that the figures depend on."""
-    s = figures.setting
-    return (
-        f"MiniWorld, {s.steps} updates, {s.samples} instructions in unseen worlds; commit {s.commit}"
-        f"{' (modified)' if s.dirty else ''}; {s.machine}, threads {s.threads}; {s.versions}\n"
-        "points: seeds, diamonds: mean with its 95 % interval"
-    )
-
-
 def plot(figures: Figures, arms: Sequence[str], path: Path) -> None:
-    """Write the picture: a panel per metric, an arm per row, a point per seed.
+    """Write the picture.
 
     Raises:
         RunError: when the file cannot be written.
         MissingExtraError: without matplotlib.
     """
-    module = require("matplotlib.figure", purpose="drawing the study")
-    require("matplotlib.backends.backend_agg", purpose="drawing the study")
-    figure = module.Figure(figsize=(9.0, 3.4), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 2, sharey=True), COLUMNS[:2], strict=True):
-        by_arm = figures.by_arm(metric)
-        for place, arm in enumerate(arms):
-            values = [100 * value for value in by_arm.get(arm, {}).values()]
-            if not values:
-                continue
-            color = COLORS[place % len(COLORS)]
-            axes.plot(values, [place - 0.12] * len(values), "o", color=color, markersize=4, alpha=0.6)
-            found = student_interval(values)
-            reach = None if math.isinf(found.high) else [found.high - found.mean]
-            axes.errorbar([found.mean], [place + 0.12], xerr=reach, fmt="D", color=color, capsize=4)
-        axes.set_yticks(range(len(arms)), arms, fontsize=8)
-        axes.set_title(f"{metric}, %", fontsize=9, loc="left")
-        axes.set_xlim(left=0)
-        axes.tick_params(axis="x", labelsize=8)
-        axes.grid(axis="x", alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.invert_yaxis()
-    figure.supxlabel(caption(figures), fontsize=6)
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=150, metadata={"Software": None})
-    write_atomic(path, target.getvalue())
+    panels = [Panel(metric, 100) for metric in COLUMNS[:2]]
+    draw(figures, arms, panels, path, samples="instructions in unseen worlds")

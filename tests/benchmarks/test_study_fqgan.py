@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -34,6 +35,7 @@ from benchmarks.study_results import (
 )
 from benchmarks.study_setting import find_data
 from benchmarks.study_statistics import differences, overhead, student_interval
+from benchmarks.study_summary import summary
 from fq_toolkit.fqgan import config as configuration
 from fq_toolkit.fqgan import datasets, extractors, trainer
 from fq_toolkit.fqgan.config import FQGANConfig
@@ -289,6 +291,33 @@ def test_the_table_has_means_differences_and_the_ruler(tmp_path):
     path = tmp_path / "picture.png"
     plot(Figures(rows, SETTING), path, baseline=BASELINE)
     assert path.stat().st_size > 10_000
+
+
+def test_the_summary_has_a_line_for_each_arm_of_each_setting():
+    mnist = dataclasses.replace(SETTING, preset="mnist", options="decay=0.8")
+    worse = {seed: value + 1 + 0.1 * seed for seed, value in BASE.items()}
+    rows = rows_of({"none": BASE, "regularize": worse})
+    rows += rows_of({"none": BASE, "regularize": {0: 0.0, 1: 9.0, 2: 1.0}}, setting=mnist)
+    rows += rows_of({"regularize": {0: 0.5, 1: 0.25}}, "usage/block0")
+    lines = summary(rows, ("none", "regularize", "straight_through"), baseline=BASELINE).splitlines()
+    assert [line.split("|")[3].strip() for line in lines[2:6]] == ["none", "regularize"] * 2
+    assert "digits; fid[digits-cnn], n 20 |" in lines[2]
+    assert "| **+1.10 (+0.85 to +1.35)** |" in lines[3]
+    assert "| 38% |" in lines[3]
+    assert "mnist, decay=0.8" in lines[4]
+    assert "**" not in lines[5]
+    assert lines[-1].startswith("Commit abc; 2-core-test, threads: 1;")
+
+
+def test_the_readme_has_the_summary_of_the_results(project_root):
+    readme = (project_root / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<!-- gans:begin -->\n(.*?)<!-- gans:end -->", readme, re.DOTALL)
+    files = sorted((project_root / "benchmarks" / "results").glob("study_fqgan-*.csv"))
+    if not files:
+        assert shown.strip() == "Not measured yet."
+    for path in files:
+        assert summary(read(path), ARMS, baseline=BASELINE) in shown
+        assert path.name in shown
 
 
 # Runs
