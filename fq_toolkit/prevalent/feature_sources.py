@@ -9,6 +9,9 @@ from fq_toolkit.prevalent.world import NavWorld
 from fq_toolkit.training.errors import ConfigError
 
 SYNTHETIC = "synthetic"
+FEATURE_DIM = 256
+"""Default width of features, the same for every trainer, so that one goes on where another ended. Features
+must outweigh the 128 numbers of their angles: with 64 small models connect no words with views."""
 
 
 def open_features(source: str, world: NavWorld, *, dim: int) -> FeatureStore:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from fq_toolkit.prevalent.navigator_config import MINI, NavigatorConfig
+from fq_toolkit.prevalent.navigator_config import MINI, NavigatorConfig, check_not_negative, check_share
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -27,17 +27,14 @@ class HannaConfig(NavigatorConfig):
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        for name in ("max_requests", "ask_weight", "curiosity"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        if not 0 <= self.uncertain <= 1:
-            raise ConfigError(f"uncertain is {self.uncertain}; expected 0 <= uncertain <= 1")
+        check_not_negative(self, "max_requests", "ask_weight", "curiosity")
+        check_share(self, "uncertain")
         if self.data == MINI and self.routes:
             raise ConfigError(f"mini helps by itself; leave out routes {self.routes}")
 
 
 PRESETS: dict[str, HannaConfig] = {
-    MINI: replace(HannaConfig(), steps=300, batch_size=8, max_steps=12, lr=3e-3, model_lr=3e-3),
+    MINI: replace(HannaConfig(), steps=300, max_steps=12, evaluate_every=100),
     # The sizes of the released code on real features; a GPU is needed.
     "hanna": replace(
         HannaConfig(),
@@ -49,6 +46,7 @@ PRESETS: dict[str, HannaConfig] = {
         lr=1e-4,
         model_lr=5e-6,
         hidden_size=512,
+        cross_modal=True,
         dropout=0.5,
         max_requests=10,
         log_every=100,

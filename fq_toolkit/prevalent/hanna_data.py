@@ -52,7 +52,8 @@ def _mini(config: HannaConfig) -> HannaData:
         ),
     }
     inside, outside = MiniHelper(seen), MiniHelper(unseen)
-    texts = [str(inside.help(item.scan, item.start, item.heading, item.goals)) for item in train.items]
+    told = [inside.help(item.scan, item.start, item.heading, item.goals) for item in train.items]
+    texts = [help_.text for help_ in told if help_ is not None]
     return HannaData(train, validation, {"train": inside, "val_seen": inside, "val_unseen": outside}, texts)
 
 

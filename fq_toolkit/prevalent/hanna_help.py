@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,10 +15,21 @@ from fq_toolkit.prevalent.world import NavWorld
 _LAST_CLAUSE = re.compile(r"( ,)?( and)?( then)? (stop there|stop|wait) \.$")
 
 
+class Help(NamedTuple):
+    """What a helper says.
+
+    text: what to do from here.
+    path: the viewpoints of the way that it describes, from here on.
+    """
+
+    text: str
+    path: tuple[str, ...]
+
+
 class Helper(Protocol):
     """Answers requests."""
 
-    def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> str | None:
+    def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> Help | None:
         """Return what to do from here, or None where nobody can help."""
 
 
@@ -33,7 +44,7 @@ class MiniHelper:
     def __init__(self, world: MiniWorld, edges: int = 3) -> None:
         self.world, self.edges = world, edges
 
-    def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> str | None:
+    def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> Help | None:
         """Return the next edges in words; they end with stopping only at the goal."""
         here = self.world.scan(scan)
         place, ends = here.locate(viewpoint), [here.locate(goal) for goal in goals]
@@ -41,16 +52,13 @@ class MiniHelper:
             return None
         goal = ends[int(np.argmin(here.distances[place, ends]))]
         path = here.shortest_path(place, goal)
+        shown = path[: self.edges + 1]
         generator = np.random.default_rng([self.world.seed, place, goal])
         told = describe_path(
-            here,
-            self.world.landmarks[scan],
-            path[: self.edges + 1],
-            heading,
-            generator,
-            turns=self.world.turns,
+            here, self.world.landmarks[scan], shown, heading, generator, turns=self.world.turns
         )
-        return told if len(path) <= self.edges + 1 else _LAST_CLAUSE.sub(" .", told)
+        text = told if len(path) == len(shown) else _LAST_CLAUSE.sub(" .", told)
+        return Help(text, tuple(here.viewpoints[node] for node in shown))
 
 
 class RouteHelper:
@@ -67,7 +75,7 @@ class RouteHelper:
         for route in routes:
             self.routes.setdefault((route.scan, route.start), []).append(route)
 
-    def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> str | None:
+    def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> Help | None:
         """Return the instruction of the best route, None without one that leads nearer to a goal."""
         here = self.world.scan(scan)
         ends = [here.locate(goal) for goal in goals]
@@ -78,5 +86,5 @@ class RouteHelper:
         for route in self.routes.get((scan, viewpoint), ()):
             left = remaining[here.locate(route.path[-1])]
             if left < least:
-                best, least = route.instruction, left
+                best, least = Help(route.instruction, route.path), left
         return best

@@ -11,7 +11,7 @@ from fq_toolkit.prevalent.hanna_config import TRAINER, HannaConfig
 from fq_toolkit.prevalent.hanna_data import HannaData, load_hanna_data
 from fq_toolkit.prevalent.hanna_walk import AskModule, Walk, walk
 from fq_toolkit.prevalent.items import NavItem
-from fq_toolkit.prevalent.navigator_training import NavigatorTraining, build_follower
+from fq_toolkit.prevalent.navigator_training import FREE_ON_RESUME, NavigatorTraining, build_follower
 from fq_toolkit.prevalent.r2r_data import Split
 from fq_toolkit.prevalent.scoring import HannaScores, hanna_scores
 from fq_toolkit.training.run_folder import RunFolder
@@ -90,7 +90,7 @@ class HannaTraining(NavigatorTraining):
         seed_everything(config.seed)
         texts = [item.instruction for item in data.train.items]
         spoken = [f"<ORA> {text} <TAR> {texts[0]}" for text in data.texts]
-        agent = build_follower(config, [*texts, *spoken], data.train.features.dim)
+        agent = build_follower(config, [*texts, *spoken])
         self.asker = AskModule(config.hidden_size)
         self.helpers, self.config = data.helpers, config
         self.without_help: dict[str, HannaScores] = {}
@@ -159,4 +159,5 @@ HANNA_TRAINER = Trainer(
     build=lambda config, accelerator: HannaTraining(config, load_hanna_data(config), accelerator),
     run_name=lambda config: f"{TRAINER}-{config.preset}-seed{config.seed}",
     artifacts=("predictions-*.json", "curves.png", "metrics.csv"),
+    free_on_resume=FREE_ON_RESUME,
 )

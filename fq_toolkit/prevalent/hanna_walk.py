@@ -9,20 +9,21 @@ from torch import Tensor, nn
 from fq_toolkit.prevalent.env import BatchedNavEnv
 from fq_toolkit.prevalent.follower import FollowerAgent, choose_actions
 from fq_toolkit.prevalent.follower_decoder import DecoderState
-from fq_toolkit.prevalent.hanna_help import Helper
+from fq_toolkit.prevalent.hanna_help import Help, Helper
 from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.navigator_training import keep_end
 from fq_toolkit.prevalent.observation import Observation
 
-_FACTS = 5
+_FACTS = 6
 
 
 class AskModule(nn.Module):
     """Decides whether to ask for help, from what the navigation module thinks.
 
     It reads the navigation state, the entropy of the actions relative to the largest possible one, the
-    probabilities of the likeliest action and of stopping, and the shares of requests and of steps left. Its
-    loss does not reach the navigation module.
+    probabilities of the likeliest action and of stopping, the shares of requests and of steps left, and how
+    long ago it was told something: help leads some edges on, and no further. Its loss does not reach the
+    navigation module.
 
     Args:
         state_size: of the navigation module's decoder.
@@ -43,6 +44,7 @@ class AskModule(nn.Module):
         log_probs: Tensor,
         requests_left: Tensor,
         steps_left: float,
+        since_told: Tensor,
         state: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Score asking.
@@ -52,6 +54,7 @@ class AskModule(nn.Module):
             log_probs: (B, A), of the actions before any help.
             requests_left: (B,), as a share.
             steps_left: as a share.
+            since_told: (B,), the share of the episode since the last help, or since the start.
             state: of the last step, None at the start.
 
         Returns:
@@ -64,6 +67,7 @@ class AskModule(nn.Module):
                 log_probs[:, 0].exp(),
                 requests_left,
                 torch.full_like(requests_left, steps_left),
+                since_told,
             ],
             dim=-1,
         )
@@ -111,12 +115,23 @@ class Walk(NamedTuple):
 
 
 class _Memory:
-    """What each agent has done where: requests, and actions that were wrong."""
+    """What each agent has done where: requests, what it was told of, and actions that were wrong."""
 
     def __init__(self, count: int, requests: int) -> None:
         self.left = [requests] * count
         self.asked: list[set[int]] = [set() for _ in range(count)]
+        self.told: list[set[str]] = [set() for _ in range(count)]
         self.wrong: list[dict[int, set[int]]] = [{} for _ in range(count)]
+
+    def hear(self, row: int, node: int, help_: Help, goals: Sequence[str]) -> None:
+        """Note what one agent was told; where help ends, it is told nothing, unless it is at a goal."""
+        self.left[row] -= 1
+        self.asked[row].add(node)
+        self.told[row] = {*help_.path[:-1], *(end for end in help_.path[-1:] if end in goals)}
+
+    def lost(self, viewpoints: Sequence[str]) -> Tensor:
+        """Return who was told nothing of where it is, bool (B,)."""
+        return torch.tensor([place not in told for place, told in zip(viewpoints, self.told, strict=True)])
 
     def mistakes(self, nodes: Sequence[int], width: int) -> Tensor:
         found = torch.zeros(len(nodes), width, dtype=torch.bool)
@@ -153,8 +168,9 @@ def walk(
 ) -> Walk:
     """Let a batch of agents look for things until all have stopped.
 
-    An agent may ask once at a viewpoint and ``max_requests`` times in all. It was right to ask where the
-    action that it would have taken is wrong, or where it is uncertain. Help replaces what it reads.
+    An agent may ask once at a viewpoint and ``max_requests`` times in all. It was right to ask where it is
+    lost: nobody told it anything, it came to the end of what it was told, or left that way; where the action
+    that it would have taken is wrong; and where it is uncertain. Help replaces what it reads.
 
     Args:
         agent: the navigation module.
@@ -171,31 +187,35 @@ def walk(
         feature_mask: (D,) of environment dropout.
         generator: of the draws, on the CPU.
 
-    Source: HANNA, arXiv 1909.01871, section 5 and 6; conditions for asking simplified to two.
+    Source: HANNA, arXiv 1909.01871, section 5 and 6; conditions for asking simplified to three.
     """
     device, texts = agent.device, list(items)
     observation, memory = env.reset(items), _Memory(len(items), max_requests)
     reading = agent.read(texts)
     state, ask_state, steps = reading.state, None, []
+    told_at = torch.zeros(len(items), device=device)
     asks: list[list[int]] = [[] for _ in items]
     for number in range(max_steps):
         nodes, ended = observation.node.tolist(), observation.ended
         log_probs, _, looked = agent(reading, state, observation, feature_mask)
         left = torch.tensor(memory.left, device=device, dtype=log_probs.dtype) / max(1, max_requests)
-        scores, ask_state = asker(looked.attended, log_probs, left, 1 - number / max_steps, ask_state)
+        since = (number - told_at) / max_steps
+        scores, ask_state = asker(looked.attended, log_probs, left, 1 - number / max_steps, since, ask_state)
         messages = _messages(helper, items, observation, memory)
         may_ask = torch.tensor([message is not None for message in messages], device=device) & ~ended
         tentative = log_probs.argmax(-1)
         ask_teacher = (tentative != observation.teacher) | (relative_entropy(log_probs) > uncertain)
+        ask_teacher = ask_teacher | memory.lost(observation.viewpoints).to(device)
         asking = may_ask & _decide(scores, ask_teacher, feedback, teacher_probability, generator)
         if bool(asking.any()):
             for row in asking.nonzero()[:, 0].tolist():
-                memory.left[row] -= 1
-                memory.asked[row].add(nodes[row])
-                told = with_help(items[row].instruction, str(messages[row]), agent)
-                texts[row] = items[row]._replace(instruction=told)
+                item, heard = items[row], messages[row]
+                assert heard is not None  # who may ask gets an answer
+                memory.hear(row, nodes[row], heard, item.goals)
+                texts[row] = item._replace(instruction=with_help(item.instruction, heard.text, agent))
             reading = agent.read(texts)
             state = _restart(state, reading.state, asking)
+            told_at = told_at.masked_fill(asking, number)
             log_probs, _, looked = agent(reading, state, observation, feature_mask)
         teacher = observation.teacher
         actions = choose_actions(log_probs.detach(), teacher, feedback, teacher_probability, generator)
@@ -219,9 +239,9 @@ def walk(
 
 def _messages(
     helper: Helper, items: Sequence[NavItem], observation: Observation, memory: _Memory
-) -> list[str | None]:
+) -> list[Help | None]:
     """Return what each agent would hear if it asked now; None where it may not, or nobody can help."""
-    found: list[str | None] = []
+    found: list[Help | None] = []
     headings, nodes = observation.heading.tolist(), observation.node.tolist()
     for row, (item, viewpoint) in enumerate(zip(items, observation.viewpoints, strict=True)):
         may = memory.left[row] > 0 and nodes[row] not in memory.asked[row]

@@ -34,6 +34,8 @@ from fq_toolkit.training.session import provenance
 ANGLES = 128
 WARMUP = 0.05
 """Share of the steps over which the learning rates rise."""
+# The learning rates fall to 0 over the steps, so another number of steps is another run.
+FREE_ON_RESUME = frozenset({"log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
 
 
 def keep_end(text: str, vocabulary: Vocabulary, limit: int = TOKENS - 2) -> str:
@@ -58,20 +60,20 @@ def keep_end(text: str, vocabulary: Vocabulary, limit: int = TOKENS - 2) -> str:
     return " ".join(reversed(kept))
 
 
-def build_follower(config: NavigatorConfig, texts: Sequence[str], feature_dim: int) -> FollowerAgent:
+def build_follower(config: NavigatorConfig, texts: Sequence[str]) -> FollowerAgent:
     """Return an agent: from a pretraining run with the words that some texts add, or from scratch.
 
     Raises:
         DataError: for a pretraining run that is unfinished, damaged, or of another width of features.
     """
-    width = feature_dim + ANGLES
+    width = config.feature_dim + ANGLES
     if config.pretrained is not None:
         model = PrevalentModel.from_pretrained(config.pretrained)
         vocabulary = Vocabulary.from_file(Path(config.pretrained) / FOLDER / VOCABULARY)
         if model.config.vision_size != width:
             raise DataError(
                 f"{config.pretrained} was pretrained on views of width {model.config.vision_size}; "
-                f"these have {width} ({feature_dim} and {ANGLES} of angles)"
+                f"these have {width} ({config.feature_dim} and {ANGLES} of angles)"
             )
         model, vocabulary = add_words(model, vocabulary, texts)
     else:
@@ -80,8 +82,18 @@ def build_follower(config: NavigatorConfig, texts: Sequence[str], feature_dim: i
         model = PrevalentModel(
             replace(sizes, text_layers=config.text_layers, cross_layers=config.cross_layers)
         )
+    return build_agent(config, model, vocabulary)
+
+
+def build_agent(config: NavigatorConfig, model: PrevalentModel, vocabulary: Vocabulary) -> FollowerAgent:
+    """Return an agent on a given model, as the options describe it."""
     return FollowerAgent(
-        model, vocabulary, feature_dim=feature_dim, hidden_size=config.hidden_size, dropout=config.dropout
+        model,
+        vocabulary,
+        feature_dim=config.feature_dim,
+        hidden_size=config.hidden_size,
+        dropout=config.dropout,
+        cross_modal=config.cross_modal,
     )
 
 
@@ -132,7 +144,7 @@ class NavigatorTraining(ABC):
         encoder = {id(weight) for weight in agent.model.parameters()}
         parts = (
             ([w for w in self.networks.parameters() if id(w) not in encoder], config.lr),
-            (list(agent.model.parameters()), config.model_lr),
+            (list(agent.model.parameters()), config.encoder_lr),
         )
         optimizer = torch.optim.AdamW(
             [{"params": weights, "lr": lr} for weights, lr in parts], weight_decay=config.weight_decay

@@ -31,7 +31,7 @@ class NDHConfig(NavigatorConfig):
 
 
 PRESETS: dict[str, NDHConfig] = {
-    MINI: replace(NDHConfig(), steps=500, batch_size=8, lr=3e-3, model_lr=3e-3, max_tokens=24),
+    MINI: replace(NDHConfig(), steps=700, max_tokens=24, evaluate_every=100),
     # The sizes of the released code on real features; a GPU is needed.
     "cvdn": replace(
         NDHConfig(),
@@ -44,6 +44,7 @@ PRESETS: dict[str, NDHConfig] = {
         model_lr=2e-6,
         feature_dropout=0.3,
         hidden_size=512,
+        cross_modal=True,
         dropout=0.5,
         log_every=100,
         checkpoint_every=1000,

@@ -8,7 +8,12 @@ from torch import Tensor
 from fq_toolkit.prevalent.a2c import imitation_loss
 from fq_toolkit.prevalent.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.items import NavItem
-from fq_toolkit.prevalent.navigator_training import NavigatorTraining, build_follower, keep_end
+from fq_toolkit.prevalent.navigator_training import (
+    FREE_ON_RESUME,
+    NavigatorTraining,
+    build_follower,
+    keep_end,
+)
 from fq_toolkit.prevalent.ndh_config import TRAINER, NDHConfig
 from fq_toolkit.prevalent.ndh_data import NDHData, load_ndh_data
 from fq_toolkit.prevalent.r2r_data import Split
@@ -54,9 +59,7 @@ class NDHTraining(NavigatorTraining):
 
     def __init__(self, config: NDHConfig, data: NDHData, accelerator: Any) -> None:
         seed_everything(config.seed)
-        agent = build_follower(
-            config, [item.instruction for item in data.train.items], data.train.features.dim
-        )
+        agent = build_follower(config, [item.instruction for item in data.train.items])
         super().__init__(
             config,
             cut_dialogs(data.train, agent, config.max_tokens),
@@ -111,4 +114,5 @@ NDH_TRAINER = Trainer(
     build=lambda config, accelerator: NDHTraining(config, load_ndh_data(config), accelerator),
     run_name=lambda config: f"{TRAINER}-{config.preset}-{config.target}-seed{config.seed}",
     artifacts=("predictions-*.json", "curves.png", "metrics.csv"),
+    free_on_resume=FREE_ON_RESUME,
 )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fq_toolkit.prevalent.feature_sources import SYNTHETIC
+from fq_toolkit.prevalent.feature_sources import FEATURE_DIM, SYNTHETIC
 from fq_toolkit.prevalent.model_config import PrevalentConfig
 from fq_toolkit.prevalent.triplets import ActionLabel
 from fq_toolkit.training.config import nearest
@@ -27,7 +27,7 @@ class PretrainingConfig:
     """Folder of SCAN_connectivity.json files; with real data only."""
     features: str = SYNTHETIC
     """File of view features (.tsv, .hdf5, .npz), or synthetic: noise per viewpoint, for trials only."""
-    feature_dim: int = 256
+    feature_dim: int = FEATURE_DIM
     """Width of MiniWorld's and of synthetic features; of a file the width that is expected."""
     vocabulary: str | None = None
     """vocab.txt of BERT or vocabulary.json; by default the words of the training instructions."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from fq_toolkit.prevalent.navigator_config import MINI as MINI
-from fq_toolkit.prevalent.navigator_config import NavigatorConfig
+from fq_toolkit.prevalent.navigator_config import NavigatorConfig, check_not_negative, check_share
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -14,26 +14,10 @@ TRAINER = "r2r"
 class R2RConfig(NavigatorConfig):
     """Everything that decides a run of ``train r2r``; goes to ``config.json`` and back."""
 
-    data: str = MINI
-    """mini (generated worlds), or a folder with R2R_train.json, R2R_val_seen.json and R2R_val_unseen.json."""
-    feature_dim: int = 256
-    """Width of mini's and of synthetic features; of a file the width that is expected."""
-    train_items: int = 400
-    """mini: instructions to train on."""
-    validation_items: int = 200
-    """mini: instructions of each validation split."""
     steps: int = 700
     """Updates; the learning rates fall linearly to 0 over them."""
-    batch_size: int = 8
-    """Episodes per rollout."""
-    lr: float = 3e-3
-    """AdamW learning rate of the decoder at the start."""
-    model_lr: float = 1e-3
-    """AdamW learning rate of the text and cross-modal layers at the start."""
-    checkpoint_every: int = 200
-    """Steps between checkpoints."""
-    evaluate_every: int = 0
-    """Steps between evaluations; 0 evaluates only the last step."""
+    model_lr: float | None = 1e-3
+    """AdamW learning rate of the text and cross-modal layers at the start, pretrained or not."""
 
     augmented: str | None = None
     """R2R file of more training instructions, as `augment` writes it; every other batch is of these."""
@@ -47,8 +31,6 @@ class R2RConfig(NavigatorConfig):
     """Replace all view features by zeros, also in validation: what can be done without seeing."""
     shuffle_instructions: bool = False
     """Give every path the instruction of another, also in validation: what can be done without reading."""
-    cross_modal: bool = False
-    """Let the cross-modal layers look at every panorama, at three times the work, not the decoder alone."""
     a2c_weight: float = 0.0
     """Weight of the actor-critic loss beside imitation; 0 turns it off."""
     a2c_from: float = 0.5
@@ -63,12 +45,8 @@ class R2RConfig(NavigatorConfig):
         super().__post_init__()
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}; expected at least 1")
-        for name in ("a2c_weight", "entropy_weight"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("a2c_from", "gamma", "explore_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 <= {name} <= 1")
+        check_not_negative(self, "a2c_weight", "entropy_weight")
+        check_share(self, "a2c_from", "gamma", "explore_from")
         if self.speaker is not None and self.shuffle_instructions:
             raise ConfigError("shuffle_instructions and speaker do not go together: leave one of them out")
 

@@ -14,7 +14,12 @@ from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.model import FOLDER, PrevalentModel
-from fq_toolkit.prevalent.navigator_training import NavigatorTraining, build_follower
+from fq_toolkit.prevalent.navigator_training import (
+    FREE_ON_RESUME,
+    NavigatorTraining,
+    build_agent,
+    build_follower,
+)
 from fq_toolkit.prevalent.paths import sample_paths
 from fq_toolkit.prevalent.pretraining import VOCABULARY
 from fq_toolkit.prevalent.r2r_config import TRAINER, R2RConfig
@@ -31,8 +36,6 @@ from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer, make_accelerator
 
-WARMUP = 0.05
-"""Share of the steps over which the learning rates rise."""
 EXPLORED_PATHS = 500
 
 
@@ -78,10 +81,8 @@ class R2RTraining(NavigatorTraining):
         self.config = config
         if agent is None:
             texts = [item.instruction for item in data.train.items]
-            start = build_follower(config, texts, data.train.features.dim)
-            agent = build_agent(config, start.model, start.vocabulary)
+            agent = build_follower(config, texts)
         super().__init__(config, data.train, data.validation, agent, accelerator)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.augmented = data.augmented
         self.other_order = None if data.augmented is None else self._order_of(data.augmented)
         self.exploration: Exploration | None = None
@@ -107,13 +108,6 @@ class R2RTraining(NavigatorTraining):
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-
-    def step(self, step: int) -> dict[str, Tensor]:
-        """Do one update."""
-        done = step / self.config.steps
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * min(1.0, (done + 1e-3) / WARMUP) * (1 - done)
-        return super().step(step)
 
     def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
         """Return imitation and actor-critic of a batch: annotated, augmented or back-translated."""
@@ -196,18 +190,6 @@ def unlabelled_paths(config: R2RConfig, data: R2RData) -> Split:
     return split._replace(name="explored", items=items)
 
 
-def build_agent(config: R2RConfig, model: PrevalentModel, vocabulary: Vocabulary) -> FollowerAgent:
-    """Return a follower on a given model, as the options describe it."""
-    return FollowerAgent(
-        model,
-        vocabulary,
-        feature_dim=config.feature_dim,
-        hidden_size=config.hidden_size,
-        dropout=config.dropout,
-        cross_modal=config.cross_modal,
-    )
-
-
 def fine_tune(
     config: R2RConfig | None = None,
     *,
@@ -251,6 +233,5 @@ R2R_TRAINER = Trainer(
     build=lambda config, accelerator: R2RTraining(config, load_r2r_data(config), accelerator),
     run_name=run_name,
     artifacts=("predictions-*.json", "model/", "curves.png", "metrics.csv"),
-    # The learning rates fall to 0 over the steps, so another number of steps is another run.
-    free_on_resume=frozenset({"log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"}),
+    free_on_resume=FREE_ON_RESUME,
 )

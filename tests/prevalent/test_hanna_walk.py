@@ -21,9 +21,9 @@ from fq_toolkit.prevalent.navigator_training import build_follower
 @pytest.fixture(scope="module")
 def agent(mini: MiniWorld) -> FollowerAgent:
     torch.manual_seed(0)
-    config = HannaConfig(hidden_size=16)
+    config = HannaConfig(hidden_size=16, feature_dim=64)
     texts = [item.instruction for item in [*request_items(mini, 10), *mini.items(10)]]
-    return build_follower(config, [*texts, "<ORA> <TAR>"], 64).eval()
+    return build_follower(config, [*texts, "<ORA> <TAR>"]).eval()
 
 
 class Asker(AskModule):

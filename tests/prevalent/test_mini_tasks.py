@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fq_toolkit.prevalent import DataError, MiniWorld, load_hanna, load_ndh
-from fq_toolkit.prevalent.hanna_help import MiniHelper, RouteHelper
+from fq_toolkit.prevalent.hanna_help import Help, MiniHelper, RouteHelper
 from fq_toolkit.prevalent.items import NavItem, check_items
 from fq_toolkit.prevalent.landmarks import LANDMARKS
 from fq_toolkit.prevalent.mini_dialogs import dialog_items, dialog_records, write_dialogs
@@ -92,13 +92,15 @@ def test_following_the_helper_leads_to_a_goal(mini: MiniWorld, seed: int) -> Non
             told = helper.help(item.scan, place, item.heading, item.goals)
             assert told == helper.help(item.scan, place, item.heading, item.goals)
             assert told is not None
-            words = [word for word in told.split() if word in LANDMARKS]
+            assert told.path[0] == place
+            words = [word for word in told.text.split() if word in LANDMARKS]
             assert 1 <= len(words) <= 3
             for word in words:
                 here = scan.locate(place)
                 near = [scan.viewpoints[j] for j in scan.neighbors[here][scan.mask[here]]]
                 (place,) = [name for name in near if mini.landmark(item.scan, name) == word]
-            assert ("stop" in told or "wait" in told) == (place in item.goals)
+            assert told.path[-1] == place, "what is said leads where the path leads"
+            assert ("stop" in told.text or "wait" in told.text) == (place in item.goals)
             asked += 1
             assert asked <= 3
 
@@ -110,8 +112,8 @@ def test_routes_help_where_they_begin_and_lead_nearer() -> None:
         return NavItem(name, "line", 0.0, tuple(path), (path[-1],), f"say {name}")
 
     helper = RouteHelper(world, [route("near", "abc"), route("far", "abcd"), route("away", "cba")])
-    assert helper.help("line", "a", 0.0, ("e",)) == "say far"
-    assert helper.help("line", "a", 0.0, ("c",)) == "say near"
+    assert helper.help("line", "a", 0.0, ("e",)) == Help("say far", tuple("abcd"))
+    assert helper.help("line", "a", 0.0, ("c",)) == Help("say near", tuple("abc"))
     assert helper.help("line", "b", 0.0, ("e",)) is None
     assert helper.help("line", "c", 0.0, ("e",)) is None
     assert helper.help("line", "a", 0.0, ()) is None

@@ -10,6 +10,7 @@ import pytest
 
 from fq_toolkit.cli import main
 from fq_toolkit.prevalent import MiniWorld
+from fq_toolkit.prevalent.feature_sources import FEATURE_DIM
 from fq_toolkit.prevalent.mini_dialogs import dialog_records
 from fq_toolkit.prevalent.mini_requests import request_records
 
@@ -21,7 +22,7 @@ SPLITS = {"train": 1, "val_seen": 2, "val_unseen": 3}
 def files(tmp_path: Path) -> Path:
     """Write a building for training and another one for val_unseen, with the files of all three tasks."""
     folder = tmp_path / "data"
-    world = MiniWorld(3)
+    world = MiniWorld(3, feature_dim=FEATURE_DIM)
     world.write(folder, 2)
     inside, outside = world.names
     known: set[str] = set()
@@ -149,7 +150,7 @@ def test_features_of_another_width_are_named(
     error = capsys.readouterr().err
     assert "features.npz" in error
     assert "32" in error
-    assert "64" in error
+    assert str(FEATURE_DIM) in error
 
 
 def test_an_unknown_kind_of_features_is_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

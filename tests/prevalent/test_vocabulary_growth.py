@@ -54,10 +54,10 @@ def test_an_agent_from_pretraining_reads_dialogs(tmp_path: Path) -> None:
     old = Vocabulary.train(["go left to the sofa ."])
     folder = pretrained(old).save_pretrained(tmp_path / "model")
     old.save(folder / "vocabulary.json")
-    agent = build_follower(NDHConfig(pretrained=str(tmp_path)), ["<TAR> sofa <NAV> where ?"], 64)
+    agent = build_follower(NDHConfig(pretrained=str(tmp_path), feature_dim=64), ["<TAR> sofa <NAV> where ?"])
     assert agent.vocabulary.tokens[: len(old)] == old.tokens
     assert {"<tar>", "<nav>", "where", "?"} <= set(agent.vocabulary.tokens)
     weights = agent.model.get_input_embeddings().weight
     assert torch.equal(weights[: len(old)], pretrained(old).get_input_embeddings().weight)
     with pytest.raises(DataError, match="views of width 192; these have 160"):
-        build_follower(NDHConfig(pretrained=str(tmp_path)), ["go"], 32)
+        build_follower(NDHConfig(pretrained=str(tmp_path), feature_dim=32), ["go"])
