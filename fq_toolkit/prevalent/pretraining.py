@@ -135,7 +135,9 @@ class Pretraining:
         self.masker = WordMasker(data.vocabulary, share=config.mask_share)
         self.last_evaluation: PretrainingResult | None = None
         self.weights = [weight for weight in self.network.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(self.weights, lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.weights, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
         self.wrapped, self.optimizer = accelerator.prepare(self.network, optimizer)
         seed_everything(rank_seed(config.seed, rank))  # other masks on every process
 

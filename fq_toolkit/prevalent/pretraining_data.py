@@ -14,7 +14,7 @@ from fq_toolkit.prevalent.items import NavItem, check_disjoint
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.pretraining_config import MINIWORLD, UNSEEN, PretrainingConfig
 from fq_toolkit.prevalent.pretraining_steps import PretrainingSteps
-from fq_toolkit.prevalent.triplets import Triplet, collect_triplets, load_triplets
+from fq_toolkit.prevalent.triplets import TOKENS, Triplet, collect_triplets, load_triplets
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world import NavWorld
 
@@ -26,6 +26,9 @@ class PretrainingData(NamedTuple):
     train: time steps, the annotated before the synthesised ones.
     validation: time steps of held-out paths.
     synthesised: how many of ``train`` are synthesised.
+    cut: instructions to train on that were longer than 80 tokens and lost their end. Triplets from a file
+        were cut, if at all, when the file was made, and are not counted.
+    held_out_cut: the same of the held-out instructions.
     features_synthesised: whether the features are noise, which every figure must say.
     description: one line.
     """
@@ -34,6 +37,8 @@ class PretrainingData(NamedTuple):
     train: PretrainingSteps
     validation: PretrainingSteps
     synthesised: int
+    cut: int
+    held_out_cut: int
     features_synthesised: bool
     description: str
 
@@ -66,11 +71,15 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
         source = _annotations(config)
     more = _augmented(config, source)
     vocabulary = _vocabulary(config, [*source.train, *more])
+    too_long: set[tuple[str, tuple[int, ...]]] = set()  # names alone may recur in another file
 
     def triplets(found: Iterable[NavItem | Triplet], world: NavWorld) -> list[Triplet]:
         found = list(found)
         items = [entry for entry in found if isinstance(entry, NavItem)]
         made = collect_triplets(world, items, vocabulary.encode, kind=config.action_label)
+        for item, triplet in zip(items, made, strict=True):
+            if triplet.tokens[-1] and len(vocabulary.pieces(item.instruction)) > TOKENS - 2:
+                too_long.add((triplet.instr_id, triplet.tokens))
         return check_tokens([entry for entry in found if isinstance(entry, Triplet)] + made, vocabulary)
 
     real, synthesised = triplets(source.train, source.world), triplets(more, source.world)
@@ -78,20 +87,26 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
         real, synthesised = mix(real, synthesised, config.synthesised_share, seed=config.seed)
     points = config.action_label == "candidate"
     train = PretrainingSteps([*real, *synthesised], source.features, source.world if points else None)
+    held_out = triplets(source.validation, source.validation_world)
     validation = PretrainingSteps(
-        triplets(source.validation, source.validation_world),
+        held_out,
         source.validation_features,
         source.validation_world if points else None,
     )
     added = sum(len(triplet.path) for triplet in synthesised)
     share = f", {100 * added / len(train):.1f} % synthesised" if added else ""
+    cut, held_out_cut = (
+        sum((triplet.instr_id, triplet.tokens) in too_long for triplet in part)
+        for part in ([*real, *synthesised], held_out)
+    )
+    lost = f", cut to {TOKENS} tokens: {cut} instructions, {held_out_cut} held out" if too_long else ""
     noise = config.data != MINIWORLD and config.features == SYNTHETIC
     description = (
         f"{config.data}: {len(train)} steps of {len(real) + len(synthesised)} instructions{share}, "
-        f"{len(validation)} held out, {len(vocabulary)} words"
+        f"{len(validation)} held out, {len(vocabulary)} words{lost}"
         + (", features synthesised (noise, no images)" if noise else "")
     )
-    return PretrainingData(vocabulary, train, validation, added, noise, description)
+    return PretrainingData(vocabulary, train, validation, added, cut, held_out_cut, noise, description)
 
 
 def as_items(found: Sequence[NavItem] | Sequence[Triplet]) -> list[NavItem]:

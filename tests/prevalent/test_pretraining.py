@@ -214,6 +214,23 @@ def test_real_annotations_are_trained_on(tmp_path: Path) -> None:
     assert noise.train.vision_size == 8 + 128
 
 
+def test_instructions_that_are_cut_are_counted(tmp_path: Path) -> None:
+    config = real(tmp_path)
+    assert "cut to 80" not in load_pretraining_data(config).description
+
+    def lengthen(name: str, *words: int) -> None:
+        records = json.loads((tmp_path / name).read_text())
+        for record, count in zip(records, words, strict=False):
+            record["instructions"] = ["go " * count, *record["instructions"][1:]]
+        (tmp_path / name).write_text(json.dumps(records))
+
+    lengthen("R2R_train.json", 79, 78, 200)  # 78 words and [CLS], [SEP] fill 80 places
+    lengthen("R2R_val_unseen.json", 500)
+    data = load_pretraining_data(config)
+    assert (data.cut, data.held_out_cut) == (2, 1)
+    assert "cut to 80 tokens: 2 instructions, 1 held out" in data.description
+
+
 def test_a_validation_path_in_a_training_set_is_refused(tmp_path: Path) -> None:
     config = real(tmp_path)
     train_file, held_out = tmp_path / "R2R_train.json", tmp_path / "R2R_val_seen.json"
