@@ -45,6 +45,18 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot write into the run folder {self.path}: {explain(error)}") from error
 
+    def check_free(self) -> None:
+        """Look whether the folder is free for a new run.
+
+        Raises:
+            RunError: when it already holds one.
+        """
+        if self.config.exists():
+            raise RunError(
+                f"{self.path} already holds a run: go on with it (--resume {self.path}) "
+                "or choose another --out"
+            )
+
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """Make a new run folder.
@@ -53,10 +65,7 @@ class RunFolder:
             RunError: when it cannot be made or written, or already holds a run.
         """
         run = cls(path)
-        if run.config.exists():
-            raise RunError(
-                f"{path} already holds a run: go on with it (--resume {path}) or choose another --out"
-            )
+        run.check_free()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

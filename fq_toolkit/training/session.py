@@ -138,10 +138,14 @@ def train(
     options: Any = config or trainer.config_class()
     accelerator = make_accelerator(options)
     reporter = (reporter or LineReporter()) if accelerator.is_main_process else SilentReporter()
-    task = trainer.build(options, accelerator)  # before the folder: wrong data leave nothing behind
-    run = open_run(trainer, options, out=out, resume=resume, accelerator=accelerator)
-    reporter.note(f"run folder: {run.path}\n{task.summary()}")
+    if out is not None and accelerator.is_main_process:
+        RunFolder(out).check_free()  # before minutes of work
+    # Before the folder: data or an extractor that do not fit leave nothing behind.
+    task = trainer.build(options, accelerator)
+    reporter.note(task.summary())
     task.prepare_evaluation()
+    run = open_run(trainer, options, out=out, resume=resume, accelerator=accelerator)
+    reporter.note(f"run folder: {run.path}")
     result = run_loop(
         task,
         accelerator=accelerator,

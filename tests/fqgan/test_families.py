@@ -3,15 +3,11 @@
 import dataclasses
 import json
 import os
-import random
 import runpy
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,11 +16,10 @@ from fq_toolkit.fqgan import sampling
 from fq_toolkit.fqgan.config import FQGANConfig, preset
 from fq_toolkit.fqgan.trainer import FQGAN, GAN_TRAINER, train
 from fq_toolkit.training.checkpoints import Checkpoints
-from fq_toolkit.training.config import save_config
 from fq_toolkit.training.errors import ConfigError, DivergedError
 from fq_toolkit.training.metrics_log import read_metrics
-from fq_toolkit.training.packing import pack
 from fq_toolkit.training.session import dry_run
+from tests.fqgan.whole_runs import Killed, assert_a_kill_changes_nothing, assert_same_run
 
 pytestmark = pytest.mark.usefixtures("small_and_plain")
 
@@ -59,25 +54,6 @@ def config(request: pytest.FixtureRequest) -> FQGANConfig:
     return FAMILIES[request.param]
 
 
-def last_state(run: Path) -> tuple[dict[str, torch.Tensor], Any]:
-    """Return tensors and JSON of the newest checkpoint, without the clock."""
-    state = Checkpoints(run / "checkpoints").load().state
-    return pack({name: value for name, value in state.items() if name != "seconds"})
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    (tensors, rest), (others, other_rest) = last_state(a), last_state(b)
-    assert tensors.keys() == others.keys()
-    for name, value in tensors.items():
-        assert torch.equal(value, others[name]), name
-    assert rest == other_rest
-    rows = [
-        [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run / "metrics.csv")]
-        for run in (a, b)
-    ]
-    assert rows[0] == rows[1]
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, small_and_plain: None) -> dict[str, Path]:
     """One whole run of each family, to compare with."""
@@ -104,10 +80,6 @@ def test_resume_is_bit_exact(straight: dict[str, Path], config: FQGANConfig, tmp
     assert_same_run(straight[config.family], run)
 
 
-class Killed(BaseException):
-    """Ends a run as a kill does: nobody catches it, nothing is saved."""
-
-
 def test_a_run_that_dies_goes_on_from_its_checkpoint(
     straight: dict[str, Path], config: FQGANConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,26 +102,8 @@ def test_a_run_that_dies_goes_on_from_its_checkpoint(
 
 @pytest.mark.slow
 def test_kill_nine_at_a_random_moment(config: FQGANConfig, tmp_path: Path) -> None:
-    """A process is killed; what it left is resumed and ends as a run that nobody killed."""
     longer = dataclasses.replace(config, steps=40, checkpoint_every=5)
-    save_config(longer, tmp_path / "config.json", trainer=GAN_TRAINER.name)
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "fq_toolkit", "train", "fqgan"]
-    words = [*command, "--config", str(tmp_path / "config.json")]
-    child = subprocess.Popen([*words, "--out", str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 120
-    while not Checkpoints(run / "checkpoints").steps():
-        assert time.monotonic() < deadline
-        assert child.poll() is None, child.communicate()[0]
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 1))
-    child.kill()
-    assert child.wait() in (-signal.SIGKILL, 0)
-    child.communicate()
-    subprocess.run([*command, "--resume", str(run)], check=True, capture_output=True, timeout=300)
-    whole = tmp_path / "whole"
-    subprocess.run([*words, "--out", str(whole)], check=True, capture_output=True, timeout=300)
-    assert_same_run(whole, run)
+    assert_a_kill_changes_nothing(GAN_TRAINER.name, longer, tmp_path)
 
 
 def test_divergence_leaves_the_last_good_checkpoint(

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from fq_toolkit.fqgan import unpaired
 from fq_toolkit.fqgan.translate import load_translators, translate_folder
@@ -30,17 +30,11 @@ from fq_toolkit.fqgan.ugatit_losses import (
 from fq_toolkit.fqgan.ugatit_networks import Judgement, Round, Translation
 from fq_toolkit.fqgan.ugatit_updates import learning_rate
 from fq_toolkit.fqgan.unpaired import load_unpaired
-from fq_toolkit.training.checkpoints import Checkpoints
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.metrics_log import read_metrics
-from fq_toolkit.training.packing import pack
 from fq_toolkit.training.session import train
 from tests.fqgan.image_data import write_image
-
-TINY = dataclasses.replace(
-    preset("u-gat-it-tiny"), steps=4, width=4, batch_size=2, num_codes=(4, 4), fq_warmup=3, lr_decay_start=1,
-    lr_decay_end=5, log_every=1, checkpoint_every=2, evaluate_every=0, device="cpu",
-)  # fmt: skip
+from tests.fqgan.ugatit_small import TINY
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -227,30 +221,11 @@ def test_the_learning_rate_falls_linearly() -> None:
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0, 0])
 
 
-def last_state(run: Path) -> tuple[dict[str, Tensor], Any]:
-    state = Checkpoints(run / "checkpoints").load().state
-    return pack({name: value for name, value in state.items() if name != "seconds"})
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
     assert train(UGATIT_TRAINER, TINY, out=run).step == 4
     return run
-
-
-def test_resume_is_bit_exact(finished: Path, tmp_path: Path) -> None:
-    stopped = train(UGATIT_TRAINER, TINY, out=tmp_path / "stopped", stop_after=3)
-    assert (stopped.step, stopped.evaluation) == (3, None)
-    torch.manual_seed(99)
-    train(UGATIT_TRAINER, resume=tmp_path / "stopped")
-    (a, rest), (b, other_rest) = last_state(finished), last_state(tmp_path / "stopped")
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
-    assert rest == other_rest
-    with pytest.raises(ConfigError, match=r"light: True -> False"):
-        train(UGATIT_TRAINER, dataclasses.replace(TINY, light=False), resume=finished)
 
 
 def test_a_run_folder_is_complete(finished: Path) -> None:

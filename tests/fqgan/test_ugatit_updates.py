@@ -9,15 +9,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fq_toolkit.fqgan import ugatit_updates
-from fq_toolkit.fqgan.ugatit_config import UGATITConfig, preset
+from fq_toolkit.fqgan.ugatit_config import UGATITConfig
 from fq_toolkit.fqgan.ugatit_updates import UGATITUpdates
 from fq_toolkit.fqgan.unpaired import UnpairedDataset, loading_size
 from fq_toolkit.training.errors import ConfigError
+from tests.fqgan.ugatit_small import TINY
 
-BASE = dataclasses.replace(
-    preset("u-gat-it-tiny"), width=4, batch_size=2, num_codes=(4, 4), fq_warmup=0, fq_init="normal",
-    device="cpu",
-)  # fmt: skip
+BASE = dataclasses.replace(TINY, fq_warmup=0, fq_init="normal")
 
 
 def noise(count_a: int = 16, count_b: int = 19) -> UnpairedDataset:

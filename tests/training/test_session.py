@@ -91,6 +91,24 @@ def test_what_cannot_be_built_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_cannot_be_measured_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Walk) -> None:
+        raise ConfigError("no such ruler")
+
+    monkeypatch.setattr(Walk, "prepare_evaluation", refuse)
+    with pytest.raises(ConfigError, match="no such ruler"):
+        train(WALK, WalkConfig(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_taken_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    run = train(WALK, WalkConfig(), out=tmp_path / "run").run
+    before = (run / "config.json").read_text()
+    with pytest.raises(RunError, match="already holds a run: go on with it"):
+        train(WALK, WalkConfig(rate=-1.0), out=run)  # could not be built either
+    assert (run / "config.json").read_text() == before
+
+
 def test_a_run_that_stops_before_its_first_row_is_saved(tmp_path: Path) -> None:
     result = train(WALK, WalkConfig(log_every=3), out=tmp_path / "run", stop_after=1)
     assert result.step == 1
