@@ -38,7 +38,13 @@ TASKS = ("ndh", "hanna")
 STAYING, RANDOM, SHORTEST = "staying", "random walk", "shortest path"
 SCRATCH, PRETRAINED = "scratch", "pretrained"
 STARTS = (STAYING, RANDOM, SCRATCH, PRETRAINED, SHORTEST)
-ARMS = ("speaker", *(f"{task}, {start}" for task in TASKS for start in STARTS))
+# Beside the default number of updates, one after which agents from scratch have caught up.
+LONG = {"ndh": 700}
+ARMS = (
+    *(f"{task}, {start}" for task in TASKS for start in STARTS),
+    *(f"{task}, {start}, {steps} updates" for task, steps in LONG.items() for start in (SCRATCH, PRETRAINED)),
+    "speaker",
+)
 LAST = "updates"
 CPU = "CPU seconds"
 QUICK: dict[str, Any] = {"steps": 2, "batch_size": 4, "scans": 1, "train_items": 8, "validation_items": 4}
@@ -67,10 +73,10 @@ def make_setting() -> Setting:
     )
 
 
-def split_arm(arm: str) -> tuple[str, str]:
-    """Return the trainer of an arm, and what its agent starts from."""
-    task, _, start = arm.partition(", ")
-    return task, start
+def split_arm(arm: str) -> tuple[str, str, dict[str, Any]]:
+    """Return the trainer of an arm, what its agent starts from, and options beside the default ones."""
+    task, start, length = (*arm.split(", "), "", "")[:3]
+    return task, start, {"steps": LONG[task]} if length else {}
 
 
 def trainer_of(task: str) -> tuple[Trainer[Any], Any]:
@@ -110,9 +116,9 @@ def run_once(arm: str, seed: int, folder: Path, *, quick: bool) -> dict[str, flo
         folder: for run folders; the pretraining of a seed is kept there for its other arms.
         quick: a few steps only.
     """
-    task, start = split_arm(arm)
+    task, start, options = split_arm(arm)
     trainer, base = trainer_of(task)
-    options: dict[str, Any] = {"seed": seed, "world_seed": seed, "device": "cpu", **(QUICK if quick else {})}
+    options |= {"seed": seed, "world_seed": seed, "device": "cpu", **(QUICK if quick else {})}
     if start == PRETRAINED:
         options["pretrained"] = str(pretrain(seed, folder, quick=quick))
     config = dataclasses.replace(base, **options)
@@ -120,7 +126,7 @@ def run_once(arm: str, seed: int, folder: Path, *, quick: bool) -> dict[str, flo
     if start in (STAYING, RANDOM, SHORTEST):
         found, updates = baseline(trainer, config, start), 0
     else:
-        done = train(trainer, config, out=folder / f"{task}-{start}-{seed}")
+        done = train(trainer, config, out=folder / f"{arm}-{seed}".replace(", ", "-"))
         found, updates = done.evaluation, done.step
     if found is None:
         raise RunError(f"{arm}, seed {seed} was stopped; call again to go on")

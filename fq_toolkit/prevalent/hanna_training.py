@@ -11,7 +11,7 @@ from fq_toolkit.prevalent.hanna_config import TRAINER, HannaConfig
 from fq_toolkit.prevalent.hanna_data import HannaData, load_hanna_data
 from fq_toolkit.prevalent.hanna_walk import AskModule, Walk, walk
 from fq_toolkit.prevalent.items import NavItem
-from fq_toolkit.prevalent.navigator_training import FREE_ON_RESUME, NavigatorTraining, build_follower
+from fq_toolkit.prevalent.navigator_training import FREE_ON_RESUME, NavigatorTraining, Trace, build_follower
 from fq_toolkit.prevalent.r2r_data import Split
 from fq_toolkit.prevalent.scoring import HannaScores, hanna_scores
 from fq_toolkit.training.run_folder import RunFolder
@@ -126,16 +126,15 @@ class HannaTraining(NavigatorTraining):
             "curiosity": self.config.curiosity * curiosity_loss(done),
         }
 
-    def _predict(self, split: Split, max_requests: int) -> list[dict[str, Any]]:
-        found = []
-        for start in range(0, len(split.items), 64):
-            found += self._walk(split, split.items[start : start + 64], max_requests).records
-        return found
+    def trace(self, split: Split, items: list[NavItem], *, alone: bool = False) -> Trace:
+        """Let the agent do some requests greedily, with help or alone."""
+        done = self._walk(split, items, 0 if alone else self.config.max_requests)
+        return Trace(done.log_probs, done.records, done.heard)
 
     def predict(self, split: Split) -> list[dict[str, Any]]:
         """Let the agent do all requests greedily, and a second time without help."""
-        self.without_help[split.name] = self.score(split, self._predict(split, 0))
-        return self._predict(split, self.config.max_requests)
+        self.without_help[split.name] = self.score(split, self.records(split, alone=True))
+        return self.records(split)
 
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> HannaScores:
         """Return the official scores."""

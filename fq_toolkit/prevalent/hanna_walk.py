@@ -102,6 +102,7 @@ class Walk(NamedTuple):
     mistakes: bool (T, B, A), wrong actions that the agent took at this viewpoint earlier in the episode.
     active: bool (T, B).
     records: B records in the official submission format, with ``agent_ask``.
+    heard: of each agent what it was told at each step, None where it did not ask.
     """
 
     log_probs: Tensor
@@ -112,6 +113,7 @@ class Walk(NamedTuple):
     mistakes: Tensor
     active: Tensor
     records: list[dict[str, Any]]
+    heard: list[list[str | None]]
 
 
 class _Memory:
@@ -194,7 +196,7 @@ def walk(
     reading = agent.read(texts)
     state, ask_state, steps = reading.state, None, []
     told_at = torch.zeros(len(items), device=device)
-    asks: list[list[int]] = [[] for _ in items]
+    heard: list[list[str | None]] = [[] for _ in items]
     for number in range(max_steps):
         nodes, ended = observation.node.tolist(), observation.ended
         log_probs, _, looked = agent(reading, state, observation, feature_mask)
@@ -209,10 +211,10 @@ def walk(
         asking = may_ask & _decide(scores, ask_teacher, feedback, teacher_probability, generator)
         if bool(asking.any()):
             for row in asking.nonzero()[:, 0].tolist():
-                item, heard = items[row], messages[row]
-                assert heard is not None  # who may ask gets an answer
-                memory.hear(row, nodes[row], heard, item.goals)
-                texts[row] = item._replace(instruction=with_help(item.instruction, heard.text, agent))
+                item, told = items[row], messages[row]
+                assert told is not None  # who may ask gets an answer
+                memory.hear(row, nodes[row], told, item.goals)
+                texts[row] = item._replace(instruction=with_help(item.instruction, told.text, agent))
             reading = agent.read(texts)
             state = _restart(state, reading.state, asking)
             told_at = told_at.masked_fill(asking, number)
@@ -224,17 +226,21 @@ def walk(
         memory.remember(nodes, actions.tolist(), teacher.tolist())
         for row, (asked, stopped) in enumerate(zip(asking.tolist(), ended.tolist(), strict=True)):
             if not stopped:
-                asks[row].append(int(asked))
+                message = messages[row]
+                heard[row].append(message.text if asked and message is not None else None)
         state = agent.act(looked, actions)
         steps.append((log_probs, teacher, scores, ask_teacher, may_ask, mistakes, ~ended))
         observation, _, done = env.step(actions)
         if bool(done.all()):
             break
-    records = [{**record, "agent_ask": asked} for record, asked in zip(env.trajectories(), asks, strict=True)]
+    records = [
+        {**record, "agent_ask": [int(text is not None) for text in texts_heard]}
+        for record, texts_heard in zip(env.trajectories(), heard, strict=True)
+    ]
     parts = {
         name: torch.stack(part) for name, part in zip(Walk._fields, zip(*steps, strict=True), strict=False)
     }
-    return Walk(**parts, records=records)
+    return Walk(**parts, records=records, heard=heard)
 
 
 def _messages(

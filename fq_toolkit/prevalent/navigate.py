@@ -5,15 +5,16 @@ from typing import NamedTuple
 
 import torch
 
-from fq_toolkit.prevalent.follower import FollowerAgent
+from fq_toolkit.prevalent.angles import wrap
 from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.miniworld import MiniWorld
+from fq_toolkit.prevalent.navigator_training import Figures, NavigatorTraining
 from fq_toolkit.prevalent.r2r_data import Split
-from fq_toolkit.prevalent.r2r_evaluation import score_split
-from fq_toolkit.prevalent.r2r_training import R2RTraining
-from fq_toolkit.prevalent.scoring import R2RScores
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
+
+# How the scores that only some tasks have are told.
+_MORE = {"nDTW": "nDTW {:.2f}", "GP": "goal progress {:.1f} m", "requests": "{:.0f} requests for help"}
 
 
 class Choice(NamedTuple):
@@ -23,7 +24,8 @@ class Choice(NamedTuple):
     options: viewpoints that it could go to, with the relative heading in radians and the probability.
     stop: probability of stopping.
     target: where it went; None for stopping.
-    distance: metres to the goal before the step.
+    distance: metres to the nearest goal before the step.
+    told: what it heard here when it asked for help; None where it did not ask.
     """
 
     viewpoint: str
@@ -31,6 +33,7 @@ class Choice(NamedTuple):
     stop: float
     target: str | None
     distance: float
+    told: str | None
 
 
 class Journey(NamedTuple):
@@ -40,10 +43,10 @@ class Journey(NamedTuple):
     item: NavItem
     choices: tuple[Choice, ...]
     path: tuple[str, ...]
-    scores: R2RScores
+    scores: Figures
 
 
-def choose_item(task: R2RTraining, split: str, name: str | None) -> tuple[Split, NavItem]:
+def choose_item(task: NavigatorTraining, split: str, name: str | None) -> tuple[Split, NavItem]:
     """Return an instruction and its split.
 
     Args:
@@ -64,42 +67,35 @@ def choose_item(task: R2RTraining, split: str, name: str | None) -> tuple[Split,
 
 
 @torch.no_grad()
-def walk(agent: FollowerAgent, split: Split, item: NavItem, *, max_steps: int) -> Journey:
-    """Let the agent follow one instruction greedily and note what it could have done.
+def walk(task: NavigatorTraining, split: Split, item: NavItem) -> Journey:
+    """Let the agent do one item greedily and note what it could have done, and what it was told.
 
     Raises:
         DataError: for an item that does not fit the world.
     """
-    agent.eval()
-    env = split.env(agent.device)
-    observation = env.reset([item])
-    reading = agent.read([item])
-    state, choices = reading.state, []
-    for _ in range(max_steps):
-        log_probs, _, state = agent(reading, state, observation)
-        action = log_probs.argmax(-1)
-        state = agent.act(state, action)
-        choices.append(_note(split, item, observation, log_probs[0].exp().tolist(), int(action)))
-        observation, _, done = env.step(action)
-        if bool(done.all()):
-            break
-    record = env.trajectories()
-    path = tuple(pose[0] for pose in record[0]["trajectory"])
-    return Journey(split, item, tuple(choices), path, score_split(split._replace(items=[item]), record))
-
-
-def _note(split: Split, item: NavItem, observation: object, chances: list[float], action: int) -> Choice:
-    """Return one step as it is told."""
-    viewpoint = observation.viewpoints[0]  # type: ignore[attr-defined]
-    headings = observation.candidate_headings[0].tolist()  # type: ignore[attr-defined]
-    scan = split.world.scan(item.scan)
-    here = scan.locate(viewpoint)
-    count = int(scan.mask[here].sum())
-    names = [scan.viewpoints[int(scan.neighbors[here, slot])] for slot in range(count)]
-    options = tuple((name, headings[1 + slot], chances[1 + slot]) for slot, name in enumerate(names))
-    target = names[action - 1] if action else None
-    distance = float(observation.distance[0])  # type: ignore[attr-defined]
-    return Choice(viewpoint, options, chances[0], target, distance)
+    task.networks.eval()
+    found = task.trace(split, [item])
+    record = found.records[0]
+    heard = found.heard[0] if found.heard is not None else [None] * len(found.log_probs)
+    scan, poses = split.world.scan(item.scan), record["trajectory"]
+    goals = [scan.locate(goal) for goal in item.goals]
+    choices = []
+    for number, (log_probs, told) in enumerate(zip(found.log_probs[:, 0], heard, strict=True)):
+        viewpoint, heading, _ = poses[number]
+        here, chances = scan.locate(viewpoint), log_probs.exp().tolist()
+        options = tuple(
+            (
+                scan.viewpoints[int(scan.neighbors[here, slot])],
+                float(wrap(scan.headings[here, slot] - heading)),
+                chances[1 + slot],
+            )
+            for slot in range(int(scan.mask[here].sum()))
+        )
+        target = poses[number + 1][0] if number + 1 < len(poses) else None
+        distance = float(scan.distances[here, goals].min(initial=math.inf))
+        choices.append(Choice(viewpoint, options, chances[0], target, distance, told))
+    path = tuple(pose[0] for pose in poses)
+    return Journey(split, item, tuple(choices), path, task.score(split._replace(items=[item]), [record]))
 
 
 def describe(split: Split, scan: str, viewpoint: str) -> str:
@@ -116,17 +112,20 @@ def narrate(journey: Journey) -> str:
     for number, choice in enumerate(journey.choices, start=1):
         place = describe(split, item.scan, choice.viewpoint)
         lines.append(f"step {number}: at {place}, {choice.distance:.1f} m from the goal")
+        if choice.told is not None:
+            lines.append(f'     asks for help and hears "{choice.told}"')
         mark = "->" if choice.target is None else "  "
         lines.append(f"  {mark} {100 * choice.stop:5.1f} %  stop")
         for name, heading, chance in choice.options:
             mark = "->" if name == choice.target else "  "
             where = describe(split, item.scan, name)
             lines.append(f"  {mark} {100 * chance:5.1f} %  {math.degrees(heading):+5.0f} degrees to {where}")
-    scores = journey.scores
-    verdict = "reached the goal" if scores.SR else f"ended {scores.NE:.1f} m from the goal"
+    scores = journey.scores._asdict()
+    verdict = "reached the goal" if scores["SR"] else f"ended {scores['NE']:.1f} m from the goal"
+    more = [told.format(scores[name]) for name, told in _MORE.items() if name in scores]
     lines += [
         "",
-        f"{verdict}: walked {scores.TL:.1f} m, SPL {scores.SPL:.2f}, nDTW {scores.nDTW:.2f}",
+        ", ".join([f"{verdict}: walked {scores['TL']:.1f} m", f"SPL {scores['SPL']:.2f}", *more]),
         *(["features synthesised: the agent saw noise"] if split.synthesised else []),
     ]
     return "\n".join(lines) + "\n"

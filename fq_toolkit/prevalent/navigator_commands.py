@@ -1,14 +1,12 @@
-"""``evaluate`` for runs of the dialog tasks: the newest checkpoint, measured again."""
+"""``evaluate`` and ``navigate`` for runs of agents: a checkpoint, measured again or watched."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 from fq_toolkit.prevalent.commands import data_errors
-from fq_toolkit.training.config import load_config
 from fq_toolkit.training.extras import require
-from fq_toolkit.training.run_folder import RunFolder
-from fq_toolkit.training.session import Trainer, make_accelerator
+from fq_toolkit.training.session import Trainer
 
 
 def run_evaluate_command(trainer: Trainer[Any], run: Path, arguments: list[str]) -> int:
@@ -21,15 +19,52 @@ def run_evaluate_command(trainer: Trainer[Any], run: Path, arguments: list[str])
         Args:
             step: Which checkpoint; the newest by default.
         """
-        folder = RunFolder.open(run)
-        config = load_config(trainer.config_class, folder.config, trainer=trainer.name)
-        at, saved = folder.checkpoints().load(step)
-        task: Any = trainer.build(config, make_accelerator(config))
-        task.load_state(saved["task"])
-        task.evaluate()
-        task.write_results(folder, step=at)
-        sys.stdout.write(f"step {at}\n{task.last_evaluation}\n")
+        from fq_toolkit.prevalent.navigator_runs import load_navigator
+
+        trained = load_navigator(trainer, run, step=step)
+        trained.task.evaluate()
+        trained.task.write_results(trained.folder, step=trained.step)
+        sys.stdout.write(f"step {trained.step}\n{trained.task.last_evaluation}\n")
         return 0
 
     with data_errors():
         return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
+
+
+def run_navigate_command(trainer: Trainer[Any], run: Path, arguments: list[str]) -> int:
+    """Run ``navigate RUN``."""
+    tyro = require("tyro", purpose="the command line")
+
+    def navigate(
+        item: str | None = None,
+        split: str = "val_unseen",
+        instruction: str | None = None,
+        step: int | None = None,
+        out: Path | None = None,
+    ) -> int:
+        """Follow one instruction step by step; draw the way as seen from above.
+
+        Args:
+            item: Name of the instruction, dialog turn or request; the first of the split by default.
+            split: train, val_seen or val_unseen.
+            instruction: Follow these words instead of the annotated ones.
+            step: Which checkpoint; the newest by default.
+            out: The PNG; by default navigate-ITEM.png in the run folder.
+        """
+        from fq_toolkit.prevalent.navigate import choose_item, narrate, walk
+        from fq_toolkit.prevalent.navigator_runs import load_navigator
+        from fq_toolkit.prevalent.top_view import draw_top_view
+
+        trained = load_navigator(trainer, run, step=step)
+        place, task = choose_item(trained.task, split, item)
+        if instruction is not None:
+            task = task._replace(instruction=instruction)
+        journey = walk(trained.task, place, task)
+        sys.stdout.write(narrate(journey))
+        target = out or run / f"navigate-{task.instr_id}.png"
+        draw_top_view(journey, target)
+        sys.stdout.write(f"{target}\n")
+        return 0
+
+    with data_errors():
+        return int(tyro.cli(navigate, args=arguments, prog="fq-toolkit navigate RUN"))

@@ -5,14 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fq_toolkit.prevalent.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.files import DataError
-from fq_toolkit.prevalent.follower import FollowerAgent
+from fq_toolkit.prevalent.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.model import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model_config import PrevalentConfig
@@ -34,6 +34,7 @@ from fq_toolkit.training.session import provenance
 ANGLES = 128
 WARMUP = 0.05
 """Share of the steps over which the learning rates rise."""
+_TOGETHER = 64  # episodes at once in an evaluation
 # The learning rates fall to 0 over the steps, so another number of steps is another run.
 FREE_ON_RESUME = frozenset({"log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
 
@@ -103,6 +104,19 @@ class Figures(Protocol):
     def _asdict(self) -> dict[str, float]: ...
 
 
+class Trace(NamedTuple):
+    """What an agent thought and did, T steps.
+
+    log_probs: (T, B, A), -inf for padding.
+    records: B records in the official submission format.
+    heard: of each agent what it was told at each step, None where it did not ask; None where nobody can.
+    """
+
+    log_probs: Tensor
+    records: list[dict[str, Any]]
+    heard: list[list[str | None]] | None = None
+
+
 class NavigatorTraining(ABC):
     """An agent in training: the task that the loop drives. A task of the field says what its losses are.
 
@@ -159,9 +173,22 @@ class NavigatorTraining(ABC):
     def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
         """Return the parts of the loss of a batch, by their names; their sum is minimized."""
 
-    @abstractmethod
+    def trace(self, split: Split, items: list[NavItem], *, alone: bool = False) -> Trace:
+        """Let the agent do some items of a split greedily; ``alone`` forbids asking, where there is help."""
+        env = self.env if split is self.train else split.env(self.agent.device)
+        done = rollout(self.agent, env, items, "argmax", max_steps=self.options.max_steps)
+        return Trace(done.log_probs, done.trajectories)
+
+    def records(self, split: Split, *, alone: bool = False) -> list[dict[str, Any]]:
+        """Let the agent do all items of a split greedily; records in the official submission format."""
+        found = []
+        for start in range(0, len(split.items), _TOGETHER):
+            found += self.trace(split, split.items[start : start + _TOGETHER], alone=alone).records
+        return found
+
     def predict(self, split: Split) -> list[dict[str, Any]]:
-        """Let the agent do all items of a split; records in the official submission format."""
+        """Return what is submitted for a split."""
+        return self.records(split)
 
     @abstractmethod
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> Figures:

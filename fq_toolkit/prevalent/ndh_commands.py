@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fq_toolkit.prevalent.commands import data_errors
-from fq_toolkit.prevalent.navigator_commands import run_evaluate_command
+from fq_toolkit.prevalent.navigator_commands import run_evaluate_command, run_navigate_command
 from fq_toolkit.prevalent.ndh_config import NDHConfig, preset
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
@@ -30,6 +30,13 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
     from fq_toolkit.prevalent.ndh_training import NDH_TRAINER
 
     return run_evaluate_command(NDH_TRAINER, run, arguments)
+
+
+def navigate_command(run: Path, arguments: list[str]) -> int:
+    """Run ``navigate RUN``."""
+    from fq_toolkit.prevalent.ndh_training import NDH_TRAINER
+
+    return run_navigate_command(NDH_TRAINER, run, arguments)
 
 
 def plot_command(run: Path, arguments: list[str]) -> int:

@@ -31,7 +31,7 @@ class NDHConfig(NavigatorConfig):
 
 
 PRESETS: dict[str, NDHConfig] = {
-    MINI: replace(NDHConfig(), steps=700, max_tokens=24, evaluate_every=100),
+    MINI: replace(NDHConfig(), steps=400, max_tokens=24, evaluate_every=100),
     # The sizes of the released code on real features; a GPU is needed.
     "cvdn": replace(
         NDHConfig(),

@@ -17,7 +17,7 @@ from fq_toolkit.prevalent.world import NavWorld
 
 
 class NDHData(NamedTuple):
-    """The splits, and for each validation split ``inst_idx`` -> end of the planner's path."""
+    """The splits, and for each of them ``inst_idx`` -> end of the planner's path."""
 
     train: Split
     validation: dict[str, Split]
@@ -44,16 +44,22 @@ def _mini(config: NDHConfig) -> NDHData:
     unseen = MiniWorld(
         config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.feature_dim
     )
-    train = Split("train", _items(config, seen, config.train_items, 1)[0], seen, seen.features())
-    validation, planner = {}, {}
+    items, records = _items(config, seen, config.train_items, 1)
+    train = Split("train", items, seen, seen.features())
+    validation, planner = {}, {"train": _planned(records)}
     known = {(item.scan, item.path) for item in train.items}
     for name, world, seed in (("val_seen", seen, 2), ("val_unseen", unseen, 3)):
         items, records = _items(config, world, 2 * config.validation_items, seed)
         items = [item for item in items if (item.scan, item.path) not in known][: config.validation_items]
         features = train.features if world is seen else world.features()
         validation[name] = Split(name, items, world, features)
-        planner[name] = {str(record["inst_idx"]): record["planner_path"][-1] for record in records}
+        planner[name] = _planned(records)
     return NDHData(train, validation, planner)
+
+
+def _planned(records: list[dict[str, Any]]) -> dict[str, str]:
+    """Return ``inst_idx`` -> end of the planner's path."""
+    return {str(record["inst_idx"]): record["planner_path"][-1] for record in records}
 
 
 def _items(
@@ -78,7 +84,8 @@ def _real(config: NDHConfig) -> NDHData:
     features = open_features(config.features, world, dim=config.feature_dim)
     train = Split("train", items, world, features, config.features == SYNTHETIC)
     validation = {name: train._replace(name=name, items=rows) for name, rows in found.items()}
-    return NDHData(train, validation, {name: load_planner_goals(path) for name, path in files.items()})
+    planner = {name: load_planner_goals(path) for name, path in {"train": source, **files}.items()}
+    return NDHData(train, validation, planner)
 
 
 def check_dialogs(training: Iterable[NavItem], held_out: Iterable[NavItem], *, source: str) -> None:

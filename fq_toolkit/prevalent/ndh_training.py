@@ -82,14 +82,6 @@ class NDHTraining(NavigatorTraining):
         )
         return {"navigation": imitation_loss(walk)}
 
-    def predict(self, split: Split) -> list[dict[str, Any]]:
-        """Let the agent follow all dialogs greedily."""
-        env, found = split.env(self.agent.device), []
-        for start in range(0, len(split.items), 64):
-            items = split.items[start : start + 64]
-            found += rollout(self.agent, env, items, "argmax", max_steps=self.options.max_steps).trajectories
-        return found
-
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> NDHScores:
         """Return the official scores."""
         records = [{**r, "path": [pose[0] for pose in r["trajectory"]]} for r in predictions]

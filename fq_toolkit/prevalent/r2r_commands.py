@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from fq_toolkit.prevalent.commands import data_errors
+from fq_toolkit.prevalent.navigator_commands import run_navigate_command
 from fq_toolkit.prevalent.r2r_config import R2RConfig, preset
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
@@ -60,41 +61,9 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
 def navigate_command(run: Path, arguments: list[str]) -> int:
     """Run ``navigate RUN``."""
-    tyro = require("tyro", purpose="the command line")
+    from fq_toolkit.prevalent.r2r_training import R2R_TRAINER
 
-    def navigate(
-        item: str | None = None,
-        split: str = "val_unseen",
-        instruction: str | None = None,
-        step: int | None = None,
-        out: Path | None = None,
-    ) -> int:
-        """Follow one instruction step by step; draw the way as seen from above.
-
-        Args:
-            item: Name of the instruction, <path_id>_<number>; the first of the split by default.
-            split: train, val_seen or val_unseen.
-            instruction: Follow these words instead of the annotated ones.
-            step: Which checkpoint; the newest by default.
-            out: The PNG; by default navigate-ITEM.png in the run folder.
-        """
-        from fq_toolkit.prevalent.navigate import choose_item, narrate, walk
-        from fq_toolkit.prevalent.r2r_runs import load_run
-        from fq_toolkit.prevalent.top_view import draw_top_view
-
-        trained = load_run(run, step=step)
-        place, task = choose_item(trained.task, split, item)
-        if instruction is not None:
-            task = task._replace(instruction=instruction)
-        journey = walk(trained.task.agent, place, task, max_steps=trained.config.max_steps)
-        sys.stdout.write(narrate(journey))
-        target = out or run / f"navigate-{task.instr_id}.png"
-        draw_top_view(journey, target)
-        sys.stdout.write(f"{target}\n")
-        return 0
-
-    with data_errors():
-        return int(tyro.cli(navigate, args=arguments, prog="fq-toolkit navigate RUN"))
+    return run_navigate_command(R2R_TRAINER, run, arguments)
 
 
 def plot_command(run: Path, arguments: list[str]) -> int:

@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from fq_toolkit.prevalent.r2r_config import TRAINER, R2RConfig
-from fq_toolkit.prevalent.r2r_data import load_r2r_data
+from fq_toolkit.prevalent.navigator_runs import load_navigator
+from fq_toolkit.prevalent.r2r_config import R2RConfig
 from fq_toolkit.prevalent.r2r_evaluation import Decoding, R2REvaluation, follow, score_split
-from fq_toolkit.prevalent.r2r_training import R2RTraining
-from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import CheckpointError, ConfigError
+from fq_toolkit.prevalent.r2r_training import R2R_TRAINER, R2RTraining
+from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.run_folder import RunFolder
-from fq_toolkit.training.session import make_accelerator
 
 
 class R2RRun(NamedTuple):
@@ -35,16 +33,9 @@ def load_run(path: Path, *, step: int | None = None) -> R2RRun:
         ConfigError: when it is a run of another trainer.
         DataError: when what it was trained on is not there any more.
     """
-    folder = RunFolder.open(path)
-    config = load_config(R2RConfig, folder.config, trainer=TRAINER)
-    at, saved = folder.checkpoints().load(step)
-    task = R2RTraining(config, load_r2r_data(config), make_accelerator(config))
-    try:
-        task.load_state(saved["task"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"the checkpoint of step {at} in {path} does not fit: {error}") from error
-    task.networks.eval()
-    return R2RRun(folder, config, task, at)
+    found = load_navigator(R2R_TRAINER, path, step=step)
+    assert isinstance(found.task, R2RTraining)
+    return R2RRun(found.folder, found.task.config, found.task, found.step)
 
 
 def evaluate_run(

@@ -24,7 +24,7 @@ from fq_toolkit.prevalent.paths import sample_paths
 from fq_toolkit.prevalent.pretraining import VOCABULARY
 from fq_toolkit.prevalent.r2r_config import TRAINER, R2RConfig
 from fq_toolkit.prevalent.r2r_data import R2RData, Split, load_r2r_data
-from fq_toolkit.prevalent.r2r_evaluation import R2REvaluation, follow, score_split
+from fq_toolkit.prevalent.r2r_evaluation import R2REvaluation, score_split
 from fq_toolkit.prevalent.scoring import R2RScores
 from fq_toolkit.prevalent.speaker import Speaker
 from fq_toolkit.prevalent.vocabulary import Vocabulary
@@ -135,10 +135,6 @@ class R2RTraining(NavigatorTraining):
             )
             parts["a2c"] = config.a2c_weight * found.loss
         return parts
-
-    def predict(self, split: Split) -> list[dict[str, Any]]:
-        """Let the agent follow all instructions greedily."""
-        return follow(self.agent, split, max_steps=self.config.max_steps)
 
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> R2RScores:
         """Return the official scores."""

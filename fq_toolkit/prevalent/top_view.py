@@ -53,9 +53,9 @@ def draw_top_view(journey: Journey, path: Path) -> Path:
         label = describe(split, item.scan, scan.viewpoints[i])
         label = label.partition(" (")[2].rstrip(")") or label[:6]
         axes.annotate(label, (x[i], y[i]), fontsize=6, xytext=(3, 3), textcoords="offset points")
-    scores = journey.scores
+    scores = journey.scores._asdict()
     axes.set_title(
-        f"{item.instr_id} in {item.scan}: NE {scores.NE:.1f} m, SPL {scores.SPL:.2f}"
+        f"{item.instr_id} in {item.scan}: NE {scores['NE']:.1f} m, SPL {scores['SPL']:.2f}"
         + (", features synthesised" if split.synthesised else ""),
         fontsize=9,
         loc="left",

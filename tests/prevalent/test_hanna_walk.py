@@ -77,6 +77,26 @@ def test_help_changes_what_is_read_and_nothing_else_without_it(mini: MiniWorld, 
     assert torch.equal(again.log_probs, without.log_probs)
 
 
+def test_asking_is_right_where_nothing_was_told(mini: MiniWorld, agent: FollowerAgent) -> None:
+    generator = torch.Generator().manual_seed(0)
+    done = run(mini, agent, max_requests=2, feedback="student", teacher_probability=0.5, generator=generator)
+    assert done.ask_teacher[0].all(), "at the start nothing was told"
+    helper, seen = MiniHelper(mini), 0
+    for row, (item, record) in enumerate(zip(request_items(mini, 6), done.records, strict=True)):
+        told: set[str] = set()
+        for step, (place, text) in enumerate(
+            zip([pose[0] for pose in record["trajectory"]], done.heard[row], strict=False)
+        ):
+            if place not in told:
+                seen += 1
+                assert done.ask_teacher[step, row], "lost"
+            if text is not None:
+                found = helper.help(item.scan, place, 0.0, item.goals)
+                assert found is not None
+                told = {*found.path} - ({found.path[-1]} - set(item.goals))
+    assert seen > 6, "some left the way that they were told"
+
+
 def test_after_help_the_request_is_still_read(agent: FollowerAgent) -> None:
     assert with_help("find a sofa", "go left", agent) == "<ORA> go left <TAR> find a sofa"
     long = with_help("find a sofa", "left " * 200, agent)
@@ -109,6 +129,7 @@ def small_walk(**parts: Any) -> Walk:
         "mistakes": torch.tensor([[[False, True]], [[True, False]]]),
         "active": torch.tensor([[True], [False]]),
         "records": [],
+        "heard": [],
     }
     return Walk(**{**made, **parts})
 

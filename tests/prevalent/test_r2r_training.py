@@ -86,7 +86,7 @@ def test_other_decodings_repeat_and_leave_training_as_it_was(run: R2RRun, decodi
 
 def test_an_episode_is_told_and_drawn(run: R2RRun, tmp_path: Path) -> None:
     split, item = choose_item(run.task, "val_unseen", None)
-    journey = walk(run.task.agent, split, item, max_steps=5)
+    journey = walk(run.task, split, item)
     for choice in journey.choices:
         assert sum(chance for _, _, chance in choice.options) + choice.stop == pytest.approx(1, abs=1e-5)
     told = narrate(journey)

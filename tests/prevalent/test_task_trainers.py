@@ -2,24 +2,38 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fq_toolkit.cli import main
 from fq_toolkit.prevalent import MiniWorld, load_hanna, load_r2r, score_hanna, score_ndh
+from fq_toolkit.prevalent.feature_sources import FEATURE_DIM
 from fq_toolkit.prevalent.hanna_config import HannaConfig
+from fq_toolkit.prevalent.hanna_config import preset as hanna_preset
 from fq_toolkit.prevalent.hanna_training import HANNA_TRAINER
 from fq_toolkit.prevalent.mini_dialogs import dialog_items, write_dialogs
 from fq_toolkit.prevalent.mini_requests import write_requests
+from fq_toolkit.prevalent.navigate import narrate, walk
+from fq_toolkit.prevalent.navigator_baselines import BASELINES, baseline_records
+from fq_toolkit.prevalent.navigator_runs import load_navigator
 from fq_toolkit.prevalent.navigator_training import keep_end
 from fq_toolkit.prevalent.ndh_config import NDHConfig
+from fq_toolkit.prevalent.ndh_config import preset as ndh_preset
 from fq_toolkit.prevalent.ndh_data import load_ndh_data
 from fq_toolkit.prevalent.ndh_training import NDH_TRAINER
+from fq_toolkit.prevalent.pretraining_config import PretrainingConfig
+from fq_toolkit.prevalent.r2r_config import preset as r2r_preset
+from fq_toolkit.prevalent.r2r_data import Split
+from fq_toolkit.prevalent.r2r_evaluation import score_split
 from fq_toolkit.prevalent.speaker import Speaker
 from fq_toolkit.prevalent.speaker_config import SpeakerConfig
+from fq_toolkit.prevalent.speaker_config import preset as speaker_preset
 from fq_toolkit.prevalent.speaker_training import SPEAKER_TRAINER, SpeakerTraining
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.training.errors import ConfigError
@@ -155,6 +169,60 @@ def test_a_command_that_a_trainer_lacks_is_named(
 ) -> None:
     assert main(["augment", str(runs["ndh"]), "--out", "x.json"]) == 2
     assert "`ndh`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ndh", "hanna"])
+def test_one_episode_is_told_and_drawn(
+    name: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "way.png"
+    assert main(["navigate", str(runs[name]), "--split", "train", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    assert told.count("->") == told.count("step ") >= 1
+    assert ("goal progress" if name == "ndh" else "requests for help") in told
+    capsys.readouterr()
+    assert main(["navigate", str(runs[name]), "--item", "nobody", "--out", str(out)]) == 2
+    assert "no instruction 'nobody'" in capsys.readouterr().err
+
+
+def test_what_was_heard_is_told(runs: dict[str, Path]) -> None:
+    task: Any = load_navigator(HANNA_TRAINER, runs["hanna"]).task
+    split = task.validation["val_unseen"]
+    with torch.no_grad():
+        task.asker.score.bias.copy_(torch.tensor([-50.0, 50.0]))
+    for item in split.items:
+        journey = walk(task, split, item)
+        asked = [choice.told for choice in journey.choices if choice.told is not None]
+        assert len(asked) == journey.scores.requests >= 1  # type: ignore[attr-defined]
+        assert narrate(journey).count("asks for help and hears") == len(asked)
+        for here, there in zip(journey.choices, journey.choices[1:], strict=False):
+            assert here.target == there.viewpoint
+
+
+def test_what_is_pretrained_with_no_options_goes_on_with_no_options() -> None:
+    configs = [preset("mini") for preset in (r2r_preset, ndh_preset, hanna_preset, speaker_preset)]
+    known = {(c.feature_dim, c.world_seed) for c in (*configs, PretrainingConfig())}
+    assert known == {(FEATURE_DIM, 0)}
+    assert configs[3].data_options() == dataclasses.replace(
+        r2r_preset("mini"), validation_items=configs[3].validation_items
+    )
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_baselines_walk_along_edges_and_the_shortest_path_scores_1(mini: MiniWorld, seed: int) -> None:
+    split = Split("val", mini.items(4, seed=seed), mini, mini.features())
+    for name in BASELINES:
+        for item, record in zip(
+            split.items, baseline_records(name, split, max_steps=8, seed=seed), strict=True
+        ):
+            places = [mini.scan(item.scan).locate(pose[0]) for pose in record["trajectory"]]
+            assert places[0] == mini.scan(item.scan).locate(item.start)
+            assert len(places) <= 9
+            assert all(mini.scan(item.scan).adjacent[a, b] for a, b in pairwise(places))
+    shortest = baseline_records("shortest path", split, max_steps=8)
+    assert score_split(split, shortest).SPL == pytest.approx(1)
 
 
 def test_dialogs_lose_their_oldest_words(mini: MiniWorld) -> None:
