@@ -9,12 +9,17 @@ from torch.nn import functional
 from fq_toolkit.fqgan.ugatit_networks import Judgement, Round
 
 
+def widened(x: Tensor) -> Tensor:
+    """Return what mixed precision left in 16 bits as float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def least_squares(outputs: Tensor, target: float) -> Tensor:
     """Return ``mean((outputs - target)^2)``, a 0-dim tensor.
 
     Source: LSGAN, arXiv 1611.04076.
     """
-    return (outputs.float() - target).square().mean()
+    return (widened(outputs) - target).square().mean()
 
 
 def critic_loss(judgements: Sequence[Judgement]) -> Tensor:
@@ -40,15 +45,15 @@ def adversarial_loss(judgements: Sequence[Judgement]) -> Tensor:
 
 def cycle_loss(round_trip: Round, real_a: Tensor, real_b: Tensor) -> Tensor:
     """Return the mean absolute difference of images and their way there and back, summed over domains."""
-    return functional.l1_loss(round_trip.back_a.float(), real_a) + functional.l1_loss(
-        round_trip.back_b.float(), real_b
+    return functional.l1_loss(widened(round_trip.back_a), real_a) + functional.l1_loss(
+        widened(round_trip.back_b), real_b
     )
 
 
 def identity_loss(round_trip: Round, real_a: Tensor, real_b: Tensor) -> Tensor:
     """Return how much generators change images that are already in their target domain, in absolute means."""
-    return functional.l1_loss(round_trip.same_a.images.float(), real_a) + functional.l1_loss(
-        round_trip.same_b.images.float(), real_b
+    return functional.l1_loss(widened(round_trip.same_a.images), real_a) + functional.l1_loss(
+        widened(round_trip.same_b.images), real_b
     )
 
 
@@ -60,7 +65,7 @@ def attention_loss(round_trip: Round) -> Tensor:
 
     def one(source: Tensor, target: Tensor) -> Tensor:
         cross_entropy = functional.binary_cross_entropy_with_logits
-        source, target = source.float(), target.float()
+        source, target = widened(source), widened(target)
         return cross_entropy(source, torch.ones_like(source)) + cross_entropy(
             target, torch.zeros_like(target)
         )
