@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fq_toolkit.layers.latent_merge import can_merge, merge_slots
+from fq_toolkit.layers.latent_merge import attend_one, can_copy, can_merge, in_front, merge_slots
 from fq_toolkit.layers.latent_projector import Slots
 
 #: Name of the keyword that carries the memory through the model's forward.
@@ -155,16 +155,15 @@ def attend_with_slots(
     Returns:
         Output (B, Q, query heads, value_dim), and weights (B, query heads, Q, slots + K) or None.
     """
+    if attention_mask is None and query.shape[2] == 1 and can_copy(base, query, key, options):
+        return attend_one(query, key, value, slots, scale=options.get("scaling")), None
     count = slots[0].shape[2]
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if can_merge(base, query, key, value, attention_mask, options):
         causal = bool(causal) and query.shape[2] > 1
         return merge_slots(query, key, value, slots, causal=causal, scale=options.get("scaling")), None
-    keys, values = (
-        torch.cat([slot.to(text).expand(text.shape[0], -1, -1, -1), text], dim=2)
-        for slot, text in zip(slots, (key, value), strict=True)
-    )
+    keys, values = in_front(slots, key, value)
     bias = options.get("position_bias")
     if bias is not None:  # T5: a slot has no position, hence no bias
         options["position_bias"] = bias = F.pad(bias, (count, 0))

@@ -279,6 +279,7 @@ def injected_class(base: type) -> Any:
         "forward": forward,
         "_latent_base": base,
         "_latent_names": tuple(parameters)[1:],
+        "_latent_prefix": "decoder_" if "decoder_input_ids" in parameters else "",
     }
     return type(base.__name__, (LatentModel, base), members)
 

@@ -14,13 +14,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fq_toolkit.layers.latent_projector import Slots
 
 _aten = torch.ops.aten
 # One query against keys of fewer numbers than this in all: copying them costs less than the small operations
-# that merge a slot.
+# that merge a slot, whose code the weights of the model have pushed out of the processor's caches meanwhile.
 _WORTH_MERGING = 1 << 16
+
+
+def can_copy(base: Callable[..., Any], query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
+    """Whether :func:`attend_one` can and should compute one query without a mask.
+
+    Asked for every layer of every token, when the weights have pushed all else out of the processor's caches,
+    so that each line counts.
+
+    Args:
+        base: the attention of the model.
+        query: (B, query heads, 1, key_dim).
+        key: (B, heads, K, key_dim).
+        options: what the model passes to its attention.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and key.numel() < _WORTH_MERGING
+        and base is _sdpa()
+        and query.shape[1] == key.shape[1]
+        and not options.get("dropout")
+        and options.get("position_bias") is None
+        and options.get("cache") is None
+        and options.get("softcap") is None
+    )
 
 
 @functools.cache
@@ -49,12 +74,9 @@ def can_merge(
         mask: of the attention.
         options: what the model passes to its attention.
     """
-    one_more_token = query.shape[2] == 1
-    if one_more_token and key.numel() < _WORTH_MERGING:  # first: it is asked for every layer of every token
-        return False
     return (
-        not torch.compiler.is_compiling()
-        and mask is None
+        mask is None
+        and not torch.compiler.is_compiling()
         and query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
@@ -66,14 +88,46 @@ def can_merge(
         and options.get("s_aux") is None
         and key.shape == value.shape
         and query.shape[1] == key.shape[1]
-        and (one_more_token or query.shape[2] == key.shape[2])  # causal is from the upper left
+        and (query.shape[2] == 1 or query.shape[2] == key.shape[2])  # causal is from the upper left
+        and query.stride(3) == key.stride(3) == value.stride(3) == 1  # as the kernel assumes
     )
+
+
+def attend_one(query: Tensor, key: Tensor, value: Tensor, slots: Slots, *, scale: float | None) -> Tensor:
+    """Attention of one query over text and slots by torch's kernel itself.
+
+    Args:
+        query: (B, heads, 1, key_dim).
+        key: (B, heads, K, key_dim), text only.
+        value: (B, heads, K, value_dim), text only.
+        slots: key and value of the slots, (B or 1, heads, slots, key_dim or value_dim).
+        scale: of the scores; None for 1 / sqrt(key_dim).
+
+    Returns:
+        (B, 1, heads, value_dim).
+    """
+    keys, values = in_front(slots, key, value)
+    return F.scaled_dot_product_attention(query, keys, values, scale=scale).transpose(1, 2).contiguous()
+
+
+def in_front(slots: Slots, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, heads, slots + K, head_dim) of slots and text, as the text's dtype.
+
+    As few operations as can be: every layer of every token comes here.
+    """
+    slot_key, slot_value = slots
+    if slot_key.dtype != key.dtype or slot_key.device != key.device:
+        slot_key, slot_value = slot_key.to(key), slot_value.to(value)
+    if slot_key.shape[0] != key.shape[0]:
+        slot_key = slot_key.expand(key.shape[0], -1, -1, -1)
+        slot_value = slot_value.expand(value.shape[0], -1, -1, -1)
+    return torch.cat((slot_key, key), dim=2), torch.cat((slot_value, value), dim=2)
 
 
 def merge_slots(
     query: Tensor, key: Tensor, value: Tensor, slots: Slots, *, causal: bool, scale: float | None
 ) -> Tensor:
-    """Attention over text and slots.
+    """Attention over text and slots, without a copy of the text.
 
     Args:
         query: (B, heads, Q, head_dim).
@@ -87,7 +141,8 @@ def merge_slots(
         (B, Q, heads, head_dim).
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    slot_key, slot_value = slots[0].to(query), slots[1].to(query)
+    slot_key = slots[0].to(query)
+    slot_value = slot_key if slots[1] is slots[0] else slots[1].to(query)
     if torch.is_grad_enabled():
         output: Tensor = _Merged.apply(query, key, value, slot_key, slot_value, causal, scale)
     else:
@@ -104,7 +159,7 @@ def _attend(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output like the query, and the log-sum-exp (B, heads, Q) of the text's scores and of the slots'.
+    """Output like the query, the text's log-sum-exp (B, heads, Q), and how far it is above the slots'.
 
     At one token a call, each small operation counts: one slot needs no softmax of its own.
     """
@@ -112,12 +167,11 @@ def _attend(
         query, key, value, 0.0, causal, scale=scale
     )
     if slot_key.shape[2] == 1:
-        of_slots, slot = torch.linalg.vecdot(query, slot_key).mul_(scale), slot_value
+        above, slot = torch.sub(of_text, torch.linalg.vecdot(query, slot_key), alpha=scale), slot_value
     else:
         scores = torch.matmul(query, slot_key.transpose(-1, -2)) * scale
-        of_slots, slot = scores.logsumexp(-1), torch.matmul(scores.softmax(-1), slot_value)
-    weight = (of_text - of_slots).sigmoid_().unsqueeze(-1)
-    return torch.lerp(slot, text, weight), of_text, of_slots
+        above, slot = of_text - scores.logsumexp(-1), torch.matmul(scores.softmax(-1), slot_value)
+    return torch.lerp(slot, text, above.sigmoid().unsqueeze(-1)), of_text, above
 
 
 class _Merged(torch.autograd.Function):
@@ -134,8 +188,8 @@ class _Merged(torch.autograd.Function):
         causal: bool,
         scale: float,
     ) -> Tensor:
-        output, of_text, of_slots = _attend(query, key, value, slot_key, slot_value, causal, scale)
-        of_all = torch.logaddexp(of_text, of_slots)
+        output, of_text, above = _attend(query, key, value, slot_key, slot_value, causal, scale)
+        of_all = of_text - F.logsigmoid(above)
         ctx.save_for_backward(query, key, value, slot_key, slot_value, output, of_all)
         ctx.causal, ctx.scale = causal, scale
         return output

@@ -21,8 +21,8 @@ _SEEN = "_latent_seen"
 class LatentModel:
     """Mixed in front of a transformers model's class by `inject_latent`.
 
-    The subclass that mixes it in sets ``_latent_base``, the class of the model, and ``_latent_names``, the
-    parameters of its forward.
+    The subclass that mixes it in sets ``_latent_base``, the class of the model, ``_latent_names``, the
+    parameters of its forward, and ``_latent_prefix``, how those of them begin that are the decoder's.
     """
 
     def _forward_with(
@@ -66,7 +66,7 @@ class LatentModel:
 
     def _text(self: Any, given: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """The decoder's token ids or its embeddings."""
-        prefix = "decoder_" if self.config.is_encoder_decoder else ""
+        prefix = self._latent_prefix
         ids, embeds = given.get(f"{prefix}input_ids"), given.get(f"{prefix}inputs_embeds")
         if prefix and ids is None and embeds is None and given.get("labels") is not None:
             ids = given["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(
@@ -114,17 +114,18 @@ class LatentModel:
         self: Any, given: dict[str, Any], ids: Tensor | None, embeds: Tensor | None, added: Tensor
     ) -> None:
         """Replace the ids by embeddings with the latent's part in them."""
-        encoded = self.config.is_encoder_decoder
+        prefix = self._latent_prefix
         if embeds is None:
-            embeds = (self.get_decoder() if encoded else self).get_input_embeddings()(ids)
-        prefix = "decoder_" if encoded else ""
+            embeds = (self.get_decoder() if prefix else self).get_input_embeddings()(ids)
         given[f"{prefix}input_ids"] = None
         given[f"{prefix}inputs_embeds"] = embeds + added[:, None].to(device=embeds.device, dtype=embeds.dtype)
 
     def _check_route(self: Any) -> None:
         """See that attention still runs through us, whoever changed the config in the meantime."""
-        name = self.get_submodule(self.latent_spec.sites[0].name).config._attn_implementation
-        if not name.startswith(PREFIX):
+        module = self
+        for part in self.latent_spec.sites[0].name.split("."):  # for every token: get_submodule takes longer
+            module = getattr(module, part)
+        if not module.config._attn_implementation.startswith(PREFIX):
             route(site_configs(self))
 
     def _check_checkpointing(self: Any) -> None:

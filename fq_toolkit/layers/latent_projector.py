@@ -175,8 +175,8 @@ def _split(flat: Tensor, spec: LatentSpec) -> list[Slots]:
             by_slot = by_slot[:, 0]
         vectors = by_slot.split(widths, dim=-1)
         dims = (site.key_dim, site.value_dim)
-        heads = [
-            vector.reshape(*vector.shape[:-1], site.heads, dim).transpose(1, 2)
+        heads = [  # contiguous: every token reads them, and torch concatenates nothing else fast
+            vector.reshape(*vector.shape[:-1], site.heads, dim).transpose(1, 2).contiguous()
             for vector, dim in zip(vectors, dims, strict=False)
         ]
         slots.append((heads[0], heads[-1]))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fq_toolkit import inject_latent
-from fq_toolkit.layers import latent_attention
-from fq_toolkit.layers.latent_merge import merge_slots
+from fq_toolkit.layers import latent_attention, latent_merge
+from fq_toolkit.layers.latent_merge import attend_one, merge_slots
 
 
 def _written_out(query, key, value, slots, causal, scale):
@@ -64,6 +64,25 @@ def test_scores_of_any_size_are_safe(gain):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("merged", [True, False])
+@given(sizes, st.booleans(), st.floats(0.05, 3.0), st.booleans(), st.booleans())
+def test_one_more_token_by_both_ways(merged, size, shared_batch, scale, float_slots, tied):
+    batch, heads, length, dim, count = size
+    query, key, value = (torch.randn(batch, heads, n, dim, dtype=torch.float64) for n in (1, length, length))
+    of_key, of_value = (
+        torch.randn(1 if shared_batch else batch, heads, count, dim).double() for _ in range(2)
+    )
+    slots = (of_key, of_key if tied else of_value)
+    given_slots = tuple(slot.float() for slot in slots) if float_slots else slots
+    if merged:
+        got = merge_slots(query, key, value, given_slots, causal=False, scale=scale)
+    else:
+        got = attend_one(query, key, value, given_slots, scale=scale)
+    wanted = _written_out(query, key, value, slots, False, scale)
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
+    assert got.is_contiguous()
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -113,7 +132,7 @@ def test_cached_tokens_are_merged_and_say_the_same(model, monkeypatch):
     model.eval()
     ids, z = torch.randint(0, 30, (2, 6)), torch.randn(2, 4)
     options = {"latent": z, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-    monkeypatch.setattr("fq_toolkit.layers.latent_merge._WORTH_MERGING", 0)
+    monkeypatch.setattr(latent_merge, "_WORTH_MERGING", 0)
     merged = model.generate(ids, **options)
     assert len(calls) == 2 * 5  # in each layer: the prompt, then a token at a time
     monkeypatch.setattr(latent_attention, "can_merge", lambda *_: False)

@@ -55,6 +55,19 @@ def test_each_latent_of_a_layer_or_slot_goes_there_and_nowhere_else() -> None:
                     assert torch.equal(differs, expected)
 
 
+@pytest.mark.parametrize("shape", [(4, NZ), (4, 2, NZ), (4, 3, NZ), (4, 3, 2, NZ)])
+@pytest.mark.parametrize("share_kv", [True, False])
+def test_slots_are_contiguous_as_each_token_reads_them(shape: tuple[int, ...], share_kv: bool) -> None:
+    model = injected(slots=2, share_kv=share_kv)
+    assert len(model.latent_spec.layers) == 3
+    for key, value in model.latent_injection(torch.randn(shape)).memory:
+        assert key.shape == value.shape
+        assert (key.shape[0], key.shape[2]) == (4, 2)
+        assert key.is_contiguous()
+        assert value.is_contiguous()
+        assert (key is value) is share_kv
+
+
 def test_gradients_stay_within_a_sample() -> None:
     model, z = injected(mode="both"), torch.randn(4, NZ, requires_grad=True)
     (grad,) = torch.autograd.grad(model(IDS, latent=z).logits[2].sum(), z)
