@@ -160,6 +160,42 @@ def figures_of(task: str, found: Any) -> dict[str, float]:
     return figures
 
 
+SHOWN = (
+    ("GP m", "val_unseen GP", 1.0), ("SR %", "val_unseen SR", 100.0), ("SPL %", "val_unseen SPL", 100.0),
+    ("requests", "val_unseen requests", 1.0), ("SR % without help", "val_unseen SR without help", 100.0),
+    ("BLEU", "val_unseen BLEU", 1.0), (CPU, CPU, 1.0),
+)  # fmt: skip
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The table of the docs: the figures of unseen buildings of the newest setting, a row an arm."""
+    if not rows:
+        return ""
+    setting = rows[-1].setting
+    figures = Figures(rows, setting)
+    lines = [
+        f"commit {setting.commit}, {setting.machine}, {setting.threads} thread",
+        "",
+        f"| arm | {' | '.join(name for name, _, _ in SHOWN)} | seeds |",
+        "|" + "---|" * (len(SHOWN) + 2),
+    ]
+    for arm in ARMS:
+        seeds = figures.by_arm(LAST).get(arm, {})
+        if not seeds:
+            continue
+        cells = []
+        for _, metric, factor in SHOWN:
+            values = [factor * value for value in figures.by_arm(metric).get(arm, {}).values()]
+            if not values:
+                cells.append("")
+                continue
+            one = student_interval(values)
+            spread = "" if math.isinf(one.low) else f" ({one.low:.1f} to {one.high:.1f})"
+            cells.append(f"{one.mean:.1f}{spread}")
+        lines.append(f"| {arm} | {' | '.join(cells)} | {len(seeds)} |")
+    return "\n".join(lines)
+
+
 def report(rows: Sequence[Row]) -> str:
     """A table of means over seeds with 95 % intervals, for each setting."""
     lines = []
@@ -215,7 +251,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 if not arguments.quick:
                     append(path, rows)
     if not arguments.quick:
-        sys.stdout.write(report(read(path)))
+        rows = read(path)
+        sys.stdout.write(f"{summary(rows)}\n\n{report(rows)}")
     return 0
 
 

@@ -48,3 +48,11 @@ def test_the_table_keeps_commits_apart(tmp_path):
     assert text.count("| ndh, scratch | val_unseen GP | 1.5 | one seed | 1 |") == 2
     assert "commit another (modified)" in text
     assert study.report([]) == "no run has ended yet\n"
+
+
+def test_the_page_shows_the_committed_rows():
+    (file,) = study.DIRECTORY.glob("study_navigation_tasks-*.csv")
+    rows = read(file)
+    page = Path(__file__).parents[2] / "docs" / "navigation_tasks.md"
+    assert len({row.setting for row in rows}) == 1, "rows of an older commit are deleted"
+    assert study.summary(rows) in page.read_text("utf-8")
