@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fq_toolkit.fqgan.config import FQGANConfig
+from fq_toolkit.fqgan.ugatit_config import UGATITConfig
 from fq_toolkit.layers import FeatureQuantizer, commitment_loss
 from fq_toolkit.layers.statistics import perplexity
 
@@ -34,7 +35,7 @@ def quantizer_factory(config: FQGANConfig) -> Callable[[int], nn.Module] | None:
     return make
 
 
-def warmup_strength(config: FQGANConfig, step: int) -> float:
+def warmup_strength(config: FQGANConfig | UGATITConfig, step: int) -> float:
     """Return the strength of straight-through quantization: from 0 to 1 over ``fq_warmup`` steps."""
     return 1.0 if config.fq_warmup == 0 else min(1.0, step / config.fq_warmup)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fq_toolkit.fqgan.augmentation import jitter
 from fq_toolkit.fqgan.pixels import Images
-from fq_toolkit.fqgan.quantization import halves_commitment
+from fq_toolkit.fqgan.quantization import halves_commitment, warmup_strength
 from fq_toolkit.fqgan.ugatit_building import build_networks
 from fq_toolkit.fqgan.ugatit_config import UGATITConfig
 from fq_toolkit.fqgan.ugatit_layers import clip_rho
@@ -98,7 +98,7 @@ class UGATITUpdates:
     def step(self, step: int) -> dict[str, Tensor]:
         """Update all discriminators once and then all generators once. Waits for nothing on the device."""
         if self.config.fq == "straight_through":
-            self.strength = min(1.0, step / max(1, self.config.fq_warmup))
+            self.strength = warmup_strength(self.config, step)
             for layer in self.quantizers.values():
                 layer.strength = self.strength
         for optimizer in (self.g_optimizer, self.d_optimizer):
