@@ -50,6 +50,7 @@ class Case:
         memory: whether peak extra memory is measured.
         memory_shapes: names of the shapes on which it is; None for all.
         problem: makes from shape, device and dtype what is measured on.
+        min_rounds: at least so many rounds, however long they take, where a "base" is compared with.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Case:
     memory: bool = True
     memory_shapes: tuple[str, ...] | None = None
     problem: Callable[..., Any] = Problem
+    min_rounds: int = 3
 
 
 def _feature_arrays(count: int) -> Callable[[Problem], int]:
@@ -186,6 +188,7 @@ CASES = (
         quick_shapes=QUICK_TEXT,
         memory_shapes=(latent_targets.MEMORY_SHAPE.name,),
         problem=TextProblem,
+        min_rounds=15,
     ),
     Case(
         latent_targets.TRAIN,

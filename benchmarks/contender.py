@@ -28,6 +28,7 @@ class Task:
     ``indices`` extracts the nearest-code indices from what ``run`` returns, so that wrong ones can be
     counted. ``note`` says what the rows should know, such as the data; empty: the backend of our layers.
     ``scale`` calls in a row make the work that the shape names; rows hold a call's time times that.
+    ``every``: takes part in one round of so many, where it is much slower than those compared closely.
     """
 
     run: Callable[[Any], Any]
@@ -35,6 +36,7 @@ class Task:
     indices: Callable[[Any], Tensor] | None = None
     note: str = ""
     scale: int = 1
+    every: int = 1
 
     @property
     def repeatable(self) -> bool:

@@ -44,8 +44,10 @@ class TextShape:
 
     @property
     def label(self) -> str:
-        """Batch, length and dropout, for tables."""
-        return f"B {self.batch}, T {self.length}" + (f", dropout {self.dropout:g}" if self.dropout else "")
+        """Batch, length, dropout and a size other than the usual, for tables."""
+        text = f"B {self.batch}, T {self.length}" + (f", dropout {self.dropout:g}" if self.dropout else "")
+        usual = (TextShape.layers, TextShape.width)
+        return text if (self.layers, self.width) == usual else f"{text}, {self.layers} x {self.width}"
 
     def with_few_rows(self) -> TextShape:
         """Two tokens of the same kind of text: runs the same code with little memory."""
@@ -124,9 +126,12 @@ class TextProblem:
         return TextProblem(self.shape.with_few_rows(), self.device, self.dtype)
 
 
+#: One text by a decoder of the size that was released: GPT-2 small with its three added tokens.
+RELEASED_SHAPE = TextShape("B1 T128 GPT-2 small", 1, 128, layers=12, width=768, vocabulary=50_260)
 #: Of generation: the targets are about these batch sizes.
-GENERATION_SHAPES = tuple(
-    TextShape(f"B{batch} T{length}", batch, length) for length in (32, 128) for batch in (1, 8, 32)
+GENERATION_SHAPES = (
+    *(TextShape(f"B{batch} T{length}", batch, length) for length in (32, 128) for batch in (1, 8, 32)),
+    RELEASED_SHAPE,
 )
 #: As the trainers here start from scratch, and as GPT-2 was trained: with dropout, attention has another
 #: kernel.

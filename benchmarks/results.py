@@ -23,7 +23,8 @@ class Row:
 
     Times are milliseconds per call; ``floor_share`` is floor / median; ``wrong_share`` is the share of
     indices that differ from the float64 definition; ``other_cores`` is how many cores other processes kept
-    busy meanwhile; ``note`` is the reason of a skip, or which variant was the fastest.
+    busy meanwhile; ``note`` is the reason of a skip, or which variant was the fastest; ``over_base`` is the
+    median over the rounds of the time over that of the contender of kind "base" in the same round.
     """
 
     case: str
@@ -57,6 +58,7 @@ class Row:
     wrong_share: float | None = None
     other_cores: float | None = None
     note: str = ""
+    over_base: float | None = None
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -101,7 +103,7 @@ def read(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        if list(reader.fieldnames or ()) != list(_TYPES):
+        if list(reader.fieldnames or ()) not in (list(_TYPES), list(_TYPES)[:-1]):  # over_base came last
             raise ValueError(
                 f"{path} has the columns {reader.fieldnames}, expected {list(_TYPES)}; "
                 "delete the file and measure again"
@@ -160,6 +162,16 @@ def median(rows: Iterable[Row], case: str, shape: str, contender: str) -> float 
         if (row.case, row.shape, row.contender, row.status) == (case, shape, contender, MEASURED):
             return row.median_ms
     return None
+
+
+def over_base(rows: Iterable[Row], case: str, shape: str, contender: str) -> float | None:
+    """Measured time over the base contender's, round by round where rows have that, else of the medians."""
+    here = [row for row in rows if (row.case, row.shape, row.status) == (case, shape, MEASURED)]
+    mine = next((row for row in here if row.contender == contender), None)
+    base = next((row for row in here if row.kind == "base"), None)
+    if mine is None or base is None or mine.median_ms is None or not base.median_ms:
+        return None
+    return mine.median_ms / base.median_ms if mine.over_base is None else mine.over_base
 
 
 def peak(rows: Iterable[Row], case: str, shape: str, contender: str) -> int | None:

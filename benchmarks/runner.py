@@ -16,7 +16,7 @@ from benchmarks.contender import Contender, Task, Unavailable
 from benchmarks.latent_problem import TextProblem
 from benchmarks.problem import Problem
 from benchmarks.results import FAILED, MEASURED, SKIPPED, Row
-from benchmarks.timing import Timing, as_graph, interleave
+from benchmarks.timing import Timing, as_graph, interleave, paired_ratio
 from benchmarks.vln_problem import StepProblem
 
 AnyProblem = Problem | TextProblem | StepProblem
@@ -177,10 +177,16 @@ def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], F
             if graph is not None:
                 tasks[name] = graph
                 replayed.add(name)
+    base_name = next((e.contender.name for e in entries if e.task and e.contender.kind == "base"), None)
     others = machine.OtherLoad()
     timings = interleave(
-        {**tasks, **floor_tasks}, device=options.device, seconds=options.seconds, rounds=options.rounds
+        {**tasks, **floor_tasks},
+        device=options.device,
+        seconds=options.seconds,
+        rounds=options.rounds,
+        min_rounds=case.min_rounds if base_name else 3,
     )
+    base = timings[base_name] if base_name else None
     other_cores = others.cores()
     least = _find_floor(case, problem, timings, labels)
     rows = []
@@ -210,6 +216,7 @@ def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], F
                 "median_ms": timing.median,
                 "q25_ms": low,
                 "q75_ms": high,
+                "over_base": paired_ratio(timing, base) if base else None,
                 "peak_extra_bytes": extra,
                 "floor_ms": least.milliseconds,
                 "floor_share": share,

@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender once a round, in rotating order, on one clock."""
+"""Interleaved timing: the contenders once a round, in rotating order, on one clock."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ class Timing:
         """First and third quartile."""
         low, high = np.percentile(self.samples, [25, 75])
         return float(low), float(high)
+
+
+def paired_ratio(above: Timing, below: Timing) -> float | None:
+    """Median over the rounds of one's time over the other's; None where they took part in different rounds.
+
+    A disturbance that outlasts a round changes both times of a pair, and hardly their ratio.
+    """
+    if len(above.samples) != len(below.samples):
+        return None
+    return float(np.median(np.divide(above.samples, below.samples)))
 
 
 def rotation(names: Sequence[str], round_index: int) -> list[str]:
@@ -128,12 +138,15 @@ def interleave(
         # The first call also loads code and fills caches; of a short call a second one tells the real size.
         estimate[name] = take(task, 1) if first < 50 else first
         calls[name] = calls_per_sample(estimate[name])
-    round_s = sum(estimate[name] * calls[name] for name in tasks) / 1e3 + _PAUSE_S * len(tasks)
+    costs = (estimate[name] * calls[name] / task.every for name, task in tasks.items())
+    round_s = sum(costs) / 1e3 + _PAUSE_S * len(tasks)
     if rounds is None:
         rounds = max(min_rounds, min(max_rounds, int(seconds / round_s)))
     samples: dict[str, list[float]] = {name: [] for name in tasks}
     for index in range(rounds):
         for name in rotation(list(tasks), index):
+            if index % tasks[name].every:
+                continue
             time.sleep(_PAUSE_S)  # lets the worker threads of the previous contender's runtime fall asleep
             samples[name].append(take(tasks[name], calls[name]) * tasks[name].scale)
     clock = "cuda events" if device == "cuda" else "perf_counter"

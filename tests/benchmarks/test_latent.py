@@ -25,13 +25,13 @@ def _rows(over_plain=1.02, over_loop=25.0, peak=1000, training=1.01):
     for shape in GENERATION_SHAPES:
         rows += [
             _row(GENERATE, shape, INJECTED, 100 * over_plain, peak_extra_bytes=peak),
-            _row(GENERATE, shape, PLAIN, 100.0, peak_extra_bytes=1000),
+            _row(GENERATE, shape, PLAIN, 100.0, peak_extra_bytes=1000, kind="base"),
             _row(GENERATE, shape, ORIGINAL, 100 * over_plain * over_loop),
         ]
     for step in TRAINING_SHAPES:
         rows += [
             _row(TRAIN, step, INJECTED, 50 * training, peak_extra_bytes=1000 + 3 * step.adapter_bytes),
-            _row(TRAIN, step, PLAIN, 50.0, peak_extra_bytes=1000),
+            _row(TRAIN, step, PLAIN, 50.0, peak_extra_bytes=1000, kind="base"),
         ]
     return rows
 
@@ -50,6 +50,12 @@ def test_targets_are_judged():
     assert [_words(_rows(peak=1000 + slot))[4], _words(_rows(peak=2000 + 2 * slot))[4]] == ["met", "missed"]
 
 
+def test_ratios_are_those_of_the_rounds_where_there_are_some():
+    paired = [replace(row, over_base=1.02) if row.contender == INJECTED else row for row in _rows(1.5)]
+    assert _words(_rows(1.5))[0] == "missed"
+    assert _words(paired)[0] == "met"
+
+
 def test_what_was_not_measured_is_said():
     assert _words([]) == ["not measured"] * 7
     assert _words([row for row in _rows() if row.shape != "B8 T128"])[0] == "not measured"
@@ -59,6 +65,7 @@ def test_what_was_not_measured_is_said():
 def test_the_lines_hold_tokens_per_second():
     lines = latent_section(_rows())
     assert "| B 8, T 128 | 10,039 | 10,240 | 402 | +2.0 % | 25.0x |" in lines
+    assert "| B 1, T 128, 12 x 768 | 1,255 | 1,280 | 50 | +2.0 % | 25.0x |" in lines
     assert "B 8, T 64: 50 ms without a latent, one adds +1.0 %; B 8, T 64, dropout 0.1: 50 ms" in lines[-2]
 
 
@@ -92,7 +99,7 @@ def test_an_original_call_stands_for_the_batch():
     (original,) = [entry for entry in BY_NAME[GENERATE].contenders if entry.name == ORIGINAL]
     task = original.build(TextProblem(QUICK_TEXT[1]))
     assert [task.setup() for _ in range(4)] == [0, 1, 2, 0]
-    timed = interleave({"loop": task}, rounds=2, sampler=lambda one, calls: 7.0)
+    timed = interleave({"loop": task}, rounds=6, sampler=lambda one, calls: 7.0)  # takes part in one of five
     assert timed["loop"].samples == (21.0, 21.0)
     assert (
         interleave({"x": Task(lambda _: None)}, rounds=1, sampler=lambda one, calls: 7.0)["x"].median == 7.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.results import MEASURED, SKIPPED, Row, merge, read, write
+from benchmarks.results import MEASURED, SKIPPED, Row, merge, over_base, read, write
 
 ROW = Row(
     case="lookup",
@@ -66,6 +66,25 @@ def test_round_trip_of_any_value(tmp_path_factory, note, number, flag, count):
     row = replace(ROW, note=note, median_ms=number, dirty=flag, peak_extra_bytes=count)
     write(path, [row])
     assert read(path) == [row]
+
+
+def test_a_file_from_before_the_paired_ratios(tmp_path):
+    path = tmp_path / "m.csv"
+    write(path, [ROW])
+    lines = path.read_text().splitlines()
+    path.write_text("".join(line.rpartition(",")[0] + "\n" for line in lines))
+    assert "over_base" not in path.read_text()
+    assert read(path) == [ROW]
+
+
+def test_time_over_the_base_by_rounds_or_by_medians():
+    base = replace(ROW, contender="base", kind="base", median_ms=10.0)
+    mine = replace(ROW, contender="mine", median_ms=15.0)
+    where = (ROW.case, ROW.shape, "mine")
+    assert over_base([base, mine], *where) == 1.5
+    assert over_base([base, replace(mine, over_base=1.25)], *where) == 1.25
+    assert over_base([mine], *where) is None
+    assert over_base([base], *where) is None
 
 
 def test_no_file_is_no_rows(tmp_path):

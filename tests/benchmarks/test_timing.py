@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.contender import Task
-from benchmarks.timing import Timing, calls_per_sample, cpu_sample, interleave, rotation
+from benchmarks.timing import Timing, calls_per_sample, cpu_sample, interleave, paired_ratio, rotation
 
 
 @given(st.integers(1, 7), st.integers(0, 40))
@@ -47,6 +47,30 @@ def test_rounds_are_interleaved():
     assert all(set(rounds[start : start + 3]) == set("abc") for start in range(0, 18, 3))
     assert rounds[0:3] != rounds[3:6]
     assert all(len(timing.samples) == 6 for timing in timings.values())
+
+
+def test_a_slow_one_takes_part_in_some_rounds():
+    log = []
+    tasks = {name: Task(lambda _, name=name: log.append(name)) for name in "ab"}
+    tasks["slow"] = Task(lambda _: log.append("slow"), every=3)
+
+    def clock(task, calls):
+        task.run(None)
+        return 1000.0
+
+    timings = interleave(tasks, seconds=14, sampler=clock)  # a round takes 2.3 s
+    assert {name: len(timing.samples) for name, timing in timings.items()} == {"a": 5, "b": 5, "slow": 2}
+    rounds = "".join(name[0] for name in log[-12:])
+    assert sorted(rounds[:3]) == ["a", "b", "s"]
+    assert sorted(rounds[3:5]) == sorted(rounds[5:7]) == ["a", "b"]
+
+
+def test_paired_ratios_bear_a_drift_of_the_machine():
+    drift = [1.0, 7.0, 2.0, 5.0, 3.0]
+    below = Timing(tuple(drift), "")
+    above = Timing(tuple(1.25 * value for value in drift[:4]) + (300.0,), "")
+    assert paired_ratio(above, below) == 1.25
+    assert paired_ratio(Timing((1.0,), ""), below) is None
 
 
 def test_the_time_allowed_sets_the_number_of_rounds():
