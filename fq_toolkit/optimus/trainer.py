@@ -1,8 +1,7 @@
 """The sentence-VAE trainer: one update, its state, its evaluation, and what it leaves behind."""
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from fq_toolkit.optimus.tokenized import TokenizedTexts, tokenize_corpus
 from fq_toolkit.optimus.tokenizer_training import train_tokenizers
 from fq_toolkit.optimus.vae_config import FREE_ON_RESUME, SMALL
 from fq_toolkit.training import session
+from fq_toolkit.training.accumulation import update
 from fq_toolkit.training.errors import CheckpointError, ConfigError
 from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.optimizer_state import load_optimizer
@@ -74,12 +74,11 @@ class OptimusTask:
         self._beta, self._lr = phase.beta, learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr
-        sums: dict[str, Tensor] = {}
         parts = self.order.next().split(config.batch_size)
-        for number, rows in enumerate(parts):
-            batch = self.data.batch(rows).to(self.accelerator.device, non_blocking=True)
-            last = number == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+
+        def losses() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+            for rows in parts:
+                batch = self.data.batch(rows).to(self.accelerator.device, non_blocking=True)
                 with self.accelerator.autocast():
                     out = self.wrapped(
                         batch,
@@ -88,15 +87,10 @@ class OptimusTask:
                         length_weighted=config.length_weighted,
                         deterministic=phase.deterministic,
                     )
-                self.accelerator.backward(out.loss.mean() / len(parts))
-            values = {"loss/total": out.loss, "loss/nll": out.nll, "loss/kl": out.kl}
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0) + value.detach().mean() / len(parts)
-        if config.clip:
-            self.accelerator.clip_grad_norm_(self.vae.parameters(), config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return sums
+                values = {"loss/total": out.loss, "loss/nll": out.nll, "loss/kl": out.kl}
+                yield out.loss.mean(), {name: value.mean() for name, value in values.items()}
+
+        return update(self.accelerator, self.wrapped, self.optimizer, losses(), len(parts), clip=config.clip)
 
     def summary(self) -> str:
         """Return what is trained on what, and what was left out, in two lines at most."""

@@ -13,6 +13,8 @@ def update(
     optimizer: Any,
     losses: Iterator[tuple[Tensor, dict[str, Tensor]]],
     parts: int,
+    *,
+    clip: float = 0.0,
 ) -> dict[str, Tensor]:
     """Do one step of an optimizer on the mean of losses.
 
@@ -25,6 +27,7 @@ def update(
         optimizer: of that network.
         losses: yields (0-dim loss, 0-dim values to be logged) of every forward, which it does when asked.
         parts: how many there are.
+        clip: largest norm of the gradient; 0 does not clip.
 
     Returns:
         The values, each the mean over the forwards, without a graph.
@@ -39,5 +42,7 @@ def update(
         for name, value in values.items():
             share = value.detach() / parts
             totals[name] = totals[name] + share if name in totals else share
+    if clip:
+        accelerator.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return totals

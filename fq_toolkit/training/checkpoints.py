@@ -91,7 +91,10 @@ class Checkpoints:
         return tensor_path
 
     def _prune(self) -> None:
-        """Remove all but the newest ``keep`` checkpoints."""
+        """Remove all but the newest ``keep`` checkpoints, and what a kill left of a file in the making."""
+        for path in self.folder.glob(".step_*.tmp"):
+            with suppress(OSError):
+                path.unlink()
         for step in self.steps()[: -max(1, self.keep)]:
             self._remove(step)
 

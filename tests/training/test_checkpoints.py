@@ -35,6 +35,16 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     assert checkpoints.steps() == [1]
 
 
+def test_what_a_kill_left_in_the_making_goes_with_the_next_save(tmp_path: Path) -> None:
+    left = tmp_path / ".step_00000010.safetensors.4711.tmp"
+    left.write_bytes(b"half")
+    Checkpoints(tmp_path).save(20, state(20))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_00000020.json",
+        "step_00000020.safetensors",
+    ]
+
+
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(10, state(10))
