@@ -73,6 +73,12 @@ def table(figures: Figures, *, baseline: str) -> Table:
     return shown
 
 
+def busy_cores(figures: Figures) -> float:
+    """Return how many cores other processes kept busy beside the most disturbed run."""
+    others = figures.by_arm(OTHERS)
+    return max((value for by_seed in others.values() for value in by_seed.values()), default=0.0)
+
+
 def verdict(metric: str, arm: str, baseline: str, found: Interval, *, lower_is_better: bool) -> str:
     """One difference as a sentence that claims no more than its interval."""
     start = f"{metric}, {arm} minus {baseline}: {found.mean:+.3g}"
@@ -105,10 +111,9 @@ def verdicts(figures: Figures, *, baseline: str) -> list[str]:
             f"{arm} diverged with seed {seeds}: such runs have no figures; the means are over the others and "
             "look better than the arm is."
         )
-    others = [value for by_seed in figures.by_arm(OTHERS).values() for value in by_seed.values()]
-    if others and max(others) > machine.BUSY_CORES:
+    if (others := busy_cores(figures)) > machine.BUSY_CORES:
         said.append(
-            f"Other processes kept up to {max(others):.1f} cores busy: the step times are disturbed, the "
+            f"Other processes kept up to {others:.1f} cores busy: the step times are disturbed, the "
             "other figures are not."
         )
     return said

@@ -309,6 +309,22 @@ def test_the_summary_has_a_line_for_each_arm_of_each_setting():
     assert lines[-1].startswith("Commit abc; 2-core-test, threads: 1;")
 
 
+def test_the_summary_borrows_the_baseline_and_leaves_out_disturbed_times() -> None:
+    changed = dataclasses.replace(SETTING, options="channels=16 num_codes=8 fq_layers=[0]")
+    plain = dataclasses.replace(SETTING, options="channels=16")
+    other = dataclasses.replace(SETTING, options="channels=8")
+    rows = rows_of({"regularize": {seed: value + 2 for seed, value in BASE.items()}}, setting=changed)
+    rows += rows_of({"regularize": {0: 1.2}}, STEP_TIME, setting=changed)
+    rows += rows_of({"none": {0: 1.0}}, STEP_TIME, setting=plain)
+    rows += rows_of({"none": {seed: 0.0 for seed in BASE}}, setting=other)
+    rows += rows_of({"none": BASE}, setting=plain)
+    line = summary(rows, ARMS, baseline=BASELINE).splitlines()[2]
+    assert "| +2.00 |" in line
+    assert "| +20.0 % |" in line
+    busy = rows_of({"regularize": {0: 1.5}}, OTHERS, setting=changed)
+    assert "| disturbed |" in summary(rows + busy, ARMS, baseline=BASELINE).splitlines()[2]
+
+
 def test_the_readme_has_the_summary_of_the_results(project_root):
     readme = (project_root / "README.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"<!-- gans:begin -->\n(.*?)<!-- gans:end -->", readme, re.DOTALL)
