@@ -336,6 +336,15 @@ def test_the_readme_has_the_summary_of_the_results(project_root):
         assert path.name in shown
 
 
+def test_the_page_has_the_summary_of_the_search(project_root):
+    page = (project_root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    files = sorted((project_root / "benchmarks" / "results").glob("study_fqgan_search-*.csv"))
+    assert files
+    for path in files:
+        assert summary(read(path), ARMS, baseline=BASELINE) in page
+        assert path.name in page
+
+
 # Runs
 
 
