@@ -57,7 +57,7 @@ def baseline_records(name: str, split: Split, *, max_steps: int, seed: int = 0) 
         >>> world = MiniWorld(0)
         >>> split = Split("train", world.items(1), world, world.features())
         >>> [len(baseline_records(name, split, max_steps=8)[0]["trajectory"]) for name in BASELINES]
-        [1, 2, 6]
+        [1, 1, 6]
     """
     generator, found = np.random.default_rng(seed), []
     for item in split.items:
