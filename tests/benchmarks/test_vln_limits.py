@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.vln_limits import Rows, our_rows, port_rows, products, table, trimmed_rows
 from benchmarks.vln_port import ReleasedPretraining
@@ -25,6 +24,9 @@ def test_products_are_those_that_are_made(
     batch: Callable[[StepProblem], tuple[Tensor, ...]],
     rows: Callable[[StepProblem], Rows],
 ) -> None:
+    # Imports Triton, which the tests of the kernels must be the first to do.
+    from torch.utils.flop_counter import FlopCounterMode
+
     config = PROBLEM.shape.config()
     with FlopCounterMode(display=False) as counter:
         network(config, ACTIONS).train()(*batch(PROBLEM)).backward()
