@@ -204,7 +204,7 @@ def walk(
         since = (number - told_at) / max_steps
         scores, ask_state = asker(looked.attended, log_probs, left, 1 - number / max_steps, since, ask_state)
         messages = _messages(helper, items, observation, memory)
-        may_ask = torch.tensor([message is not None for message in messages], device=device) & ~ended
+        may_ask = torch.tensor([row in messages for row in range(len(items))], device=device) & ~ended
         tentative = log_probs.argmax(-1)
         ask_teacher = (tentative != observation.teacher) | (relative_entropy(log_probs) > uncertain)
         ask_teacher = ask_teacher | memory.lost(observation.viewpoints).to(device)
@@ -212,7 +212,6 @@ def walk(
         if bool(asking.any()):
             for row in asking.nonzero()[:, 0].tolist():
                 item, told = items[row], messages[row]
-                assert told is not None  # who may ask gets an answer
                 memory.hear(row, nodes[row], told, item.goals)
                 texts[row] = item._replace(instruction=with_help(item.instruction, told.text, agent))
             reading = agent.read(texts)
@@ -226,7 +225,7 @@ def walk(
         memory.remember(nodes, actions.tolist(), teacher.tolist())
         for row, (asked, stopped) in enumerate(zip(asking.tolist(), ended.tolist(), strict=True)):
             if not stopped:
-                message = messages[row]
+                message = messages.get(row)
                 heard[row].append(message.text if asked and message is not None else None)
         state = agent.act(looked, actions)
         steps.append((log_probs, teacher, scores, ask_teacher, may_ask, mistakes, ~ended))
@@ -245,13 +244,15 @@ def walk(
 
 def _messages(
     helper: Helper, items: Sequence[NavItem], observation: Observation, memory: _Memory
-) -> list[Help | None]:
-    """Return what each agent would hear if it asked now; None where it may not, or nobody can help."""
-    found: list[Help | None] = []
+) -> dict[int, Help]:
+    """Return row -> what its agent would hear if it asked now, where it may and somebody can help."""
+    found: dict[int, Help] = {}
     headings, nodes = observation.heading.tolist(), observation.node.tolist()
     for row, (item, viewpoint) in enumerate(zip(items, observation.viewpoints, strict=True)):
-        may = memory.left[row] > 0 and nodes[row] not in memory.asked[row]
-        found.append(helper.help(item.scan, viewpoint, headings[row], item.goals) if may else None)
+        if memory.left[row] > 0 and nodes[row] not in memory.asked[row]:
+            told = helper.help(item.scan, viewpoint, headings[row], item.goals)
+            if told is not None:
+                found[row] = told
     return found
 
 

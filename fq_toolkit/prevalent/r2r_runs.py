@@ -1,7 +1,7 @@
 """Runs of the R2R trainer, read back from their folder."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from fq_toolkit.prevalent.navigator_runs import load_navigator
 from fq_toolkit.prevalent.r2r_config import R2RConfig
@@ -34,8 +34,8 @@ def load_run(path: Path, *, step: int | None = None) -> R2RRun:
         DataError: when what it was trained on is not there any more.
     """
     found = load_navigator(R2R_TRAINER, path, step=step)
-    assert isinstance(found.task, R2RTraining)
-    return R2RRun(found.folder, found.task.config, found.task, found.step)
+    task = cast(R2RTraining, found.task)  # what this trainer builds
+    return R2RRun(found.folder, task.config, task, found.step)
 
 
 def evaluate_run(
