@@ -19,10 +19,12 @@ from fq_toolkit.training.interrupt import StopRequest
 from fq_toolkit.training.metrics_log import MetricsLog
 from fq_toolkit.training.progress import Reporter, format_values
 from fq_toolkit.training.run_folder import RunFolder
-from fq_toolkit.training.seeding import rng_state, set_rng_state
+from fq_toolkit.training.seeding import branch_rng, rng_state, set_rng_state
 
 # Panels of metrics that the progress display has room for; metrics.csv has all.
 SHOWN = ("loss", "score", "usage", "strength")
+# So often the loop goes back to one checkpoint before it gives up.
+RETURNS = 3
 
 
 class Task(Protocol):
@@ -100,7 +102,8 @@ def run_loop(
         signal that stopped it or None, and the last evaluation.
 
     Raises:
-        DivergedError: when a loss or a weight is not finite; the last good checkpoint is kept.
+        DivergedError: when a loss or a weight is not finite before the first checkpoint, or again and again
+            after one, each time with other random numbers; the last good checkpoint is kept.
         RunError: when a file cannot be written.
         CheckpointError: when the checkpoint to resume from is missing or damaged.
     """
@@ -117,6 +120,7 @@ def run_loop(
         raise RunError(f"{run.path} has done {step} steps, more than the {schedule.steps} asked for")
 
     last_saved = step if resume else None
+    returns = 0  # to the last checkpoint
     totals = Means()
     evaluation: dict[str, float] = {}
     aside = 0.0  # seconds since the start that were not training
@@ -124,16 +128,32 @@ def run_loop(
     started = time.monotonic()
 
     def save() -> None:
-        """Write a checkpoint, unless something in it is not finite."""
-        nonlocal last_saved
-        if not task.is_finite():
-            raise diverged("a weight", step, last_saved, run)
+        """Write a checkpoint."""
+        nonlocal last_saved, returns
         seconds = seconds_before + time.monotonic() - started - aside
         state = capture(task, accelerator, seconds)
         if main:
             checkpoints.save(step, state)
         accelerator.wait_for_everyone()
-        last_saved = step
+        last_saved, returns = step, 0
+
+    def go_back(what: str) -> int:
+        """Return to the last checkpoint, which is finite, and go on from there with other random numbers."""
+        nonlocal returns
+        if not last_saved or returns == RETURNS:
+            raise diverged(what, step, last_saved, run)
+        returns += 1
+        restore(task, accelerator, checkpoints.load(last_saved).state)
+        branch_rng(returns)
+        totals.clear()
+        if main:
+            metrics.rewind(last_saved)
+        reporter.note(
+            f"{what} is not finite at step {step}: back to the checkpoint of step {last_saved}, with other "
+            f"random numbers ({returns} of {RETURNS} times)"
+        )
+        reporter.advance(last_saved)
+        return last_saved
 
     try:
         with StopRequest() as request:
@@ -152,9 +172,12 @@ def run_loop(
 
                 if logging_now or saving:
                     means = totals.read(accelerator)
-                    for name, value in means.items():
-                        if not math.isfinite(value):
-                            raise diverged(name, step, last_saved, run)
+                    bad = next((name for name, value in means.items() if not math.isfinite(value)), None)
+                    if bad is None and saving and agree(accelerator, not task.is_finite()):
+                        bad = "a weight"
+                    if bad is not None:
+                        step = go_back(bad)
+                        continue
                 if logging_now:
                     totals.clear()
                     elapsed = seconds_before + time.monotonic() - started - aside
@@ -218,7 +241,8 @@ def agree(accelerator: Any, flag: bool) -> bool:
 def diverged(what: str, step: int, last_saved: int | None, run: RunFolder) -> DivergedError:
     """Return the error for a value that is not finite."""
     safe = (
-        f"The checkpoint of step {last_saved} in {run.checkpoint_folder} is from before and is kept."
+        f"The checkpoint of step {last_saved} in {run.checkpoint_folder} is from before and is kept; "
+        f"training went back to it {RETURNS} times."
         if last_saved
         else "No checkpoint had been saved yet."
     )

@@ -46,6 +46,15 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def branch_rng(number: int) -> None:
+    """Go on with other random numbers than would have come: the same ones for the same state and number.
+
+    Args:
+        number: of the branch, from 1.
+    """
+    seed_everything(int(torch.randint(2**31, (number,))[-1]))
+
+
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
     """Run a block under its own seed and leave the outer random state as it was.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -211,6 +212,28 @@ def test_divergence_stops_with_the_last_good_checkpoint(
         train(tiny, out=tmp_path / "run")
     monkeypatch.undo()
     assert load_run(tmp_path / "run").step == 2
+
+
+def test_a_passing_nan_costs_the_steps_since_the_last_checkpoint(
+    tiny: FQGANConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, visited = FQGAN.step, []
+
+    def poisoned(self: FQGAN, index: int) -> dict:
+        visited.append(index)
+        if index == 2 and visited.count(2) == 1:
+            for network in (self.generator, self.discriminator, self.average.model):
+                with torch.no_grad():
+                    for weight in network.parameters():
+                        weight.fill_(torch.nan)
+        return step(self, index)
+
+    monkeypatch.setattr(FQGAN, "step", poisoned)
+    result = train(tiny, out=tmp_path / "run")
+    assert result.step == tiny.steps
+    assert visited == [0, 1, 2, *range(2, tiny.steps)]
+    assert math.isfinite(result.evaluation.fid)
+    assert load_run(tmp_path / "run").step == tiny.steps
 
 
 def codebooks(gan: FQGAN) -> list[tuple[int, torch.Tensor]]:

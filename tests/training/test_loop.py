@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fq_toolkit.training.errors import DivergedError, RunError
-from fq_toolkit.training.loop import LoopResult, Schedule, run_loop
+from fq_toolkit.training.loop import RETURNS, LoopResult, Schedule, run_loop
 from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
 from fq_toolkit.training.progress import SilentReporter
 from fq_toolkit.training.run_folder import RunFolder
@@ -22,9 +23,11 @@ class Walk:
         self.bad_step = bad_step
         self.evaluations: list[int] = []
         self.steps = 0
+        self.visits: Counter[int] = Counter()
 
     def step(self, step: int) -> dict[str, Tensor]:
         self.steps += 1
+        self.visits[step] += 1
         self.place += torch.randn(3)
         if step == self.bad_step:
             self.place[0] = float("nan")
@@ -128,9 +131,10 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad_step", [0, 9, 13, 19])
-def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad_step: int) -> None:
+def test_nan_that_comes_again_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad_step: int) -> None:
+    task = Walk(bad_step)
     with pytest.raises(DivergedError, match="loss/x is not finite at step") as caught:
-        go(Walk(bad_step), tmp_path)
+        go(task, tmp_path)
     kept = RunFolder(tmp_path).checkpoints().steps()
     if bad_step < 10:
         assert kept == []
@@ -138,7 +142,67 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad_step: 
     else:
         assert kept == [10]
         assert "checkpoint of step 10" in str(caught.value)
+        assert f"went back to it {RETURNS} times" in str(caught.value)
+        assert task.visits[bad_step] == 1 + RETURNS
         assert RunFolder(tmp_path).checkpoints().load().state["task"]["place"].isfinite().all()
+
+
+class Stumble(Walk):
+    """A walk that meets a NaN in the first so many visits of a step."""
+
+    def __init__(self, bad_step: int, times: int) -> None:
+        super().__init__()
+        self.stumbles = {bad_step: times}
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        values = super().step(step)
+        if self.visits[step] <= self.stumbles.get(step, 0):
+            self.place[0] = float("nan")
+        return {"loss/x": values["loss/x"] + self.place[0]}
+
+
+@pytest.mark.parametrize("times", [1, RETURNS])
+def test_nan_returns_to_the_last_good_checkpoint_and_goes_on(tmp_path: Path, times: int) -> None:
+    straight, first, second = Walk(), Stumble(13, times), Stumble(13, times)
+    go(straight, tmp_path / "a")
+    result = go(first, tmp_path / "b")
+    assert result.step == 20
+    assert first.visits == {**dict.fromkeys(range(10), 1), **dict.fromkeys(range(10, 15), times + 1)} | (
+        dict.fromkeys(range(15, 20), 1)
+    )
+    assert [row["step"] for row in read_metrics(tmp_path / "b" / "metrics.csv")] == [5, 10, 15, 20]
+    assert first.is_finite()
+    assert not torch.equal(first.place, straight.place)  # other numbers, or the same would come again
+    go(second, tmp_path / "c")
+    assert torch.equal(first.place, second.place)
+
+
+def test_each_return_draws_other_numbers(tmp_path: Path) -> None:
+    places = []
+
+    class Recorded(Stumble):
+        def step(self, step: int) -> dict[str, Tensor]:
+            if step == 11:
+                places.append(self.place.clone())
+            return super().step(step)
+
+    go(Recorded(13, RETURNS), tmp_path)
+    assert len({tuple(place.tolist()) for place in places}) == 1 + RETURNS
+
+
+def test_a_new_checkpoint_gives_new_returns(tmp_path: Path) -> None:
+    task = Stumble(7, RETURNS)
+    task.stumbles[12] = RETURNS
+    assert go(task, tmp_path, checkpoint_every=5).step == 20
+    assert task.visits[6] == task.visits[11] == 1 + RETURNS
+
+
+def test_a_return_that_was_cut_off_is_the_same_after_resuming(tmp_path: Path) -> None:
+    whole, first, second = Stumble(13, 1), Stumble(13, 1), Stumble(13, 0)
+    go(whole, tmp_path / "a")
+    go(first, tmp_path / "b", stop_after=17)
+    go(second, tmp_path / "b", resume=True)
+    assert torch.equal(whole.place, second.place)
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
