@@ -8,6 +8,10 @@ from torch.nn import functional
 
 EPS = 1e-5
 
+# In units in the last place of the largest feature: above what the order of a convolution's sums changes,
+# below what tells features apart.
+ROUNDING = 64
+
 
 class Attended(NamedTuple):
     """What a class activation map makes of features.
@@ -18,6 +22,28 @@ class Attended(NamedTuple):
 
     features: Tensor
     logits: Tensor
+
+
+def shared_maximum(x: Tensor) -> Tensor:
+    """Return the maximum over positions, with a gradient that equal maxima share evenly.
+
+    So does ``amax``, to the last bit. But quantized features are the same at many positions, and what a
+    convolution makes of them is the same only up to the rounding of its sums, which goes by position and size
+    of the batch. Maxima that rounding may have set apart therefore count as equal: a batch has the gradient
+    of its parts.
+
+    Args:
+        x: (B, C, H, W).
+
+    Returns:
+        (B, C); the mean of the maxima that count as equal, so ``amax`` up to rounding.
+    """
+    detached = x.detach()
+    top = detached.amax(dim=(2, 3), keepdim=True)
+    unit = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps  # 16 bits are summed in float32
+    near = detached >= top - ROUNDING * unit * detached.abs().amax(dim=(1, 2, 3), keepdim=True)
+    below = torch.where(near, x - top, 0.0)
+    return top[:, :, 0, 0] + below.sum(dim=(2, 3)) / near.sum(dim=(2, 3))
 
 
 class ClassActivationMap(nn.Module):
@@ -45,7 +71,7 @@ class ClassActivationMap(nn.Module):
         # Each weight is looked up once: under spectral norm every look is a power iteration.
         average, maximum = self.average.weight, self.maximum.weight
         logits = torch.cat(
-            [functional.linear(x.mean(dim=(2, 3)), average), functional.linear(x.amax(dim=(2, 3)), maximum)],
+            [functional.linear(x.mean(dim=(2, 3)), average), functional.linear(shared_maximum(x), maximum)],
             1,
         )
         weighted = torch.cat([x * average[0, :, None, None], x * maximum[0, :, None, None]], 1)

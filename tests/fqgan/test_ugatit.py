@@ -19,7 +19,14 @@ from fq_toolkit.fqgan.translate import load_translators, translate_folder
 from fq_toolkit.fqgan.ugatit import UGATIT, UGATIT_TRAINER
 from fq_toolkit.fqgan.ugatit_building import build_networks
 from fq_toolkit.fqgan.ugatit_config import PRESETS, UGATITConfig, preset
-from fq_toolkit.fqgan.ugatit_layers import LIN, AdaLIN, ClassActivationMap, clip_rho, layer_instance_norm
+from fq_toolkit.fqgan.ugatit_layers import (
+    LIN,
+    AdaLIN,
+    ClassActivationMap,
+    clip_rho,
+    layer_instance_norm,
+    shared_maximum,
+)
 from fq_toolkit.fqgan.ugatit_losses import (
     adversarial_loss,
     attention_loss,
@@ -100,6 +107,41 @@ def test_attention_is_its_equation(seed: int) -> None:
     mixed = np.einsum("oc,bchw->bohw", mix[:, :, 0, 0], weighted) + bias[:, None, None]
     np.testing.assert_allclose(found.logits.detach().numpy(), logits, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(found.features.detach().numpy(), mixed.clip(0), rtol=1e-10, atol=1e-12)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    values=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=25, deadline=None)
+def test_maxima_that_rounding_set_apart_share_the_gradient(
+    seed: int, values: int, dtype: torch.dtype
+) -> None:
+    """The gradient of exact ties, whatever their last bits are; of the values only the last bits move."""
+    draws = torch.Generator().manual_seed(seed)
+    x = torch.randint(-values, values + 1, (2, 3, 4, 5), generator=draws).to(dtype)
+    expected = x.clone().requires_grad_()
+    expected.amax(dim=(2, 3)).square().sum().backward()  # amax shares it, when ties are exact
+    noise = 16 * torch.finfo(dtype).eps * x.abs().amax(dim=(1, 2, 3), keepdim=True)
+    found = (x + noise * (torch.rand(x.shape, generator=draws) - 0.5)).requires_grad_()
+    pooled = shared_maximum(found)
+    pooled.square().sum().backward()
+    assert pooled.shape == (2, 3)
+    assert bool(((pooled - found.amax(dim=(2, 3))).abs() <= noise[:, :, 0, 0]).all())
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-5)
+
+
+@given(seed=st.integers(0, 10**6), dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.float64]))
+@settings(max_examples=15, deadline=None)
+def test_a_single_maximum_is_that_of_amax(seed: int, dtype: torch.dtype) -> None:
+    order = torch.randperm(2 * 3 * 20, generator=torch.Generator().manual_seed(seed)) - 50
+    x, same = (order.view(2, 3, 4, 5).to(dtype).requires_grad_() for _ in range(2))
+    pooled, expected = shared_maximum(x), same.amax(dim=(2, 3))
+    assert torch.equal(pooled, expected)
+    pooled.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.equal(x.grad, same.grad)  # type: ignore[arg-type]
 
 
 def count(module: nn.Module) -> float:

@@ -100,8 +100,12 @@ def assert_same(alone: dict[str, torch.Tensor], together: dict[str, torch.Tensor
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Two gloo ranks of two images, twice for each update, make the step of one process of four."""
-    one, two = train_twice(tmp_path, [{"accumulate": 2, "fq_update_per": "update"}])
-    assert_same(*one, *two)
+    configs: list[dict[str, Any]] = [
+        {"accumulate": 2, "fq_update_per": "update"},
+        {"accumulate": 2, "fq_update_per": "update", "fq": "straight_through", "fq_warmup": 0},
+    ]
+    for alone, together in zip(*train_twice(tmp_path, configs), strict=True):
+        assert_same(alone, together)
 
 
 @pytest.mark.slow
@@ -109,7 +113,7 @@ def test_two_processes_equal_one_in_every_mode(tmp_path: Path) -> None:
     configs: list[dict[str, Any]] = [
         {"light": light, "fq": fq, "fq_update_in_generator_step": True, "fq_warmup": 0}
         for light in (True, False)
-        for fq in ("none", "regularize")
+        for fq in ("none", "regularize", "straight_through")
     ]
     for alone, together in zip(*train_twice(tmp_path, configs), strict=True):
         assert_same(alone, together)
