@@ -37,13 +37,8 @@ if TYPE_CHECKING:
         visible_viewpoints,
     )
     from fq_toolkit.prevalent.speaker import Speaker
-    from fq_toolkit.prevalent.triplets import (
-        Triplet,
-        action_label,
-        collect_triplets,
-        load_triplets,
-        save_triplets,
-    )
+    from fq_toolkit.prevalent.triplet_files import load_triplets, save_triplets
+    from fq_toolkit.prevalent.triplets import Triplet, action_label, collect_triplets
     from fq_toolkit.prevalent.vocabulary import Vocabulary
     from fq_toolkit.prevalent.world import NavWorld
 
@@ -80,13 +75,13 @@ _HOME = {
     "load_ndh": "fq_toolkit.prevalent.annotations",
     "load_predictions": "fq_toolkit.prevalent.predictions",
     "load_r2r": "fq_toolkit.prevalent.annotations",
-    "load_triplets": "fq_toolkit.prevalent.triplets",
+    "load_triplets": "fq_toolkit.prevalent.triplet_files",
     "measure_paths": "fq_toolkit.prevalent.metrics",
     "move_camera": "fq_toolkit.prevalent.simulator",
     "place_camera": "fq_toolkit.prevalent.simulator",
     "sample_paths": "fq_toolkit.prevalent.paths",
     "save_predictions": "fq_toolkit.prevalent.predictions",
-    "save_triplets": "fq_toolkit.prevalent.triplets",
+    "save_triplets": "fq_toolkit.prevalent.triplet_files",
     "score_hanna": "fq_toolkit.prevalent.scoring",
     "score_ndh": "fq_toolkit.prevalent.scoring",
     "score_r2r": "fq_toolkit.prevalent.scoring",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fq_toolkit.prevalent.env import BatchedNavEnv
 from fq_toolkit.prevalent.environment_dropout import mask_features
 from fq_toolkit.prevalent.follower_decoder import DecoderState, PanoramicDecoder
+from fq_toolkit.prevalent.instruction_limit import LONGEST, Fitted, LongInstructions, fit_items
 from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.model import PrevalentModel, TextCache
 from fq_toolkit.prevalent.observation import Observation
@@ -52,10 +53,12 @@ class FollowerAgent(nn.Module):
         hidden_size: of the decoder.
         dropout: of states.
         cross_modal: False reads only: the decoder alone sees.
+        max_tokens: of the longest instruction, without ``[CLS]`` and ``[SEP]``.
+        long_instructions: whether longer ones are refused or cut at their end.
 
     Raises:
         ValueError: for a hidden size that is odd.
-        ConfigError: when model and features do not fit.
+        ConfigError: when model and features do not fit, or the model has fewer positions than tokens.
 
     Source: PREVALENT, arXiv 2002.10638, section 4.3; R2R-EnvDrop, arXiv 1904.04195, section 3.2.
     """
@@ -72,6 +75,8 @@ class FollowerAgent(nn.Module):
         hidden_size: int = 64,
         dropout: float = 0.3,
         cross_modal: bool = True,
+        max_tokens: int = LONGEST,
+        long_instructions: LongInstructions = "refuse",
     ) -> None:
         super().__init__()
         if hidden_size < 2 or hidden_size % 2:
@@ -82,6 +87,13 @@ class FollowerAgent(nn.Module):
                 f"the model was made for features of width {known}, the world has features of width "
                 f"{feature_dim}: give --feature-dim {known} or another model"
             )
+        if max_tokens + 2 > model.config.max_positions:
+            raise ConfigError(
+                f"max_tokens is {max_tokens}, with [CLS] and [SEP] {max_tokens + 2}; the model has "
+                f"{model.config.max_positions} positions: give at most {model.config.max_positions - 2}, or "
+                "another model"
+            )
+        self.max_tokens, self.long_instructions = max_tokens, long_instructions
         width = model.config.hidden_size
         self.model, self.vocabulary, self.cross_modal = model, vocabulary, cross_modal
         self.feature_dim = feature_dim
@@ -107,12 +119,33 @@ class FollowerAgent(nn.Module):
         """Return where the weights are."""
         return self.start.weight.device
 
+    def fit(self, items: Sequence[NavItem], *, source: str) -> Fitted:
+        """Encode instructions as `read` does; see `fit_encodings`.
+
+        Args:
+            items: tasks.
+            source: file or name of a world, for messages.
+
+        Raises:
+            DataError: for one that is longer than the limit, where these are refused.
+        """
+        return fit_items(
+            items,
+            self.vocabulary,
+            source=source,
+            limit=self.max_tokens,
+            long_instructions=self.long_instructions,
+        )
+
     def read(self, items: Sequence[NavItem]) -> Reading:
-        """Read the instructions of some items."""
-        rows = torch.tensor([list(self.vocabulary.encode(item.instruction)) for item in items])
-        length = int((rows != 0).sum(dim=1).max())
-        ids = rows[:, :length].to(self.device)
-        mask = ids != 0
+        """Read the instructions of some items.
+
+        Raises:
+            DataError: for one that is longer than the limit, where these are refused.
+        """
+        fitted = self.fit(items, source="instructions")
+        ids = torch.tensor(self.vocabulary.frame(fitted.encodings)).to(self.device)
+        mask, length = ids != 0, ids.shape[1]
         text = self.model.cache_text(ids, mask).states
         lengths = mask.sum(dim=1).cpu()
         packed = nn.utils.rnn.pack_padded_sequence(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from fq_toolkit.prevalent.instruction_limit import InstructionLimit
 from fq_toolkit.prevalent.navigator_config import MINI, NavigatorConfig, check_not_negative, check_share
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
@@ -10,7 +11,7 @@ TRAINER = "hanna"
 
 
 @dataclass(frozen=True)
-class HannaConfig(NavigatorConfig):
+class HannaConfig(InstructionLimit, NavigatorConfig):
     """Everything that decides a run of ``train hanna``; goes to ``config.json`` and back."""
 
     routes: tuple[str, ...] = ()
@@ -27,6 +28,7 @@ class HannaConfig(NavigatorConfig):
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
+        self.check_limit()
         check_not_negative(self, "max_requests", "ask_weight", "curiosity")
         check_share(self, "uncertain")
         if self.data == MINI and self.routes:
@@ -39,6 +41,7 @@ PRESETS: dict[str, HannaConfig] = {
     "hanna": replace(
         HannaConfig(),
         preset="hanna",
+        long_instructions="cut",
         steps=50_000,
         batch_size=32,
         max_steps=50,

@@ -43,12 +43,19 @@ def _mini(config: HannaConfig) -> HannaData:
     unseen = MiniWorld(
         config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.feature_dim
     )
-    train = Split("train", request_items(seen, config.train_items, seed=1), seen, seen.features())
+    name, other_name = (f"MiniWorld({world.seed})" for world in (seen, unseen))
+    train = Split(
+        "train", request_items(seen, config.train_items, seed=1), seen, seen.features(), source=name
+    )
     other = unseen_paths(request_items(seen, 2 * config.validation_items, seed=2), train.items)
     validation = {
         "val_seen": train._replace(name="val_seen", items=other[: config.validation_items]),
         "val_unseen": Split(
-            "val_unseen", request_items(unseen, config.validation_items, seed=3), unseen, unseen.features()
+            "val_unseen",
+            request_items(unseen, config.validation_items, seed=3),
+            unseen,
+            unseen.features(),
+            source=other_name,
         ),
     }
     inside, outside = MiniHelper(seen), MiniHelper(unseen)
@@ -59,18 +66,21 @@ def _mini(config: HannaConfig) -> HannaData:
 
 def _real(config: HannaConfig) -> HannaData:
     folder, world = Path(config.data), NavWorld.from_connectivity(str(config.connectivity))
+    files = {name: folder / f"hanna_{name}.json" for name in ("train", "val_seen", "val_unseen")}
     found = {
-        name: load_hanna(folder / f"hanna_{name}.json", world=world)
-        for name in ("val_seen", "val_unseen")
-        if (folder / f"hanna_{name}.json").exists()
+        name: load_hanna(path, world=world)
+        for name, path in files.items()
+        if name != "train" and path.exists()
     }
     held_out = [item for items in found.values() for item in items]
-    items = load_hanna(folder / "hanna_train.json", world=world, held_out=held_out)
+    items = load_hanna(files["train"], world=world, held_out=held_out)
     routes = [route for path in config.routes for route in load_r2r(path, world=world)]
     features = open_features(config.features, world, dim=config.feature_dim)
-    train = Split("train", items, world, features, config.features == SYNTHETIC)
+    train = Split("train", items, world, features, config.features == SYNTHETIC, str(files["train"]))
     helper = RouteHelper(world, routes)
     scans = {item.scan for item in items}
     texts = [route.instruction for route in routes if route.scan in scans]
-    validation = {name: train._replace(name=name, items=rows) for name, rows in found.items()}
+    validation = {
+        name: train._replace(name=name, items=rows, source=str(files[name])) for name, rows in found.items()
+    }
     return HannaData(train, validation, dict.fromkeys(("train", *validation), helper), texts)

@@ -158,5 +158,5 @@ HANNA_TRAINER = Trainer(
     build=lambda config, accelerator: HannaTraining(config, load_hanna_data(config), accelerator),
     run_name=lambda config: f"{TRAINER}-{config.preset}-seed{config.seed}",
     artifacts=("predictions-*.json", "curves.png", "metrics.csv"),
-    free_on_resume=FREE_ON_RESUME,
+    free_on_resume=FREE_ON_RESUME | {"long_instructions"},  # data of equal bits, or an error
 )

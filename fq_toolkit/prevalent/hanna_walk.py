@@ -10,8 +10,8 @@ from fq_toolkit.prevalent.env import BatchedNavEnv
 from fq_toolkit.prevalent.follower import FollowerAgent, choose_actions
 from fq_toolkit.prevalent.follower_decoder import DecoderState
 from fq_toolkit.prevalent.hanna_help import Help, Helper
+from fq_toolkit.prevalent.instruction_limit import keep_end
 from fq_toolkit.prevalent.items import NavItem
-from fq_toolkit.prevalent.navigator_training import keep_end
 from fq_toolkit.prevalent.observation import Observation
 
 _FACTS = 6
@@ -150,7 +150,7 @@ class _Memory:
 
 def with_help(request: str, message: str, agent: FollowerAgent) -> str:
     """Return the text that an agent reads after help: ``<ORA> help <TAR> request``, cut on the left."""
-    return keep_end(f"<ORA> {message} <TAR> {request}", agent.vocabulary)
+    return keep_end(f"<ORA> {message} <TAR> {request}", agent.vocabulary, agent.max_tokens)
 
 
 def walk(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.instruction_limit import fit_encodings
 from fq_toolkit.prevalent.world import NavWorld
 
 
@@ -99,13 +100,14 @@ def check_lengths(
     Raises:
         DataError: naming the source, the item and both numbers.
     """
-    for item in items:
-        length = len(tokenize(item.instruction))
-        if length > limit:
-            raise DataError(
-                f"{source}: instruction {item.instr_id!r} has {length} tokens, more than the limit of "
-                f"{limit}: raise the limit or cut the instruction before loading"
-            )
+    items = list(items)
+    fit_encodings(
+        [tokenize(item.instruction) for item in items],
+        [item.instr_id for item in items],
+        source=source,
+        limit=limit,
+        remedy="raise the limit to {longest}, or cut the instruction before loading",
+    )
 
 
 def check_disjoint(

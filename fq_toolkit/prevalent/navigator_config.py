@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fq_toolkit.prevalent.feature_sources import FEATURE_DIM, SYNTHETIC
+from fq_toolkit.prevalent.instruction_limit import InstructionLimit
 from fq_toolkit.training.errors import ConfigError
 
 MINI = "mini"
@@ -120,6 +121,11 @@ class NavigatorConfig(NavigationConfig):
         if self.model_lr is not None:
             check_rate(self, "model_lr")
         check_share(self, "teacher_start", "teacher_end")
+
+    @property
+    def text_limits(self) -> InstructionLimit:
+        """Return how long a text may be; a task of instructions or dialogs says it."""
+        return InstructionLimit()
 
     @property
     def encoder_lr(self) -> float:

@@ -20,7 +20,6 @@ from fq_toolkit.prevalent.navigator_config import NavigatorConfig
 from fq_toolkit.prevalent.predictions import save_predictions
 from fq_toolkit.prevalent.pretraining import VOCABULARY
 from fq_toolkit.prevalent.r2r_data import Split
-from fq_toolkit.prevalent.triplets import TOKENS
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.prevalent.vocabulary_growth import add_words
 from fq_toolkit.training.atomic import write_atomic
@@ -37,28 +36,6 @@ WARMUP = 0.05
 _TOGETHER = 64  # episodes at once in an evaluation
 # The learning rates fall to 0 over the steps, so another number of steps is another run.
 FREE_ON_RESUME = frozenset({"log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
-
-
-def keep_end(text: str, vocabulary: Vocabulary, limit: int = TOKENS - 2) -> str:
-    """Return the last words of a text that fit: a dialog is cut on the left, its oldest words go first.
-
-    Args:
-        text: a dialog, or any text.
-        vocabulary: which says how many tokens a word has.
-        limit: tokens.
-
-    Example:
-        >>> keep_end("one two three", Vocabulary.train(["one two three"]), limit=2)
-        'two three'
-    """
-    kept: list[str] = []
-    left = limit
-    for word in reversed(text.split()):
-        left -= len(vocabulary.pieces(word))
-        if left < 0:
-            break
-        kept.append(word)
-    return " ".join(reversed(kept))
 
 
 def build_follower(config: NavigatorConfig, texts: Sequence[str]) -> FollowerAgent:
@@ -81,13 +58,19 @@ def build_follower(config: NavigatorConfig, texts: Sequence[str]) -> FollowerAge
         vocabulary = Vocabulary.train(texts)
         sizes = PrevalentConfig.tiny(vocab_size=len(vocabulary), vision_size=width)
         model = PrevalentModel(
-            replace(sizes, text_layers=config.text_layers, cross_layers=config.cross_layers)
+            replace(
+                sizes,
+                text_layers=config.text_layers,
+                cross_layers=config.cross_layers,
+                max_positions=max(sizes.max_positions, config.text_limits.token_limit + 2),
+            )
         )
     return build_agent(config, model, vocabulary)
 
 
 def build_agent(config: NavigatorConfig, model: PrevalentModel, vocabulary: Vocabulary) -> FollowerAgent:
     """Return an agent on a given model, as the options describe it."""
+    limits = config.text_limits
     return FollowerAgent(
         model,
         vocabulary,
@@ -95,6 +78,8 @@ def build_agent(config: NavigatorConfig, model: PrevalentModel, vocabulary: Voca
         hidden_size=config.hidden_size,
         dropout=config.dropout,
         cross_modal=config.cross_modal,
+        max_tokens=limits.token_limit,
+        long_instructions=limits.long_instructions,
     )
 
 
@@ -127,9 +112,13 @@ class NavigatorTraining(ABC):
         agent: a follower.
         extra: other networks that are trained with it, by name.
         accelerator: an ``accelerate.Accelerator``.
+
+    Raises:
+        DataError: naming file and item, for an instruction that is longer than the limit.
     """
 
     name = "navigator"
+    side_cut = "cut at their end"
     id_field = "instr_id"
     loss_names: tuple[str, ...] = ("navigation",)
     score_names: tuple[str, ...] = ("SR", "SPL")
@@ -167,6 +156,10 @@ class NavigatorTraining(ABC):
         self.rates = [lr for _, lr in parts]
         self.last_evaluation: Any = None
         self.predictions: dict[str, list[dict[str, Any]]] = {}
+        self.cut = {
+            split.name: agent.fit(split.items, source=split.source).cut
+            for split in (train, *validation.values())
+        }
         seed_everything(rank_seed(config.seed, rank))
 
     @abstractmethod
@@ -231,9 +224,14 @@ class NavigatorTraining(ABC):
         size = sum(weight.numel() for weight in self.networks.parameters())
         start = f"pretrained by {self.options.pretrained}" if self.options.pretrained else "from scratch"
         return (
-            f"items: {counts}{noise}; agent of {size:,} weights, {start}, "
+            f"items: {counts}{noise}{self.lost()}; agent of {size:,} weights, {start}, "
             f"{len(self.agent.vocabulary)} words; {self.accelerator.device}"
         )
+
+    def lost(self) -> str:
+        """Return how many instructions of each split were cut, as a part of a line; nothing without any."""
+        counts = ", ".join(f"{count} {name}" for name, count in self.cut.items() if count)
+        return f", {self.side_cut} to {self.agent.max_tokens} tokens: {counts}" if counts else ""
 
     def gauges(self) -> dict[str, float]:
         """Return nothing: the losses say it."""
@@ -285,6 +283,7 @@ class NavigatorTraining(ABC):
             **more,
             "scores": {name: figures._asdict() for name, figures in self.last_evaluation.scores.items()},
             "items": {name: len(split.items) for name, split in self.validation.items()},
+            "instructions_cut": self.cut,
             "features_synthesised": self.train.synthesised,
             "seed": self.options.seed,
             "world_seed": self.options.world_seed,

@@ -3,14 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fq_toolkit.prevalent.instruction_limit import LONGEST, InstructionLimit
 from fq_toolkit.prevalent.navigator_config import MINI, NavigatorConfig
-from fq_toolkit.prevalent.triplets import TOKENS
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
 TRAINER = "ndh"
-LONGEST = TOKENS - 2
-"""Tokens of the longest text, without ``[CLS]`` and ``[SEP]``."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,11 @@ class NDHConfig(NavigatorConfig):
         super().__post_init__()
         if not 1 <= self.max_tokens <= LONGEST:
             raise ConfigError(f"max_tokens is {self.max_tokens}; expected 1 to {LONGEST}")
+
+    @property
+    def text_limits(self) -> InstructionLimit:
+        """Return how long a dialog is after it was cut: nothing is left to refuse."""
+        return InstructionLimit(self.max_tokens)
 
 
 PRESETS: dict[str, NDHConfig] = {

@@ -7,13 +7,9 @@ from torch import Tensor
 
 from fq_toolkit.prevalent.a2c import imitation_loss
 from fq_toolkit.prevalent.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.instruction_limit import keep_end
 from fq_toolkit.prevalent.items import NavItem
-from fq_toolkit.prevalent.navigator_training import (
-    FREE_ON_RESUME,
-    NavigatorTraining,
-    build_follower,
-    keep_end,
-)
+from fq_toolkit.prevalent.navigator_training import FREE_ON_RESUME, NavigatorTraining, build_follower
 from fq_toolkit.prevalent.ndh_config import TRAINER, NDHConfig
 from fq_toolkit.prevalent.ndh_data import NDHData, load_ndh_data
 from fq_toolkit.prevalent.r2r_data import Split
@@ -56,17 +52,17 @@ class NDHTraining(NavigatorTraining):
     name = TRAINER
     id_field = "inst_idx"
     score_names = ("GP", "SR", "SPL", "OPSR")
+    side_cut = "oldest words of dialogs cut"
 
     def __init__(self, config: NDHConfig, data: NDHData, accelerator: Any) -> None:
         seed_everything(config.seed)
         agent = build_follower(config, [item.instruction for item in data.train.items])
+        train = cut_dialogs(data.train, agent)
+        validation = {name: cut_dialogs(split, agent) for name, split in data.validation.items()}
         super().__init__(
-            config,
-            cut_dialogs(data.train, agent, config.max_tokens),
-            {name: cut_dialogs(split, agent, config.max_tokens) for name, split in data.validation.items()},
-            agent,
-            accelerator,
+            config, train.split, {name: part.split for name, part in validation.items()}, agent, accelerator
         )
+        self.cut = {data.train.name: train.cut, **{name: part.cut for name, part in validation.items()}}
         self.planner, self.target = data.planner, config.target
 
     def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
@@ -93,11 +89,24 @@ class NDHTraining(NavigatorTraining):
         return NDHEvaluation(found, counts, self.target, self.train.synthesised)
 
 
-def cut_dialogs(split: Split, agent: FollowerAgent, limit: int) -> Split:
-    """Return a split whose dialogs have at most so many tokens: the oldest words, on the left, go."""
-    return split._replace(
-        items=[i._replace(instruction=keep_end(i.instruction, agent.vocabulary, limit)) for i in split.items]
+class CutSplit(NamedTuple):
+    """A split with dialogs that an agent can read, and how many of them lost their oldest words."""
+
+    split: Split
+    cut: int
+
+
+def cut_dialogs(split: Split, agent: FollowerAgent) -> CutSplit:
+    """Return a split whose dialogs an agent can read: the oldest words, on the left, go."""
+    items = [
+        item._replace(instruction=keep_end(item.instruction, agent.vocabulary, agent.max_tokens))
+        for item in split.items
+    ]
+    cut = sum(
+        len(new.instruction.split()) < len(old.instruction.split())
+        for new, old in zip(items, split.items, strict=True)
     )
+    return CutSplit(split._replace(items=items), cut)
 
 
 NDH_TRAINER = Trainer(

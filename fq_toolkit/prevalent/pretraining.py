@@ -343,7 +343,7 @@ PRETRAINER = Trainer(
     run_name=run_name,
     artifacts=("model/", "curves.png", "metrics.csv"),
     # The learning rate falls to 0 over the steps, so another number of steps is another run.
-    free_on_resume=session.FREE_ON_RESUME - {"steps"},
+    free_on_resume=session.FREE_ON_RESUME - {"steps"} | {"long_instructions"},
 )
 
 

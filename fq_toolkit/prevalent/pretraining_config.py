@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fq_toolkit.prevalent.feature_sources import FEATURE_DIM, SYNTHETIC
+from fq_toolkit.prevalent.instruction_limit import InstructionLimit
 from fq_toolkit.prevalent.model_config import PrevalentConfig
 from fq_toolkit.prevalent.triplets import ActionLabel
 from fq_toolkit.training.config import nearest
@@ -16,7 +17,7 @@ UNSEEN = 1_000_003
 
 
 @dataclass(frozen=True)
-class PretrainingConfig:
+class PretrainingConfig(InstructionLimit):
     """Everything that decides a run of ``train prevalent``; goes to ``config.json`` and back."""
 
     preset: str = MINIWORLD
@@ -147,6 +148,7 @@ class PretrainingConfig:
                 raise ConfigError(
                     f"synthesised_share is {self.synthesised_share}; expected a share between 0 and 1"
                 )
+        self.check_limit()
         self._check_sources()
 
     def _check_sources(self) -> None:
@@ -174,7 +176,7 @@ class PretrainingConfig:
             text_layers=self.text_layers,
             cross_layers=self.cross_layers,
             intermediate_size=self.intermediate_size,
-            max_positions=512 if self.preset == "released" else 128,
+            max_positions=max(512 if self.preset == "released" else 128, self.token_limit + 2),
             dropout=self.dropout,
             attention_dropout=self.dropout,
             init_std=self.init_std,
@@ -188,6 +190,7 @@ PRESETS: dict[str, PretrainingConfig] = {
     "released": replace(
         PretrainingConfig(),
         preset="released",
+        long_instructions="cut",
         action_from="cls",
         feature_dim=2048,
         action_label="prevalent",

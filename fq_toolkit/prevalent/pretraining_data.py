@@ -10,11 +10,13 @@ from fq_toolkit.prevalent.annotations import load_r2r
 from fq_toolkit.prevalent.feature_sources import SYNTHETIC, open_features
 from fq_toolkit.prevalent.features import FeatureStore
 from fq_toolkit.prevalent.files import DataError, read_records
+from fq_toolkit.prevalent.instruction_limit import fit_items
 from fq_toolkit.prevalent.items import NavItem, check_disjoint
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.pretraining_config import MINIWORLD, UNSEEN, PretrainingConfig
 from fq_toolkit.prevalent.pretraining_steps import PretrainingSteps
-from fq_toolkit.prevalent.triplets import TOKENS, Triplet, collect_triplets, load_triplets
+from fq_toolkit.prevalent.triplet_files import FittedTriplets, fit_triplets, read_triplets
+from fq_toolkit.prevalent.triplets import TOKENS, Triplet, collect_triplets
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world import NavWorld
 
@@ -26,9 +28,10 @@ class PretrainingData(NamedTuple):
     train: time steps, the annotated before the synthesised ones.
     validation: time steps of held-out paths.
     synthesised: how many of ``train`` are synthesised.
-    cut: instructions to train on that were longer than 80 tokens and lost their end. Triplets from a file
-        were cut, if at all, when the file was made, and are not counted.
+    cut: instructions to train on that were longer than the limit and lost their end; counted when read,
+        before ``synthesised_share`` leaves any out.
     held_out_cut: the same of the held-out instructions.
+    full: instructions of triplet files that fill all 80 places: perhaps cut when the file was made.
     features_synthesised: whether the features are noise, which every figure must say.
     description: one line.
     """
@@ -39,6 +42,7 @@ class PretrainingData(NamedTuple):
     synthesised: int
     cut: int
     held_out_cut: int
+    full: int
     features_synthesised: bool
     description: str
 
@@ -48,9 +52,11 @@ class _Source(NamedTuple):
 
     world: NavWorld
     features: FeatureStore
+    train_name: str  # file, or name of the world
     train: Sequence[NavItem] | Sequence[Triplet]
     validation_world: NavWorld
     validation_features: FeatureStore
+    validation_name: str
     validation: Sequence[NavItem] | Sequence[Triplet]
     held_out: list[NavItem]  # of every validation split, also those that are not measured on
 
@@ -59,8 +65,8 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
     """Load or generate the training and the validation steps.
 
     Raises:
-        DataError: naming file and item, for damaged files, missing features or viewpoints, or a validation
-            path in what is trained on.
+        DataError: naming file and item, for damaged files, missing features or viewpoints, instructions over
+            the limit, or a validation path in what is trained on.
         ConfigError: for sources that do not fit each other.
     """
     if config.data == MINIWORLD:
@@ -71,42 +77,52 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
         source = _annotations(config)
     more = _augmented(config, source)
     vocabulary = _vocabulary(config, [*source.train, *more])
-    too_long: set[tuple[str, tuple[int, ...]]] = set()  # names alone may recur in another file
+    limit, policy = config.token_limit, config.long_instructions
 
-    def triplets(found: Iterable[NavItem | Triplet], world: NavWorld) -> list[Triplet]:
+    def triplets(found: Iterable[NavItem | Triplet], world: NavWorld, name: str) -> FittedTriplets:
         found = list(found)
         items = [entry for entry in found if isinstance(entry, NavItem)]
-        made = collect_triplets(world, items, vocabulary.encode, kind=config.action_label)
-        for item, triplet in zip(items, made, strict=True):
-            if triplet.tokens[-1] and len(vocabulary.pieces(item.instruction)) > TOKENS - 2:
-                too_long.add((triplet.instr_id, triplet.tokens))
-        return check_tokens([entry for entry in found if isinstance(entry, Triplet)] + made, vocabulary)
+        bodies = fit_items(items, vocabulary, source=name, limit=limit, long_instructions=policy)
+        texts = [item.instruction for item in items]
+        rows = dict(zip(texts, vocabulary.frame(bodies.encodings, length=limit + 2), strict=True))
+        made = collect_triplets(world, items, rows.__getitem__, kind=config.action_label, length=limit + 2)
+        read = fit_triplets(
+            [entry for entry in found if isinstance(entry, Triplet)],
+            source=name,
+            max_tokens=limit,
+            long_instructions=policy,
+        )
+        check_tokens(read.triplets, vocabulary, source=name)
+        return FittedTriplets([*read.triplets, *made], read.cut + bodies.cut, read.full)
 
-    real, synthesised = triplets(source.train, source.world), triplets(more, source.world)
+    annotated = triplets(source.train, source.world, source.train_name)
+    extra = triplets(more, source.world, str(config.augmented))
+    real, synthesised = annotated.triplets, extra.triplets
     if config.synthesised_share is not None:
         real, synthesised = mix(real, synthesised, config.synthesised_share, seed=config.seed)
     points = config.action_label == "candidate"
     train = PretrainingSteps([*real, *synthesised], source.features, source.world if points else None)
-    held_out = triplets(source.validation, source.validation_world)
+    held_out = triplets(source.validation, source.validation_world, source.validation_name)
     validation = PretrainingSteps(
-        held_out,
+        held_out.triplets,
         source.validation_features,
         source.validation_world if points else None,
     )
     added = sum(len(triplet.path) for triplet in synthesised)
     share = f", {100 * added / len(train):.1f} % synthesised" if added else ""
-    cut, held_out_cut = (
-        sum((triplet.instr_id, triplet.tokens) in too_long for triplet in part)
-        for part in ([*real, *synthesised], held_out)
-    )
-    lost = f", cut to {TOKENS} tokens: {cut} instructions, {held_out_cut} held out" if too_long else ""
+    cut, full = annotated.cut + extra.cut, annotated.full + extra.full + held_out.full
+    lost = ""
+    if cut or held_out.cut:
+        lost = f", cut at their end to {limit} tokens: {cut} train, {held_out.cut} held out"
+    if full:
+        lost += f", {full} triplets fill all {TOKENS} places (perhaps cut when the file was made)"
     noise = config.data != MINIWORLD and config.features == SYNTHETIC
     description = (
         f"{config.data}: {len(train)} steps of {len(real) + len(synthesised)} instructions{share}, "
         f"{len(validation)} held out, {len(vocabulary)} words{lost}"
         + (", features synthesised (noise, no images)" if noise else "")
     )
-    return PretrainingData(vocabulary, train, validation, added, cut, held_out_cut, noise, description)
+    return PretrainingData(vocabulary, train, validation, added, cut, held_out.cut, full, noise, description)
 
 
 def as_items(found: Sequence[NavItem] | Sequence[Triplet]) -> list[NavItem]:
@@ -121,19 +137,18 @@ def as_items(found: Sequence[NavItem] | Sequence[Triplet]) -> list[NavItem]:
     ]
 
 
-def check_tokens(triplets: list[Triplet], vocabulary: Vocabulary) -> list[Triplet]:
-    """Return the triplets, after checking that the vocabulary has their tokens.
+def check_tokens(triplets: list[Triplet], vocabulary: Vocabulary, *, source: str) -> None:
+    """Check that the vocabulary has the tokens of triplets.
 
     Raises:
-        DataError: naming the triplet.
+        DataError: naming the source and the triplet.
     """
     for triplet in triplets:
         if max(triplet.tokens) >= len(vocabulary) or min(triplet.tokens) < 0:
             raise DataError(
-                f"triplet {triplet.instr_id!r} has token {max(triplet.tokens)}, but the vocabulary has "
-                f"{len(vocabulary)}: give the vocabulary that the triplets were encoded with"
+                f"{source}: triplet {triplet.instr_id!r} has token {max(triplet.tokens)}, but the vocabulary "
+                f"has {len(vocabulary)}: give the vocabulary that the triplets were encoded with"
             )
-    return triplets
 
 
 def mix(
@@ -181,7 +196,10 @@ def _mini(config: PretrainingConfig) -> _Source:
     seen, unseen = mini_worlds(config)
     items = seen.items(config.train_items, seed=11)
     held_out = unseen.items(config.validation_items, seed=12)
-    return _Source(seen, seen.features(), items, unseen, unseen.features(), held_out, held_out)
+    names = [f"MiniWorld({world.seed})" for world in (seen, unseen)]
+    return _Source(
+        seen, seen.features(), names[0], items, unseen, unseen.features(), names[1], held_out, held_out
+    )
 
 
 def _graphs(config: PretrainingConfig) -> tuple[NavWorld, FeatureStore]:
@@ -192,24 +210,27 @@ def _graphs(config: PretrainingConfig) -> tuple[NavWorld, FeatureStore]:
 def _annotations(config: PretrainingConfig) -> _Source:
     world, features = _graphs(config)
     folder = Path(config.data)
-    found = {
-        name: load_r2r(folder / f"R2R_{name}.json", world=world)
-        for name in ("val_unseen", "val_seen")
-        if (folder / f"R2R_{name}.json").exists()
-    }
+    files = [folder / f"R2R_{name}.json" for name in ("val_unseen", "val_seen")]
+    found = {path: load_r2r(path, world=world) for path in files if path.exists()}
     if not found:
         raise DataError(f"{folder} has neither R2R_val_unseen.json nor R2R_val_seen.json to validate on")
     held_out = [item for items in found.values() for item in items]
-    items = load_r2r(folder / "R2R_train.json", world=world, held_out=held_out)
-    return _Source(world, features, items, world, features, next(iter(found.values())), held_out)
+    training = folder / "R2R_train.json"
+    items = load_r2r(training, world=world, held_out=held_out)
+    measured, validation = next(iter(found.items()))
+    return _Source(
+        world, features, str(training), items, world, features, str(measured), validation, held_out
+    )
 
 
 def _triplet_files(config: PretrainingConfig) -> _Source:
     world, features = _graphs(config)
-    validation = load_triplets(str(config.validation))
+    validation = read_triplets(str(config.validation))
     held_out = as_items(validation)
-    triplets = load_triplets(config.data, held_out=held_out)
-    return _Source(world, features, triplets, world, features, validation, held_out)
+    triplets = read_triplets(config.data, held_out=held_out)
+    return _Source(
+        world, features, config.data, triplets, world, features, str(config.validation), validation, held_out
+    )
 
 
 def _augmented(config: PretrainingConfig, source: _Source) -> Sequence[NavItem] | Sequence[Triplet]:
@@ -218,7 +239,7 @@ def _augmented(config: PretrainingConfig, source: _Source) -> Sequence[NavItem] 
         return []
     records = read_records(Path(config.augmented))
     if records and "teacher_actions" in records[0]:
-        return load_triplets(config.augmented, held_out=source.held_out)
+        return read_triplets(config.augmented, held_out=source.held_out)
     items = load_r2r(config.augmented, world=source.world)
     check_disjoint(items, source.held_out, source=config.augmented)
     return items

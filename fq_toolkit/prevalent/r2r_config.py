@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from fq_toolkit.prevalent.instruction_limit import InstructionLimit
 from fq_toolkit.prevalent.navigator_config import MINI as MINI
 from fq_toolkit.prevalent.navigator_config import NavigatorConfig, check_not_negative, check_share
 from fq_toolkit.training.config import nearest
@@ -11,7 +12,7 @@ TRAINER = "r2r"
 
 
 @dataclass(frozen=True)
-class R2RConfig(NavigatorConfig):
+class R2RConfig(InstructionLimit, NavigatorConfig):
     """Everything that decides a run of ``train r2r``; goes to ``config.json`` and back."""
 
     steps: int = 700
@@ -25,8 +26,6 @@ class R2RConfig(NavigatorConfig):
     """Run of `train speaker`: explore the val_unseen world before the test by back-translation with it."""
     explore_from: float = 0.7
     """With a speaker: share of the steps after which every other batch is back-translated."""
-    max_tokens: int | None = None
-    """Refuse training instructions of more words; by default they are cut at 80 tokens."""
     blind: bool = False
     """Replace all view features by zeros, also in validation: what can be done without seeing."""
     shuffle_instructions: bool = False
@@ -43,8 +42,7 @@ class R2RConfig(NavigatorConfig):
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
         super().__post_init__()
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ConfigError(f"max_tokens is {self.max_tokens}; expected at least 1")
+        self.check_limit()
         check_not_negative(self, "a2c_weight", "entropy_weight")
         check_share(self, "a2c_from", "gamma", "explore_from")
         if self.speaker is not None and self.shuffle_instructions:
@@ -57,6 +55,7 @@ PRESETS: dict[str, R2RConfig] = {
     "r2r": replace(
         R2RConfig(),
         preset="r2r",
+        long_instructions="cut",
         steps=80_000,
         batch_size=64,
         max_steps=35,

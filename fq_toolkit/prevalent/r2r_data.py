@@ -29,6 +29,7 @@ class Split(NamedTuple):
     world: the graphs.
     features: of all viewpoints of the world.
     synthesised: whether the features are noise, which every figure must say.
+    source: file or name of the world that the tasks are of, for messages.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Split(NamedTuple):
     world: NavWorld
     features: FeatureStore
     synthesised: bool = False
+    source: str = "items"
 
     def env(self, device: torch.device | str) -> BatchedNavEnv:
         """Return an environment that gives tensors on a device."""
@@ -55,7 +57,7 @@ def load_r2r_data(config: R2RConfig) -> R2RData:
 
     Raises:
         DataError: naming file and item, for damaged files, viewpoints that do not exist, unreachable goals,
-            missing features, an instruction over ``max_tokens``, or a validation path in a training split.
+            missing features, or a validation path in a training split.
         ConfigError: for an unknown kind of feature file.
     """
     data = _mini_splits(config) if config.data == MINI else _real_splits(config)
@@ -117,12 +119,17 @@ def _mini_splits(config: R2RConfig) -> R2RData:
     width = config.feature_dim
     seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=width)
     unseen = MiniWorld(config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=width)
-    train = Split("train", seen.items(config.train_items, seed=1), seen, seen.features())
+    inside, outside = (f"MiniWorld({world.seed})" for world in (seen, unseen))
+    train = Split("train", seen.items(config.train_items, seed=1), seen, seen.features(), source=inside)
     other = unseen_paths(seen.items(2 * config.validation_items, seed=2), train.items)
     validation = {
         "val_seen": train._replace(name="val_seen", items=other[: config.validation_items]),
         "val_unseen": Split(
-            "val_unseen", unseen.items(config.validation_items, seed=3), unseen, unseen.features()
+            "val_unseen",
+            unseen.items(config.validation_items, seed=3),
+            unseen,
+            unseen.features(),
+            source=outside,
         ),
     }
     return R2RData(train, _augmented(config, train, validation), validation)
@@ -131,16 +138,17 @@ def _mini_splits(config: R2RConfig) -> R2RData:
 def _real_splits(config: R2RConfig) -> R2RData:
     folder = Path(config.data)
     world = NavWorld.from_connectivity(str(config.connectivity))
+    files = {name: folder / f"R2R_{name}.json" for name in ("train", "val_seen", "val_unseen")}
     found = {
-        name: load_r2r(folder / f"R2R_{name}.json", world=world)
-        for name in ("val_seen", "val_unseen")
-        if (folder / f"R2R_{name}.json").exists()
+        name: load_r2r(path, world=world) for name, path in files.items() if name != "train" and path.exists()
     }
     held_out = [item for items in found.values() for item in items]
-    items = load_r2r(folder / "R2R_train.json", world=world, max_tokens=config.max_tokens, held_out=held_out)
+    items = load_r2r(files["train"], world=world, held_out=held_out)
     features = open_features(config.features, world, dim=config.feature_dim)
-    train = Split("train", items, world, features, config.features == SYNTHETIC)
-    validation = {name: train._replace(name=name, items=rows) for name, rows in found.items()}
+    train = Split("train", items, world, features, config.features == SYNTHETIC, str(files["train"]))
+    validation = {
+        name: train._replace(name=name, items=rows, source=str(files[name])) for name, rows in found.items()
+    }
     return R2RData(train, _augmented(config, train, validation), validation)
 
 
@@ -148,10 +156,10 @@ def _augmented(config: R2RConfig, train: Split, validation: dict[str, Split]) ->
     """Return the items of the file of more instructions, none of whose paths is held out."""
     if config.augmented is None:
         return None
-    items = load_r2r(config.augmented, max_tokens=config.max_tokens)
+    items = load_r2r(config.augmented)
     held_out = [item for split in validation.values() for item in split.items]
     check_items(items, train.world, source=config.augmented)
     check_disjoint(items, held_out, source=config.augmented)
     if not items:
         raise DataError(f"{config.augmented}: no instruction")
-    return train._replace(name="augmented", items=items)
+    return train._replace(name="augmented", items=items, source=config.augmented)

@@ -12,6 +12,7 @@ from fq_toolkit.prevalent.augment import retell
 from fq_toolkit.prevalent.env import BatchedNavEnv
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.instruction_limit import keep_start
 from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.model import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.navigator_training import (
@@ -84,6 +85,9 @@ class R2RTraining(NavigatorTraining):
             agent = build_follower(config, texts)
         super().__init__(config, data.train, data.validation, agent, accelerator)
         self.augmented = data.augmented
+        if data.augmented is not None:
+            more = data.augmented
+            self.cut[more.name] = agent.fit(more.items, source=more.source).cut
         self.other_order = None if data.augmented is None else self._order_of(data.augmented)
         self.exploration: Exploration | None = None
         if config.speaker is not None:
@@ -113,7 +117,9 @@ class R2RTraining(NavigatorTraining):
         """Return imitation and actor-critic of a batch: annotated, augmented or back-translated."""
         config, env = self.config, self.env
         if step % 2 and self.exploration is not None and step >= config.explore_from * config.steps:
-            items, env = self.exploration.tell(feature_mask), self.exploration.env
+            told, env = self.exploration.tell(feature_mask), self.exploration.env
+            limit, vocabulary = self.agent.max_tokens, self.agent.vocabulary
+            items = [i._replace(instruction=keep_start(i.instruction, vocabulary, limit)) for i in told]
         elif step % 2 and self.augmented is not None and self.other_order is not None:
             items = [self.augmented.items[row] for row in self.other_order.next().tolist()]
         options: dict[str, Any] = {"max_steps": config.max_steps, "feature_mask": feature_mask}
@@ -229,5 +235,5 @@ R2R_TRAINER = Trainer(
     build=lambda config, accelerator: R2RTraining(config, load_r2r_data(config), accelerator),
     run_name=run_name,
     artifacts=("predictions-*.json", "model/", "curves.png", "metrics.csv"),
-    free_on_resume=FREE_ON_RESUME,
+    free_on_resume=FREE_ON_RESUME | {"long_instructions"},  # data of equal bits, or an error
 )

@@ -143,10 +143,9 @@ class Speaker(nn.Module):
         return F.cross_entropy(scores.flatten(0, 1).float(), wanted, ignore_index=self.vocabulary.pad)
 
     def encode(self, instructions: Sequence[str]) -> Tensor:
-        """Return token numbers (B, L) of instructions, cut to 80 and to the longest of them."""
-        rows = torch.tensor([self.vocabulary.encode(text) for text in instructions])
-        longest = int((rows != self.vocabulary.pad).sum(dim=1).max())
-        return rows[:, :longest].to(self.device)
+        """Return token numbers (B, L) of instructions, padded to the longest of them."""
+        rows = self.vocabulary.frame([self.vocabulary.pieces(text) for text in instructions])
+        return torch.tensor(rows).to(self.device)
 
     @torch.no_grad()
     def speak(

@@ -54,7 +54,8 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             saved.get("step", config.steps),
             data.train.synthesised,
         )
-        write_speaker_evaluation(folder, config, result, None)
+        kept = {name: value for name, value in saved.items() if name == "instructions_cut"}
+        write_speaker_evaluation(folder, config, result, None, **kept)
         sys.stdout.write(f"{result}\n")
         return 0
 

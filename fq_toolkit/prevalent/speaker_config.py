@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from fq_toolkit.prevalent.instruction_limit import InstructionLimit
 from fq_toolkit.prevalent.navigator_config import MINI, NavigationConfig, check_positive
 from fq_toolkit.prevalent.r2r_config import R2RConfig
 from fq_toolkit.training.config import nearest
@@ -15,7 +16,7 @@ _DATA = (
 
 
 @dataclass(frozen=True)
-class SpeakerConfig(NavigationConfig):
+class SpeakerConfig(InstructionLimit, NavigationConfig):
     """Everything that decides a run of ``train speaker``; goes to ``config.json`` and back."""
 
     batch_size: int = 32
@@ -38,6 +39,7 @@ class SpeakerConfig(NavigationConfig):
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
+        self.check_limit()
         check_positive(self, "word_size")
 
     def data_options(self) -> R2RConfig:
@@ -51,6 +53,7 @@ PRESETS: dict[str, SpeakerConfig] = {
     "r2r": replace(
         SpeakerConfig(),
         preset="r2r",
+        long_instructions="cut",
         steps=80_000,
         batch_size=64,
         feature_dim=2048,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fq_toolkit.prevalent.augment import retell
 from fq_toolkit.prevalent.environment_dropout import draw_feature_mask
+from fq_toolkit.prevalent.instruction_limit import fit_items
 from fq_toolkit.prevalent.path_views import observe_paths
 from fq_toolkit.prevalent.r2r_data import R2RData, load_r2r_data
 from fq_toolkit.prevalent.speaker import Speaker
@@ -22,7 +23,7 @@ from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
-from fq_toolkit.training.session import Trainer, provenance
+from fq_toolkit.training.session import FREE_ON_RESUME, Trainer, provenance
 
 SHOWN_PATHS = 20
 
@@ -34,6 +35,9 @@ class SpeakerTraining:
         config: all options.
         data: the splits; only ``train`` is trained on.
         accelerator: an ``accelerate.Accelerator``.
+
+    Raises:
+        DataError: naming file and item, for an instruction to train on that is longer than the limit.
     """
 
     def __init__(self, config: SpeakerConfig, data: R2RData, accelerator: Any) -> None:
@@ -50,7 +54,14 @@ class SpeakerTraining:
             dropout=config.dropout,
         ).to(device)
         self.env = data.train.env(device)
-        self.tokens = self.speaker.encode([item.instruction for item in items])
+        fitted = fit_items(
+            items,
+            vocabulary,
+            source=data.train.source,
+            limit=config.token_limit,
+            long_instructions=config.long_instructions,
+        )
+        self.tokens, self.cut = torch.tensor(vocabulary.frame(fitted.encodings)).to(device), fitted.cut
         self.order = ShuffledIndices(
             len(items), min(config.batch_size, len(items)), seed=config.seed, rank=rank, world=world
         )
@@ -97,9 +108,10 @@ class SpeakerTraining:
         splits = [self.data.train, *self.data.validation.values()]
         counts = ", ".join(f"{len(split.items)} {split.name}" for split in splits)
         noise = " (features synthesised)" if self.data.train.synthesised else ""
+        lost = f", cut at their end to {self.config.token_limit} tokens: {self.cut} train" if self.cut else ""
         size = sum(weight.numel() for weight in self.speaker.parameters())
         return (
-            f"instructions: {counts}{noise}; speaker of {size:,} weights, "
+            f"instructions: {counts}{noise}{lost}; speaker of {size:,} weights, "
             f"{len(self.speaker.vocabulary)} words; {self.accelerator.device}"
         )
 
@@ -162,7 +174,9 @@ class SpeakerTraining:
                 ]
         write_atomic(run.path / "instructions.txt", ("\n".join(lines) + "\n").encode())
         if complete and self.last_evaluation is not None:
-            write_speaker_evaluation(run, self.config, self.last_evaluation, result)
+            write_speaker_evaluation(
+                run, self.config, self.last_evaluation, result, instructions_cut={"train": self.cut}
+            )
 
     def is_finite(self) -> bool:
         """Return whether all weights are finite."""
@@ -193,7 +207,11 @@ class SpeakerTraining:
 
 
 def write_speaker_evaluation(
-    run: RunFolder, config: SpeakerConfig, evaluation: SpeakerEvaluation, result: LoopResult | None
+    run: RunFolder,
+    config: SpeakerConfig,
+    evaluation: SpeakerEvaluation,
+    result: LoopResult | None,
+    **more: Any,
 ) -> None:
     """Write ``evaluation.json``: the figures and what they were measured with."""
     record: dict[str, Any] = {
@@ -202,6 +220,7 @@ def write_speaker_evaluation(
         "selected_by": evaluation.selected_by,
         "step": evaluation.kept_step,
         "features_synthesised": evaluation.synthesised,
+        **more,
         "seed": config.seed,
         "world_seed": config.world_seed,
         **provenance(),
@@ -221,4 +240,5 @@ SPEAKER_TRAINER = Trainer(
     build=_build,
     run_name=lambda config: f"{TRAINER}-{config.preset}-seed{config.seed}",
     artifacts=("instructions.txt", "speaker/", "curves.png", "metrics.csv"),
+    free_on_resume=FREE_ON_RESUME | {"long_instructions"},  # data of equal bits, or an error
 )

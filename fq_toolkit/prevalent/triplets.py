@@ -1,20 +1,18 @@
 """PREVALENT triplets: what was said, where the agent was at each step, and what it did."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from fq_toolkit.prevalent.angles import STEP, VIEWS, snap, wrap
-from fq_toolkit.prevalent.files import DataError, field, read_records
-from fq_toolkit.prevalent.items import NavItem, check_disjoint
+from fq_toolkit.prevalent.angles import STEP, snap, wrap
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.instruction_limit import LONGEST
+from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.world import NavWorld
-from fq_toolkit.training.atomic import write_atomic
 
-TOKENS = 80
-"""Token ids of an instruction, padded."""
+TOKENS = LONGEST + 2
+"""Token ids of an instruction, ``[CLS]`` and ``[SEP]`` among them, padded."""
 
 ActionLabel = Literal["prevalent", "view36", "candidate"]
 _STOP_ACTION = (-1.0, 90.0, 90.0)
@@ -37,7 +35,7 @@ class Triplet(NamedTuple):
     path: pose at each of T steps.
     actions: T labels; the last stops.
     directions: T times (absolute view, relative heading, elevation) of the move; (-1, 90, 90) for stop.
-    tokens: 80 token ids, CLS .. SEP padded.
+    tokens: 80 token ids, or as many as were asked for, CLS .. SEP padded.
     """
 
     instr_id: str
@@ -106,25 +104,30 @@ def collect_triplets(
     encode: Callable[[str], Sequence[int]],
     *,
     kind: ActionLabel = "prevalent",
+    length: int = TOKENS,
 ) -> list[Triplet]:
     """Walk along the annotated paths and note what the agent sees and does.
 
     Args:
         world: the graphs.
         items: tasks of the training split.
-        encode: instruction -> exactly 80 token ids, padded.
+        encode: instruction -> exactly ``length`` token ids, padded.
         kind: numbering of the actions.
+        length: of every encoding.
 
     Raises:
         DataError: naming the item, for an instruction of another length, or a path over a non-edge.
     """
     found = []
     for item in items:
-        tokens = tuple(int(token) for token in encode(item.instruction))
-        if len(tokens) != TOKENS:
+        try:
+            tokens = tuple(int(token) for token in encode(item.instruction))
+        except ValueError as error:  # such as Vocabulary.encode's for a text that is too long
+            raise DataError(f"item {item.instr_id!r}: {error}") from error
+        if len(tokens) != length:
             raise DataError(
                 f"item {item.instr_id!r}: the instruction has {len(tokens)} token ids; expected exactly "
-                f"{TOKENS}: encode must cut and pad"
+                f"{length}: encode must pad, and cut where that is wanted"
             )
         poses, actions, directions = [], [], []
         heading, elevation, view = snap(item.heading, item.elevation)
@@ -152,90 +155,3 @@ def collect_triplets(
             heading, elevation = view % 12 * STEP, (view // 12 - 1) * STEP
         found.append(Triplet(item.instr_id, tuple(poses), tuple(actions), tuple(directions), tokens))
     return found
-
-
-def save_triplets(path: str | Path, triplets: Iterable[Triplet]) -> Path:
-    """Write triplets in the format of the released ones.
-
-    Returns:
-        The file.
-
-    Raises:
-        RunError: when it cannot be written.
-    """
-    path = Path(path)
-    records = [
-        {
-            "instr_id": triplet.instr_id,
-            "path": [list(pose) for pose in triplet.path],
-            "teacher_actions": list(triplet.actions),
-            "teacher_action_emd": [
-                [int(shown), heading, elevation] for shown, heading, elevation in triplet.directions
-            ],
-            "instr_encoding": list(triplet.tokens),
-        }
-        for triplet in triplets
-    ]
-    write_atomic(path, json.dumps(records).encode())
-    return path
-
-
-def load_triplets(path: str | Path, *, held_out: Iterable[NavItem] = ()) -> list[Triplet]:
-    """Read triplets.
-
-    Args:
-        path: JSON list of ``{instr_id, path, teacher_actions, teacher_action_emd, instr_encoding}``.
-        held_out: items of validation and test splits, none of whose paths may be in this file. The published
-            file does hold validation paths.
-
-    Raises:
-        DataError: naming file and item, for a damaged file, fields that do not fit each other, an
-            instruction that is not 80 ids long, or a held-out path.
-    """
-    path = Path(path)
-    found = []
-    for position, record in enumerate(read_records(path)):
-        name = str(field(record, "instr_id", (int, str), f"{path}: item {position}"))
-        where = f"{path}: item {name!r}"
-        poses = [
-            _pose(entry, f"{where}, step {i}") for i, entry in enumerate(field(record, "path", list, where))
-        ]
-        actions = field(record, "teacher_actions", list, where)
-        directions = field(record, "teacher_action_emd", list, where)
-        tokens = field(record, "instr_encoding", list, where)
-        if not len(poses) == len(actions) == len(directions) or not poses:
-            raise DataError(
-                f"{where}: {len(poses)} poses, {len(actions)} actions and {len(directions)} action "
-                "embeddings; expected one of each per step"
-            )
-        if len(tokens) != TOKENS:
-            raise DataError(f"{where}: instr_encoding has {len(tokens)} ids; expected exactly {TOKENS}")
-        if not all(type(action) is int and 0 <= action <= VIEWS for action in actions) or actions[-1] != 0:
-            raise DataError(
-                f"{where}: teacher_actions must be 0 to {VIEWS} and end with 0 (stop), got {actions}"
-            )
-        try:
-            moves = tuple((float(a), float(b), float(c)) for a, b, c in directions)
-            ids = tuple(int(token) for token in tokens)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: an action embedding or a token id is no number ({error})") from error
-        found.append(Triplet(name, tuple(poses), tuple(actions), moves, ids))
-    paths = [
-        NavItem(t.instr_id, t.path[0].scan, 0.0, tuple(pose.viewpoint for pose in t.path), (), "")
-        for t in found
-    ]
-    check_disjoint(paths, held_out, source=str(path))
-    return found
-
-
-def _pose(entry: Any, where: str) -> Pose:
-    """Return the pose of ``[scan, viewpoint, viewIndex, heading, elevation]``."""
-    if (
-        not isinstance(entry, list)
-        or [type(value) for value in entry[:3]] != [str, str, int]
-        or len(entry) != 5
-        or not all(isinstance(value, (int, float)) for value in entry[3:])
-        or not 0 <= entry[2] < VIEWS
-    ):
-        raise DataError(f"{where} is {str(entry)[:80]}; expected [scan, viewpoint, view, heading, elevation]")
-    return Pose(entry[0], entry[1], entry[2], float(entry[3]), float(entry[4]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fq_toolkit.prevalent.files import DataError, check_readable, read_json
-from fq_toolkit.prevalent.triplets import TOKENS
+from fq_toolkit.prevalent.instruction_limit import LONGEST
 from fq_toolkit.training.atomic import write_atomic
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -151,23 +151,40 @@ class Vocabulary:
             start = end
         return found if len(word) <= _LONGEST_WORD else [self.unk]
 
-    def encode(self, text: str, *, length: int = TOKENS, cut: Literal["end", "start"] = "end") -> list[int]:
+    def encode(
+        self, text: str, *, length: int = LONGEST + 2, cut: Literal["end", "start"] | None = None
+    ) -> list[int]:
         """Return ``[CLS] text [SEP]`` padded to a length.
 
         Args:
             text: an instruction or a dialog.
             length: of the result.
-            cut: which side of a text that is too long is dropped; dialogs drop the start.
+            cut: which side of a text that is too long is dropped; dialogs drop the start. None refuses it.
 
         Raises:
-            ValueError: for a length without room for one token.
+            ValueError: for a length without room for one token, or a text that is too long.
         """
         if length < 3:
             raise ValueError(f"length must be at least 3, got {length}")
-        body = self.pieces(text)
-        body = body[: length - 2] if cut == "end" else body[max(0, len(body) - (length - 2)) :]
-        ids = [self.cls, *body, self.sep]
-        return ids + [self.pad] * (length - len(ids))
+        body, room = self.pieces(text), length - 2
+        if cut is None and len(body) > room:
+            raise ValueError(
+                f"the text has {len(body)} tokens, more than the limit of {room}: raise length to "
+                f"{len(body) + 2}, or give cut='end' or 'start'"
+            )
+        body = body[:room] if cut != "start" else body[max(0, len(body) - room) :]
+        return self.frame([body], length=length)[0]
+
+    def frame(self, bodies: Sequence[Sequence[int]], *, length: int | None = None) -> list[list[int]]:
+        """Return ``[CLS] body [SEP]`` of token numbers, padded to a length.
+
+        Args:
+            bodies: texts as `pieces` returns them.
+            length: at least that of the longest with both marks, which is the default.
+        """
+        rows = [[self.cls, *body, self.sep] for body in bodies]
+        length = max(map(len, rows)) if length is None else length
+        return [row + [self.pad] * (length - len(row)) for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token numbers, without padding, ``[CLS]`` and ``[SEP]``."""

@@ -70,7 +70,12 @@ def test_known_texts_make_the_round_trip(words: list[str]) -> None:
 
 def test_long_texts_are_cut_on_the_side_that_is_asked_for() -> None:
     text = " ".join(["sofa"] * 5 + ["lamp"] * 5)
-    end = VOCABULARY.encode(text, length=7)
+    with pytest.raises(
+        ValueError, match="the text has 10 tokens, more than the limit of 5: raise length to 12"
+    ):
+        VOCABULARY.encode(text, length=7)
+    assert VOCABULARY.decode(VOCABULARY.encode(text, length=12)) == text
+    end = VOCABULARY.encode(text, length=7, cut="end")
     start = VOCABULARY.encode(text, length=7, cut="start")
     assert VOCABULARY.decode(end) == "sofa sofa sofa sofa sofa"
     assert VOCABULARY.decode(start) == "lamp lamp lamp lamp lamp"

@@ -216,7 +216,7 @@ def test_real_annotations_are_trained_on(tmp_path: Path) -> None:
 
 def test_instructions_that_are_cut_are_counted(tmp_path: Path) -> None:
     config = real(tmp_path)
-    assert "cut to 80" not in load_pretraining_data(config).description
+    assert "cut at" not in load_pretraining_data(config).description
 
     def lengthen(name: str, *words: int) -> None:
         records = json.loads((tmp_path / name).read_text())
@@ -226,9 +226,47 @@ def test_instructions_that_are_cut_are_counted(tmp_path: Path) -> None:
 
     lengthen("R2R_train.json", 79, 78, 200)  # 78 words and [CLS], [SEP] fill 80 places
     lengthen("R2R_val_unseen.json", 500)
-    data = load_pretraining_data(config)
+    message = r"R2R_train\.json: instruction '\d+_0' has 79 tokens, more than the limit of 78 \(one of 2 such"
+    with pytest.raises(DataError, match=message):
+        load_pretraining_data(config)
+    with pytest.raises(DataError, match=r"R2R_val_unseen\.json: instruction '.*_0' has 500 tokens"):
+        load_pretraining_data(dataclasses.replace(config, max_tokens=200))
+    data = load_pretraining_data(dataclasses.replace(config, long_instructions="cut"))
     assert (data.cut, data.held_out_cut) == (2, 1)
-    assert "cut to 80 tokens: 2 instructions, 1 held out" in data.description
+    assert "cut at their end to 78 tokens: 2 train, 1 held out" in data.description
+    raised = dataclasses.replace(config, max_tokens=500)
+    whole = load_pretraining_data(raised)
+    assert (whole.cut, whole.held_out_cut) == (0, 0)
+    assert int((whole.validation.tokens != 0).sum(dim=1).max()) == 502
+    assert raised.model_config(vocab_size=9, vision_size=9).max_positions == 502
+
+
+def test_triplets_of_a_file_that_are_too_long_are_refused_or_cut_and_counted(tmp_path: Path) -> None:
+    config = real(tmp_path)
+    triplets, _ = write_triplets(tmp_path, config)
+    config = dataclasses.replace(
+        config,
+        data=str(tmp_path / "train.json"),
+        validation=str(tmp_path / "held_out.json"),
+        vocabulary=str(tmp_path / "vocabulary.json"),
+    )
+    words = (2, *[5] * 90, 3)
+    full = (2, *[5] * 78, 3)
+    save_triplets(
+        tmp_path / "train.json",
+        [triplets[0]._replace(tokens=words), triplets[1]._replace(tokens=full), *triplets[2:]],
+    )
+    message = rf"train\.json: instruction '{triplets[0].instr_id}' has 90 tokens, more than the limit of 78"
+    with pytest.raises(DataError, match=message):
+        load_pretraining_data(config)
+    data = load_pretraining_data(dataclasses.replace(config, long_instructions="cut"))
+    assert (data.cut, data.held_out_cut, data.full) == (1, 0, 1)
+    assert data.train.tokens[0].tolist() == data.train.tokens[1].tolist() == list(full)
+    assert "cut at their end to 78 tokens: 1 train, 0 held out" in data.description
+    assert "1 triplets fill all 80 places (perhaps cut when the file was made)" in data.description
+    whole = load_pretraining_data(dataclasses.replace(config, max_tokens=90))
+    assert whole.train.tokens[0].tolist() == list(words)
+    assert whole.cut == 0
 
 
 def test_a_validation_path_in_a_training_set_is_refused(tmp_path: Path) -> None:

@@ -183,8 +183,11 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         load_r2r_data(config)
     (tmp_path / "data/R2R_val_unseen.json").unlink()
     assert load_r2r_data(config).train.synthesised
-    with pytest.raises(DataError, match="more than the limit of 3"):
-        load_r2r_data(dataclasses.replace(config, max_tokens=3))
+    short = dataclasses.replace(config, max_tokens=3)
+    with pytest.raises(
+        DataError, match=r"R2R_train\.json: instruction '.*_0' has .* more than the limit of 3"
+    ):
+        R2RTraining(short, load_r2r_data(short), make_accelerator(short))
     with pytest.raises(DataError, match=r"missing|no scan|scans\.txt|nowhere"):
         load_r2r_data(dataclasses.replace(config, connectivity=str(tmp_path / "nowhere")))
     train_file.write_text(train_file.read_text()[:-40])

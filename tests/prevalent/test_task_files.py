@@ -161,3 +161,82 @@ def test_an_unknown_kind_of_features_is_refused(files: Path, capsys: pytest.Capt
 def test_a_pretraining_run_that_is_none_is_named(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ndh", files, "--pretrained", str(files)) == 1
     assert "config.json" in capsys.readouterr().err
+
+
+def _lengthen(path: Path, words: int = 90) -> str:
+    """Give the second record of a file a long instruction; return the name of the instruction."""
+    _change(path, instructions=["go " * words])
+    return f"{json.loads(path.read_text())[1]['path_id']}_0"
+
+
+LONG = [
+    ("prevalent", "R2R_train"), ("prevalent", "R2R_val_unseen"), ("r2r", "R2R_train"),
+    ("r2r", "R2R_val_seen"), ("hanna", "hanna_train"), ("hanna", "hanna_val_unseen"),
+    ("speaker", "R2R_train"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("trainer", "name"), LONG)
+def test_a_long_instruction_is_named_or_cut_and_counted(
+    trainer: str, name: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    instruction = _lengthen(files / f"{name}.json")
+    assert run(trainer, files) == 1
+    expected = rf"{name}\.json: instruction '{instruction}' has 90 tokens, more than the limit of 78: raise "
+    error = capsys.readouterr().err
+    assert re.search(expected + r".*--max-tokens 90.*--long-instructions cut", error)
+    assert run(trainer, files, "--long-instructions", "cut", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    held_out = "0 train, 1 held out" if "val" in name else "1 train, 0 held out"
+    split = held_out if trainer == "prevalent" else f"1 {name.partition('_')[2]}"
+    assert f"cut at their end to 78 tokens: {split}" in printed
+    assert run(trainer, files, "--max-tokens", "90", "--dry-run") == 0
+    assert "cut at" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trainer", ["hanna", "speaker"])
+def test_what_was_cut_stays_in_the_record(trainer: str, files: Path) -> None:
+    _lengthen(files / ("hanna_train.json" if trainer == "hanna" else "R2R_train.json"))
+    assert run(trainer, files, "--long-instructions", "cut") == 0
+    record, folder = files.parent / "run" / "evaluation.json", str(files.parent / "run")
+    assert json.loads(record.read_text())["instructions_cut"]["train"] == 1
+    assert main(["evaluate", folder]) == 0
+    assert json.loads(record.read_text())["instructions_cut"]["train"] == 1
+
+
+@pytest.mark.parametrize("trainer", ["prevalent", "r2r"])
+def test_a_long_synthesised_instruction_is_named_or_cut_and_counted(
+    trainer: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = files.parent / "more.json"
+    more.write_text((files / "R2R_train.json").read_text())
+    instruction = _lengthen(more)
+    assert run(trainer, files, "--augmented", str(more)) == 1
+    assert f"more.json: instruction '{instruction}' has 90 tokens" in capsys.readouterr().err
+    assert run(trainer, files, "--augmented", str(more), "--long-instructions", "cut", "--dry-run") == 0
+    assert f"78 tokens: 1 {'train' if trainer == 'prevalent' else 'augmented'}" in capsys.readouterr().out
+
+
+def test_dialogs_are_cut_on_the_left_and_counted(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turn = {"nav_idx": 0, "role": "navigator", "message": "go " * 90}
+    _change(files / "NDH_train.json", dialog_history=[turn])
+    assert run("ndh", files, "--max-tokens", "78", "--dry-run") == 0
+    assert "oldest words of dialogs cut to 78 tokens: 1 train" in capsys.readouterr().out
+
+
+def test_a_run_from_before_the_option_goes_on_or_says_what_to_give(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = ("--long-instructions", "cut")
+    instruction = _lengthen(files / "R2R_train.json")
+    assert run("r2r", files, *cut, "--checkpoint-every", "1") == 0
+    folder = files.parent / "run"
+    assert json.loads((folder / "evaluation.json").read_text())["instructions_cut"]["train"] == 1
+    options = json.loads((folder / "config.json").read_text())
+    del options["long_instructions"]
+    _write(folder / "config.json", options)
+    assert main(["train", "r2r", "--resume", str(folder)]) == 1
+    assert f"instruction '{instruction}' has 90 tokens" in capsys.readouterr().err
+    assert main(["train", "r2r", "--resume", str(folder), *cut]) == 0
+    assert json.loads((folder / "config.json").read_text())["long_instructions"] == "cut"
+    assert main(["evaluate", str(folder)]) == 0

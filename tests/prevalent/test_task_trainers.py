@@ -17,12 +17,12 @@ from fq_toolkit.prevalent.feature_sources import FEATURE_DIM
 from fq_toolkit.prevalent.hanna_config import HannaConfig
 from fq_toolkit.prevalent.hanna_config import preset as hanna_preset
 from fq_toolkit.prevalent.hanna_training import HANNA_TRAINER
+from fq_toolkit.prevalent.instruction_limit import keep_end
 from fq_toolkit.prevalent.mini_dialogs import dialog_items, write_dialogs
 from fq_toolkit.prevalent.mini_requests import write_requests
 from fq_toolkit.prevalent.navigate import narrate, walk
 from fq_toolkit.prevalent.navigator_baselines import BASELINES, baseline_records
 from fq_toolkit.prevalent.navigator_runs import load_navigator
-from fq_toolkit.prevalent.navigator_training import keep_end
 from fq_toolkit.prevalent.ndh_config import NDHConfig
 from fq_toolkit.prevalent.ndh_config import preset as ndh_preset
 from fq_toolkit.prevalent.ndh_data import load_ndh_data

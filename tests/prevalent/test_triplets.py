@@ -95,7 +95,11 @@ def test_a_validation_path_is_refused(tmp_path: Path, mini: MiniWorld) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"instr_encoding": [1] * 81}, "item '0_0': instr_encoding has 81 ids; expected exactly 80"),
+        (
+            {"instr_encoding": [1] * 81},
+            "instruction '0_0' has 79 tokens, more than the limit of 78: raise the limit",
+        ),
+        ({"instr_encoding": [1] * 79}, "item '0_0': instr_encoding has 79 ids; expected 80, padded with 0"),
         ({"instr_encoding": ["a"] * 80}, "item '0_0': .* no number"),
         ({"teacher_actions": [1]}, "item '0_0': 5 poses, 1 actions and 5 action embeddings"),
         ({"teacher_actions": [1, 1, 1, 1, 1]}, r"item '0_0': teacher_actions must be 0 to 36 and end with 0"),
