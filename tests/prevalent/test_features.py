@@ -141,8 +141,13 @@ def test_another_width_is_named(tmp_path: Path) -> None:
     array = panoramas(2, 4)
     tsv = write_tsv(tmp_path / "f.tsv", array)
     npz = FeatureStore.from_tsv(tsv).save_npz(tmp_path / "f.npz")
-    for load, path in ((FeatureStore.from_tsv, tsv), (FeatureStore.from_npz, npz)):
-        with pytest.raises(DataError, match="features have width 4; expected 2048"):
+    hdf5 = write_hdf5(tmp_path / "f.hdf5", {"s_a": panoramas(1, 4)[0]})
+    for load, path in (
+        (FeatureStore.from_tsv, tsv),
+        (FeatureStore.from_npz, npz),
+        (FeatureStore.from_hdf5, hdf5),
+    ):
+        with pytest.raises(DataError, match=rf"{path.name}.*features have width 4; expected 2048"):
             load(path, dim=2048)
     tsv.write_text(tsv.read_text() + tsv_line("s_1", "wide", panoramas(1, 5)[0]))
     with pytest.raises(DataError, match="line 3, viewpoint s_1_wide: features have width 5; expected 4"):

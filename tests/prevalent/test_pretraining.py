@@ -368,7 +368,9 @@ def test_features_that_are_missing_are_named(tmp_path: Path) -> None:
     other = neighbor.viewpoints[int(neighbor.neighbors[row][neighbor.mask[row]][0])]
     record |= {"scan": scan, "path": [viewpoint, other], "path_id": 77}
     (tmp_path / "R2R_train.json").write_text(json.dumps([record]))
-    with pytest.raises(DataError, match=rf"triplet '77_0': .*no features of viewpoint '{viewpoint}'"):
+    with pytest.raises(
+        DataError, match=rf"triplet '77_0': .*few\.npz: no features of viewpoint '{viewpoint}'"
+    ):
         load_pretraining_data(dataclasses.replace(config, features=str(tmp_path / "few.npz")))
     with pytest.raises(ConfigError, match=r"expected 'synthetic' or a file ending in \.tsv"):
         load_pretraining_data(dataclasses.replace(config, features="features.bin"))

@@ -217,6 +217,16 @@ def test_a_long_synthesised_instruction_is_named_or_cut_and_counted(
     assert f"78 tokens: 1 {'train' if trainer == 'prevalent' else 'augmented'}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("trainer", ["prevalent", "r2r"])
+def test_a_validation_path_in_synthesised_data_is_named(
+    trainer: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = files.parent / "more.json"
+    _write(more, [{**json.loads((files / "R2R_val_seen.json").read_text())[1], "path_id": 777}])
+    assert run(trainer, files, "--augmented", str(more)) == 1
+    assert "more.json: item '777_0' has the path of the held-out item" in capsys.readouterr().err
+
+
 def test_dialogs_are_cut_on_the_left_and_counted(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     turn = {"nav_idx": 0, "role": "navigator", "message": "go " * 90}
     _change(files / "NDH_train.json", dialog_history=[turn])
