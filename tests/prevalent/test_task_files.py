@@ -194,9 +194,9 @@ def test_a_long_instruction_is_named_or_cut_and_counted(
     assert "cut at" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("trainer", ["hanna", "speaker"])
+@pytest.mark.parametrize("trainer", ["r2r", "speaker"])
 def test_what_was_cut_stays_in_the_record(trainer: str, files: Path) -> None:
-    _lengthen(files / ("hanna_train.json" if trainer == "hanna" else "R2R_train.json"))
+    _lengthen(files / "R2R_train.json")
     assert run(trainer, files, "--long-instructions", "cut") == 0
     record, folder = files.parent / "run" / "evaluation.json", str(files.parent / "run")
     assert json.loads(record.read_text())["instructions_cut"]["train"] == 1
@@ -234,19 +234,19 @@ def test_dialogs_are_cut_on_the_left_and_counted(files: Path, capsys: pytest.Cap
     assert "oldest words of dialogs cut to 78 tokens: 1 train" in capsys.readouterr().out
 
 
-def test_a_run_from_before_the_option_goes_on_or_says_what_to_give(
-    files: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("trainer", ["prevalent", "r2r", "hanna", "speaker"])
+def test_a_run_from_before_the_option_says_what_to_give_and_goes_on(
+    trainer: str, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut = ("--long-instructions", "cut")
-    instruction = _lengthen(files / "R2R_train.json")
-    assert run("r2r", files, *cut, "--checkpoint-every", "1") == 0
+    instruction = _lengthen(files / ("hanna_train.json" if trainer == "hanna" else "R2R_train.json"))
+    assert run(trainer, files, *cut) == 0
     folder = files.parent / "run"
-    assert json.loads((folder / "evaluation.json").read_text())["instructions_cut"]["train"] == 1
     options = json.loads((folder / "config.json").read_text())
     del options["long_instructions"]
     _write(folder / "config.json", options)
-    assert main(["train", "r2r", "--resume", str(folder)]) == 1
+    assert main(["train", trainer, "--resume", str(folder)]) == 1
     assert f"instruction '{instruction}' has 90 tokens" in capsys.readouterr().err
-    assert main(["train", "r2r", "--resume", str(folder), *cut]) == 0
+    assert main(["train", trainer, "--resume", str(folder), *cut]) == 0
     assert json.loads((folder / "config.json").read_text())["long_instructions"] == "cut"
     assert main(["evaluate", str(folder)]) == 0
