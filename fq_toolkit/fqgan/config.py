@@ -9,6 +9,16 @@ from fq_toolkit.training.errors import ConfigError
 TRAINER = "fqgan"
 
 
+def check_strength(strength: float) -> None:
+    """Refuse a strength of quantization out of range.
+
+    Raises:
+        ConfigError: saying what was given and what is expected.
+    """
+    if not 0 < strength <= 1:
+        raise ConfigError(f"fq_strength is {strength}; expected 0 < fq_strength <= 1")
+
+
 @dataclass(frozen=True)
 class FQGANConfig:
     """Everything that decides a run; goes to ``config.json`` and back."""
@@ -47,7 +57,9 @@ class FQGANConfig:
     fq_init: Literal["data", "kmeans", "normal"] = "data"
     """Start of the dictionary: rows of the first batch, k-means on it, or noise as in the release."""
     fq_warmup: int = 140
-    """straight_through only: steps over which the strength of quantization rises from 0 to 1."""
+    """straight_through only: steps over which the strength of quantization rises from 0."""
+    fq_strength: float = 1.0
+    """straight_through only: strength after that; below 1, features go only a part of the way to centroids."""
     fq_ema: Literal["smoothed", "debiased"] = "smoothed"
     """Moving averages: as in the PyTorch release, or debiased as in its TensorFlow part."""
     fq_revive: float = 0.0
@@ -131,6 +143,7 @@ class FQGANConfig:
         for name in ("g_lr", "d_lr", "adam_eps"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 < {name} < 1")
+        check_strength(self.fq_strength)
         for name in ("decay", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")

@@ -36,8 +36,9 @@ def quantizer_factory(config: FQGANConfig) -> Callable[[int], nn.Module] | None:
 
 
 def warmup_strength(config: FQGANConfig | UGATITConfig, step: int) -> float:
-    """Return the strength of straight-through quantization: from 0 to 1 over ``fq_warmup`` steps."""
-    return 1.0 if config.fq_warmup == 0 else min(1.0, step / config.fq_warmup)
+    """Return the strength of straight-through quantization: 0 to ``fq_strength`` over ``fq_warmup`` steps."""
+    done = 1.0 if config.fq_warmup == 0 else min(1.0, step / config.fq_warmup)
+    return config.fq_strength * done
 
 
 def quantizers(discriminator: nn.Module) -> list[FeatureQuantizer]:

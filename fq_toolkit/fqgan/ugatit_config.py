@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fq_toolkit.fqgan.config import check_strength
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -39,7 +40,9 @@ class UGATITConfig:
     fq_init: Literal["data", "kmeans", "normal"] = "data"
     """Start of the dictionary: rows of the first batch, k-means on it, or noise as in the release."""
     fq_warmup: int = 10_000
-    """straight_through only: steps over which the strength of quantization rises from 0 to 1."""
+    """straight_through only: steps over which the strength of quantization rises from 0."""
+    fq_strength: float = 1.0
+    """straight_through only: strength after that; below 1, features go only a part of the way to centroids."""
     fq_revive: float = 0.0
     """Restart codes whose moving count falls below this; 0 never does."""
     fq_in_generator_loss: bool = True
@@ -106,6 +109,7 @@ class UGATITConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        check_strength(self.fq_strength)
         if not 0 < self.lr < 1:
             raise ConfigError(f"lr is {self.lr}; expected 0 < lr < 1")
         if not 0 <= self.decay < 1 or not all(0 <= beta < 1 for beta in self.betas):

@@ -95,6 +95,8 @@ def test_hinge_losses() -> None:
 def test_warm_up_is_a_ramp(tiny: FQGANConfig) -> None:
     config = dataclasses.replace(tiny, fq_warmup=4)
     assert [warmup_strength(config, step) for step in (0, 1, 2, 4, 9)] == [0, 0.25, 0.5, 1, 1]
+    weak = dataclasses.replace(config, fq_strength=0.5)
+    assert [warmup_strength(weak, step) for step in (0, 1, 2, 4, 9)] == [0, 0.125, 0.25, 0.5, 0.5]
     assert warmup_strength(dataclasses.replace(tiny, fq_warmup=0), 0) == 1
 
 
@@ -113,6 +115,7 @@ def test_digits() -> None:
     [
         ({"steps": 0}, "steps is 0; expected at least 1"),
         ({"decay": 1.0}, "decay is 1.0; expected 0 <= decay < 1"),
+        ({"fq_strength": 1.5}, "fq_strength is 1.5; expected 0 < fq_strength <= 1"),
         ({"g_lr": 0.0}, "g_lr is 0.0"),
         ({"g_lr": float("nan")}, "g_lr is nan"),
         ({"commitment": -1.0}, "commitment is -1.0; expected 0 or more"),
