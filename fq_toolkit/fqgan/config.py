@@ -59,7 +59,7 @@ class FQGANConfig:
     fq_warmup: int = 140
     """straight_through only: steps over which the strength of quantization rises from 0."""
     fq_strength: float = 1.0
-    """straight_through only: strength after that; below 1, features go only a part of the way to centroids."""
+    """straight_through only: strength after that; below 1 features go a part of the way to centroids."""
     fq_ema: Literal["smoothed", "debiased"] = "smoothed"
     """Moving averages: as in the PyTorch release, or debiased as in its TensorFlow part."""
     fq_revive: float = 0.0

@@ -42,7 +42,7 @@ class UGATITConfig:
     fq_warmup: int = 10_000
     """straight_through only: steps over which the strength of quantization rises from 0."""
     fq_strength: float = 1.0
-    """straight_through only: strength after that; below 1, features go only a part of the way to centroids."""
+    """straight_through only: strength after that; below 1 features go a part of the way to centroids."""
     fq_revive: float = 0.0
     """Restart codes whose moving count falls below this; 0 never does."""
     fq_in_generator_loss: bool = True
