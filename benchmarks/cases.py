@@ -50,6 +50,8 @@ class Case:
         memory: whether peak extra memory is measured.
         memory_shapes: names of the shapes on which it is; None for all.
         problem: makes from shape, device and dtype what is measured on.
+        memory_probes: fresh processes in which memory is measured, of which the median counts: where an
+            allocator keeps pages back or not, one says little about percents.
         min_rounds: at least so many rounds, however long they take, where a "base" is compared with.
     """
 
@@ -65,11 +67,14 @@ class Case:
     memory_shapes: tuple[str, ...] | None = None
     problem: Callable[..., Any] = Problem
     min_rounds: int = 3
+    memory_probes: int = 1
 
 
 def _feature_arrays(count: int) -> Callable[[Problem], int]:
     return lambda problem: count * problem.feature_bytes
 
+
+_TEXT_PROBES = 7
 
 CASES = (
     Case(
@@ -189,6 +194,7 @@ CASES = (
         memory_shapes=(latent_targets.MEMORY_SHAPE.name,),
         problem=TextProblem,
         min_rounds=15,
+        memory_probes=_TEXT_PROBES,
     ),
     Case(
         latent_targets.TRAIN,
@@ -199,6 +205,7 @@ CASES = (
         None,
         quick_shapes=QUICK_TEXT[1:],
         problem=TextProblem,
+        memory_probes=_TEXT_PROBES,
     ),
     Case(
         vln_pretrain.CASE,

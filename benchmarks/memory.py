@@ -12,6 +12,7 @@ import ctypes
 import gc
 import multiprocessing
 import re
+import statistics
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -109,3 +110,16 @@ def peak_in_fresh_process(
             process.terminate()
         process.join()
         ours.close()
+
+
+def median_peak(
+    case_name: str, shape_name: str, contender_name: str, threads: int, *, probes: int
+) -> int | str:
+    """Median of `peak_in_fresh_process` over some processes, or the first reason why there is none."""
+    peaks = []
+    for _ in range(probes):
+        found = peak_in_fresh_process(case_name, shape_name, contender_name, threads)
+        if isinstance(found, str):
+            return found
+        peaks.append(found)
+    return statistics.median_low(peaks)

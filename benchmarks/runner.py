@@ -160,7 +160,9 @@ def _peak(
         return None
     if options.device == "cuda":
         return max(0, memory.cuda_peak(entry.task) - case.result_bytes(problem))
-    return memory.peak_in_fresh_process(case.name, shape.name, entry.contender.name, torch.get_num_threads())
+    return memory.median_peak(
+        case.name, shape.name, entry.contender.name, torch.get_num_threads(), probes=case.memory_probes
+    )
 
 
 def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], Floor]:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from benchmarks import memory
 from benchmarks.contender import Task
-from benchmarks.memory import can_measure_cpu, peak_in_fresh_process, resident_peak
+from benchmarks.memory import can_measure_cpu, median_peak, peak_in_fresh_process, resident_peak
 
 pytestmark = pytest.mark.skipif(not can_measure_cpu(), reason="no resettable high-water mark of memory")
 
@@ -39,3 +40,12 @@ def test_a_fresh_process_answers_with_bytes():
 def test_a_fresh_process_answers_with_its_error():
     answer = peak_in_fresh_process("lookup", "tiny NCHW", "flash-kmeans", threads=1)
     assert answer.startswith("Unavailable: flash-kmeans cannot be imported")
+
+
+@pytest.mark.parametrize(
+    ("answers", "median"), [([5], 5), ([9, 1, 5], 5), ([4, 1, 9, 2], 2), ([3, "why not", 4], "why not")]
+)
+def test_the_median_of_several_processes(monkeypatch, answers, median):
+    left = iter(answers)
+    monkeypatch.setattr(memory, "peak_in_fresh_process", lambda *_: next(left))
+    assert median_peak("lookup", "tiny NCHW", "torch.cdist", 1, probes=len(answers)) == median
