@@ -75,7 +75,7 @@ FINE_TUNING = R2RConfig(
 AUGMENTED_PATHS = 1000
 LAST = "SPL unseen"
 Config = TypeVar("Config", PretrainingConfig, SpeakerConfig, R2RConfig)
-_SEEDS = 5
+_SEEDS = 8
 _QUICK_SIZES = {"scans": 4, "train_items": 40, "validation_items": 10, "steps": 4}
 
 
