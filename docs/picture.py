@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = ROOT / "docs" / "images" / "digits.png"
 RECORD = IMAGE.with_suffix(".json")
+COMMAND = "fq-toolkit train fqgan --fq regularize"
 MARKS = re.compile(r"(<!-- picture:begin -->\n).*?(<!-- picture:end -->)", re.DOTALL)
 
 
@@ -34,13 +35,14 @@ def train() -> None:
         run = Path(folder) / "digits"
         load = os.getloadavg()[0]
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "fq_toolkit", "train", "fqgan", "--out", str(run)], check=True)
+        words = [sys.executable, "-m", *COMMAND.replace("-", "_", 1).split(), "--out", str(run)]
+        subprocess.run(words, check=True)
         seconds = time.perf_counter() - began
         IMAGE.parent.mkdir(exist_ok=True)
         shutil.copyfile(run / "samples.png", IMAGE)
         commit_name, changed = commit()
         record = {
-            "command": "fq-toolkit train fqgan",
+            "command": COMMAND,
             "commit": commit_name + (" with changes" if changed else ""),
             "machine": machine_name("cuda" if torch.cuda.is_available() else "cpu"),
             "threads": torch.get_num_threads(),

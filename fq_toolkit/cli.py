@@ -214,10 +214,10 @@ Trainers, each with an embedded default that needs no data and a few minutes on 
   r2r, ndh, hanna            navigation agents
 
 Start here:
-  fq-toolkit train fqgan                digits, about two minutes on two cores; prints the run folder
-  fq-toolkit train fqgan --resume RUN   go on after Ctrl-C, bit by bit; with --steps 2000 train longer
-  fq-toolkit train optimus --dry-run    build everything, do two steps, write nothing
-  fq-toolkit sample RUN                 new digits, or sentences
+  fq-toolkit train fqgan --fq regularize  digits, about two minutes on two cores; prints the run folder
+  fq-toolkit train fqgan --resume RUN     go on after Ctrl-C, bit by bit; with --steps 2000 train longer
+  fq-toolkit train optimus --dry-run      build everything, do two steps, write nothing
+  fq-toolkit sample RUN                   new digits, or sentences
   accelerate launch -m fq_toolkit train fqgan   several processes or GPUs
 
 A run folder holds config.json, metrics.csv, checkpoints/, curves.png, evaluation.json, pictures or a model.

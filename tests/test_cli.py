@@ -16,6 +16,7 @@ from fq_toolkit.training import extras
 from fq_toolkit.training.checkpoints import Checkpoints
 
 TINY = [
+    "--fq", "regularize",
     "--steps", "3", "--channels", "4", "--latent-size", "8", "--batch-size", "8", "--num-codes", "8",
     "--eval-samples", "20", "--log-every", "1", "--checkpoint-every", "2", "--device", "cpu",
 ]  # fmt: skip

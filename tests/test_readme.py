@@ -99,7 +99,7 @@ def test_the_diff_turns_one_working_program_into_another() -> None:
 def test_there_are_two_commands_of_one_line_each() -> None:
     commands = re.findall(r"^python3 -m venv .*$", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(commands) == 2
-    assert commands[0].endswith(" && .venv/bin/fq-toolkit train fqgan")
+    assert commands[0].endswith(" && .venv/bin/fq-toolkit train fqgan --fq regularize")
     assert " && .venv/bin/pytest " in commands[1]
     for command in commands:
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ")
@@ -191,7 +191,7 @@ def test_the_picture_is_there_with_a_caption_from_its_record() -> None:
     spec.loader.exec_module(picture)
     record = json.loads(picture.RECORD.read_text())
     assert picture.IMAGE.read_bytes().startswith(b"\x89PNG")
-    assert record["command"] == "fq-toolkit train fqgan"
+    assert f" && .venv/bin/{record['command']}\n" in README.read_text(encoding="utf-8")
     assert picture.caption(record) in README.read_text(encoding="utf-8")
 
 

@@ -44,8 +44,9 @@ class FQGANConfig:
     steps: int = 700
     """Generator updates."""
 
-    fq: Literal["none", "regularize", "straight_through"] = "regularize"
-    """Feature quantization: off; the loss of the released code; or the paper's quantized features."""
+    fq: Literal["none", "regularize", "straight_through"] = "none"
+    """Feature quantization: off, with which small GANs do best; the released loss alone, which presets of
+    the paper's models have; or the paper's quantized features."""
     fq_layers: tuple[int, ...] = (0, 1, 2)
     """Discriminator blocks whose output is quantized: from 0, or from -1 counted from the last."""
     num_codes: int = 64

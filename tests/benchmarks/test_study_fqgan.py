@@ -55,7 +55,15 @@ SETTING = Setting(
 )
 FID = "fid[digits-cnn]"
 TINY = FQGANConfig(
-    steps=4, fq_warmup=3, num_codes=8, channels=4, latent_size=8, batch_size=8, eval_samples=20, device="cpu"
+    fq="regularize",
+    steps=4,
+    fq_warmup=3,
+    num_codes=8,
+    channels=4,
+    latent_size=8,
+    batch_size=8,
+    eval_samples=20,
+    device="cpu",
 )
 
 

@@ -10,8 +10,8 @@ from fq_toolkit.fqgan.config import FQGANConfig
 from fq_toolkit.training import session
 
 TINY = FQGANConfig(
-    steps=4, fq_warmup=3, num_codes=8, channels=4, latent_size=8, batch_size=8, eval_samples=20,
-    log_every=1, checkpoint_every=2, evaluate_every=0, device="cpu",
+    fq="regularize", steps=4, fq_warmup=3, num_codes=8, channels=4, latent_size=8, batch_size=8,
+    eval_samples=20, log_every=1, checkpoint_every=2, evaluate_every=0, device="cpu",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from fq_toolkit.fqgan.quantization import quantizer_factory
 from fq_toolkit.training.errors import CheckpointError, ConfigError
 
 TINY = FQGANConfig(
-    family="biggan", channels=2, latent_size=12, fq_layers=(0, 2), num_codes=8,
+    fq="regularize", family="biggan", channels=2, latent_size=12, fq_layers=(0, 2), num_codes=8,
     fq_init="normal", initial="normal",
 )  # fmt: skip
 HIERARCHICAL = dataclasses.replace(TINY, shared_size=6, hierarchical=True, latent_size=60)

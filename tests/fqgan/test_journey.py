@@ -54,7 +54,7 @@ def test_an_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         (28, [], "images are (28, 28); expected square, 8, 16, 32, ... pixels: give --image-size"),
         (16, ["--image-size", "20"], "image_size is 20"),
-        (16, ["--fq-layers", "0", "7"], "this discriminator has blocks 0 to 2"),
+        (16, ["--fq", "regularize", "--fq-layers", "0", "7"], "this discriminator has blocks 0 to 2"),
         (16, ["--extractor", "cifar-cnn"], "cifar-cnn looks at images of 3x32x32"),
         (16, ["--batch-size", "13"], "12 rows do not fill a batch of 13"),
     ],

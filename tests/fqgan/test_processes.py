@@ -21,7 +21,7 @@ extractors.EPOCHS = 1
 session.plot_curves = lambda *_, **__: None
 folder = Path(sys.argv[1])
 config = FQGANConfig(
-    steps=4, num_codes=8, channels=4, latent_size=8, batch_size=8, eval_samples=21,
+    fq="regularize", steps=4, num_codes=8, channels=4, latent_size=8, batch_size=8, eval_samples=21,
     log_every=1, checkpoint_every=0, evaluate_every=0, device="cpu",
 )
 data = datasets.load_digits()

@@ -31,7 +31,9 @@ from fq_toolkit.fqgan.stylegan2_layers import (
 )
 from fq_toolkit.training.errors import ConfigError
 
-TINY = FQGANConfig(family="stylegan2", channels=8, latent_size=6, fq_layers=(-2, -1), num_codes=8)
+TINY = FQGANConfig(
+    fq="regularize", family="stylegan2", channels=8, latent_size=6, fq_layers=(-2, -1), num_codes=8
+)
 
 
 def build(

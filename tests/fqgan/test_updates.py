@@ -21,7 +21,7 @@ from fq_toolkit.fqgan.stylegan2 import build_stylegan2
 from fq_toolkit.fqgan.updates import GANUpdates
 from fq_toolkit.training.errors import ConfigError
 
-BASE = FQGANConfig(num_codes=8, latent_size=8, batch_size=8, device="cpu", fq_init="normal")
+BASE = FQGANConfig(fq="regularize", num_codes=8, latent_size=8, batch_size=8, device="cpu", fq_init="normal")
 FAMILIES = {
     "residual": dataclasses.replace(BASE, channels=2),
     "biggan": dataclasses.replace(BASE, family="biggan", channels=2, attention=16, shared_size=4),
