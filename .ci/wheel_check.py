@@ -37,7 +37,7 @@ def main() -> None:
     kernels = resources.files("fq_toolkit.kernels")
     check(
         {f.name for f in (kernels / "cpu").iterdir()}
-        >= {"commit.h", "finish.h", "kernels.cpp", "lookup.h", "panels.h", "rows.h"},
+        >= {"commit.h", "decode.h", "finish.h", "kernels.cpp", "lookup.h", "panels.h", "rows.h"},
         "the C++ source is packaged",
     )
     check(

@@ -155,8 +155,12 @@ def _compile(compiler: str, feature: str, target: Path) -> None:
 
 
 @functools.lru_cache
-def _library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
-    """The library for features of one dtype, compiled if need be."""
+def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
+    """The library for features of one dtype, compiled if need be.
+
+    Raises:
+        _BuildError: when it cannot be.
+    """
     compiler = _compiler()
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL
@@ -169,21 +173,22 @@ def _library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     if not _is_intact(target):
         logger.info("compiling the CPU kernels for %s with %s, once", dtype, compiler)
         _compile(compiler, _FEATURES[dtype], target)
-    library = ctypes.CDLL(str(target))
-    for function in (library.fq_quantize_forward, library.fq_quantize_backward, library.fq_ema_commit):
+    loaded = ctypes.CDLL(str(target))
+    for op in ("quantize_forward", "quantize_backward", "ema_commit", "decode"):
+        function = loaded[f"fq_{op}"]
         function.argtypes = [ctypes.c_void_p]
         function.restype = ctypes.c_int
-    return library
+    return loaded
 
 
 @functools.lru_cache
 def problem(dtype: torch.dtype = torch.float32) -> str | None:
     """Why features of this dtype cannot use the compiled kernels, or None.  The first call compiles them."""
     try:
-        library = _library(dtype)
+        loaded = library(dtype)
     except (_BuildError, OSError) as error:
         return f"cannot be built: {error}"
-    if not library.fq_parallel():
+    if not loaded.fq_parallel():
         logger.warning("the compiler has no OpenMP: the CPU kernels will run on one thread")
     return None
 
@@ -192,11 +197,17 @@ def _sizes(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def _threads(work: int) -> int:
+def threads_for(work: int) -> int:
+    """How many threads so many multiply-adds are worth."""
     return max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
 
 
-def _check(status: int, x: Tensor) -> None:
+def check_status(status: int, x: Tensor) -> None:
+    """Raise what a kernel that was called for a tensor returned.
+
+    Raises:
+        MemoryError: when memory ran out.
+    """
     if status != 0:
         raise MemoryError(f"out of memory in the CPU kernels, on a tensor of shape {tuple(x.shape)}")
 
@@ -238,9 +249,9 @@ def quantize_forward(
         counts=counts.data_ptr(),
         sums=sums.data_ptr() if with_sums else None,
         exact=exact,
-        threads=_threads(indices.numel() * num_codes * channels),
+        threads=threads_for(indices.numel() * num_codes * channels),
     )
-    _check(_library(x.dtype).fq_quantize_forward(ctypes.byref(arguments)), x)
+    check_status(library(x.dtype).fq_quantize_forward(ctypes.byref(arguments)), x)
     return out, indices, sq_error, counts, sums
 
 
@@ -264,9 +275,9 @@ def quantize_backward(
         grad_error=grad_error.data_ptr(),
         grad=grad_out.data_ptr() if passed else None,
         out=gradient.data_ptr(),
-        threads=_threads(16 * x.numel()),
+        threads=threads_for(16 * x.numel()),
     )
-    _check(_library(x.dtype).fq_quantize_backward(ctypes.byref(arguments)), x)
+    check_status(library(x.dtype).fq_quantize_backward(ctypes.byref(arguments)), x)
     return gradient
 
 
@@ -306,4 +317,4 @@ def ema_commit_(
         revive=revive,
         debias=debias,
     )
-    _check(_library().fq_ema_commit(ctypes.byref(arguments)), codebook)
+    check_status(library().fq_ema_commit(ctypes.byref(arguments)), codebook)

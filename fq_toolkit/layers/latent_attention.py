@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fq_toolkit.layers.latent_merge import attend_one, can_copy, can_merge, in_front, merge_slots
+from fq_toolkit.kernels.decode import attend_one
+from fq_toolkit.layers.latent_merge import can_decode, can_merge, in_front, merge_slots
 from fq_toolkit.layers.latent_projector import Slots
 
 #: Name of the keyword that carries the memory through the model's forward.
@@ -155,7 +156,7 @@ def attend_with_slots(
     Returns:
         Output (B, Q, query heads, value_dim), and weights (B, query heads, Q, slots + K) or None.
     """
-    if attention_mask is None and query.shape[2] == 1 and can_copy(base, query, key, options):
+    if attention_mask is None and query.shape[2] == 1 and can_decode(base, query, key, value, slots, options):
         return attend_one(query, key, value, slots, scale=options.get("scaling")), None
     count = slots[0].shape[2]
     causal = options.get("is_causal")

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fq_toolkit.kernels.decode import can_attend_one
 from fq_toolkit.layers.latent_projector import Slots
 
 _aten = torch.ops.aten
-# One query against keys of fewer numbers than this in all: copying them costs less than the small operations
-# that merge a slot, whose code the weights of the model have pushed out of the processor's caches meanwhile.
-_WORTH_MERGING = 1 << 16
 
 
-def can_copy(base: Callable[..., Any], query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
-    """Whether :func:`attend_one` can and should compute one query without a mask.
+def can_decode(
+    base: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, slots: Slots, options: dict[str, Any]
+) -> bool:
+    """Whether the compiled kernel can compute one query without a mask.
 
     Asked for every layer of every token, when the weights have pushed all else out of the processor's caches,
     so that each line counts.
@@ -34,17 +34,27 @@ def can_copy(base: Callable[..., Any], query: Tensor, key: Tensor, options: dict
         base: the attention of the model.
         query: (B, query heads, 1, key_dim).
         key: (B, heads, K, key_dim).
+        value: (B, heads, K, value_dim).
+        slots: key and value of the slots.
         options: what the model passes to its attention.
     """
     return (
         not torch.compiler.is_compiling()
-        and key.numel() < _WORTH_MERGING
-        and base is _sdpa()
-        and query.shape[1] == key.shape[1]
+        and can_attend_one(query, key, value, slots)
+        and _is_plain_sdpa(base, options)
+    )
+
+
+def _is_plain_sdpa(base: Callable[..., Any], options: dict[str, Any]) -> bool:
+    """Whether an attention is a softmax of scaled products and no more, in the dtype of its tensors."""
+    return (
+        base is _sdpa()
         and not options.get("dropout")
         and options.get("position_bias") is None
         and options.get("cache") is None
         and options.get("softcap") is None
+        and options.get("s_aux") is None
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -79,35 +89,12 @@ def can_merge(
         and not torch.compiler.is_compiling()
         and query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-        and base is _sdpa()
-        and not options.get("dropout")
-        and options.get("position_bias") is None
-        and options.get("cache") is None
-        and options.get("softcap") is None
-        and options.get("s_aux") is None
+        and _is_plain_sdpa(base, options)
         and key.shape == value.shape
         and query.shape[1] == key.shape[1]
         and (query.shape[2] == 1 or query.shape[2] == key.shape[2])  # causal is from the upper left
         and query.stride(3) == key.stride(3) == value.stride(3) == 1  # as the kernel assumes
     )
-
-
-def attend_one(query: Tensor, key: Tensor, value: Tensor, slots: Slots, *, scale: float | None) -> Tensor:
-    """Attention of one query over text and slots by torch's kernel itself.
-
-    Args:
-        query: (B, heads, 1, key_dim).
-        key: (B, heads, K, key_dim), text only.
-        value: (B, heads, K, value_dim), text only.
-        slots: key and value of the slots, (B or 1, heads, slots, key_dim or value_dim).
-        scale: of the scores; None for 1 / sqrt(key_dim).
-
-    Returns:
-        (B, 1, heads, value_dim).
-    """
-    keys, values = in_front(slots, key, value)
-    return F.scaled_dot_product_attention(query, keys, values, scale=scale).transpose(1, 2).contiguous()
 
 
 def in_front(slots: Slots, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ def test_a_broken_compiler_is_reported(tmp_path):
 
 @needs_native
 def test_a_damaged_library_is_compiled_again(tmp_path):
-    intact = Path(native._library()._name)
+    intact = Path(native.library()._name)
     damaged = tmp_path / intact.name
     damaged.write_bytes(intact.read_bytes()[:1000])
     damaged.with_suffix(".sha256").write_text(intact.with_suffix(".sha256").read_text())

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "commit.h"
+#include "decode.h"
 #include "lookup.h"
 #include "rows.h"
 
@@ -105,6 +106,15 @@ extern "C" int fq_quantize_backward(const BackwardArguments* arguments) {
 extern "C" int fq_ema_commit(const CommitArguments* arguments) {
   try {
     commit(*arguments);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+extern "C" int fq_decode(const DecodeArguments* arguments) {
+  try {
+    decode(*arguments);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
