@@ -72,7 +72,7 @@ class PretrainingConfig(InstructionLimit):
     cross_init: float = 0.05
     """Factor on the initial weights of what cross-modal layers add; near 0 they begin as the identity."""
 
-    steps: int = 1200
+    steps: int = 2400
     """Updates; the learning rate falls to 0 over them."""
     batch_size: int = 64
     """Time steps of paths per update and process."""
@@ -95,17 +95,17 @@ class PretrainingConfig(InstructionLimit):
 
     log_every: int = 50
     """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 600
+    checkpoint_every: int = 1200
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Complete checkpoints that stay."""
-    evaluate_every: int = 300
+    evaluate_every: int = 600
     """Steps between evaluations; 0 evaluates only the last step."""
     eval_steps: int = 1000
     """Time steps of held-out paths per evaluation."""
     fine_tune: bool = True
     """miniworld: at the end fine-tune an agent for R2R and one from scratch, and compare them."""
-    fine_tune_steps: int = 250
+    fine_tune_steps: int = 400
     """Updates of each of them."""
     fine_tune_items: int = 300
     """Instructions that they learn from."""
