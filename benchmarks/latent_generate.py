@@ -71,18 +71,18 @@ def generate(model: Any, start: Tensor, length: int, **latent: Tensor) -> Tensor
 
 
 def _plain(problem: TextProblem) -> Task:
-    model, start, length = problem.decoder(), problem.start, problem.shape.length
+    model, start, length = problem.decoder(shared=True), problem.start, problem.shape.length
     return Task(lambda _: generate(model, start, length))
 
 
 def _injected(problem: TextProblem) -> Task:
-    model, start, length = problem.decoder("memory"), problem.start, problem.shape.length
+    model, start, length = problem.decoder("memory", shared=True), problem.start, problem.shape.length
     return Task(lambda _: generate(model, start, length, latent=problem.latents), note=versions())
 
 
 def _original(problem: TextProblem) -> Task:
     """One text per call, each in turn: the loop takes them one after another, so B take B times as long."""
-    model, length = problem.decoder("memory"), problem.shape.length
+    model, length = problem.decoder("memory", shared=True), problem.shape.length
     turns: Iterator[int] = cycle(range(problem.shape.batch))
 
     def run(row: int) -> Tensor:

@@ -92,16 +92,35 @@ class TextProblem:
         """(B, 1) BOS tokens."""
         return torch.full((self.shape.batch, 1), BOS, device=self.device)
 
-    def decoder(self, mode: str | None = None) -> Any:
-        """A GPT-2 from scratch in eval mode, always with the same weights; ``mode`` injects a latent."""
-        from transformers import GPT2Config, GPT2LMHeadModel
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        return self._gpt2().state_dict()
 
+    def decoder(self, mode: str | None = None, *, shared: bool = False) -> Any:
+        """A GPT-2 from scratch in eval mode, always with the same weights.
+
+        Args:
+            mode: injects a latent.
+            shared: reads the very tensors that the other shared ones of this problem read. Decoding waits for
+                its weights, and where in memory they happen to lie moves it by percents, in one process this
+                way and in another that way.
+        """
         from fq_toolkit import inject_latent
+
+        model = self._gpt2()
+        if shared:
+            model.load_state_dict(self._weights, assign=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            return (inject_latent(model, mode, LATENT_SIZE) if mode else model).eval()
+
+    def _gpt2(self) -> Any:
+        from transformers import GPT2Config, GPT2LMHeadModel
 
         shape = self.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            model = GPT2LMHeadModel(
+            return GPT2LMHeadModel(
                 GPT2Config(
                     vocab_size=shape.vocabulary,
                     n_layer=shape.layers,
@@ -115,7 +134,6 @@ class TextProblem:
                     pad_token_id=0,
                 )
             ).to(self.device, self.dtype)
-            return (inject_latent(model, mode, LATENT_SIZE) if mode else model).eval()
 
     def prepare(self) -> None:
         """Make the inputs, so that they do not count as a call's memory."""

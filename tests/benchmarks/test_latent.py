@@ -95,6 +95,17 @@ def test_all_contenders_start_from_the_same_weights():
     assert all(torch.equal(injected[name], value) for name, value in plain.items())
 
 
+def test_shared_decoders_read_the_same_memory():
+    problem = TextProblem(QUICK_TEXT[0])
+    plain, injected = (
+        dict(problem.decoder(mode, shared=True).state_dict(keep_vars=True)) for mode in (None, "memory")
+    )
+    assert all(injected[name].data_ptr() == value.data_ptr() for name, value in plain.items())
+    own = problem.decoder().state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in plain.items())
+    assert own["lm_head.weight"].data_ptr() != plain["lm_head.weight"].data_ptr()
+
+
 def test_an_original_call_stands_for_the_batch():
     (original,) = [entry for entry in BY_NAME[GENERATE].contenders if entry.name == ORIGINAL]
     task = original.build(TextProblem(QUICK_TEXT[1]))
