@@ -55,8 +55,9 @@ def test_all_parts_of_a_study_share_their_worlds() -> None:
     assert FINE_TUNING.train_items == SPEAKING.train_items
 
 
-def test_the_pages_have_the_table_of_the_results(project_root: Path) -> None:
-    (path,) = (project_root / "benchmarks" / "results").glob("study_prevalent-*.csv")
+@pytest.mark.parametrize("kind", ["", "_600"])
+def test_the_pages_have_the_tables_of_the_results(project_root: Path, kind: str) -> None:
+    (path,) = (project_root / "benchmarks" / "results").glob(f"study_prevalent{kind}-*.csv")
     found = read(path)
     shown = table(Figures(found, found[-1].setting), tuple(ARMS))
     for page in ("README.md", "docs/navigation_agents.md"):
