@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import os
+import struct
 
 import torch
 from torch import Tensor
 
 from fq_toolkit.kernels import native
 
-_Pointer = ctypes.c_void_p
-_Strides = ctypes.c_int64 * 14
+# `DecodeArguments` of the C++ source: 6 pointers, 14 strides, 8 sizes and the scale. A structure of ctypes would
+# take longer to fill.
+_ARGUMENTS = struct.Struct("@6P14q8qd")
 
 
-class _Decode(ctypes.Structure):
-    """Mirrors ``DecodeArguments`` of the C++ source."""
-
-    _fields_ = (
-        ("query", _Pointer), ("key", _Pointer), ("value", _Pointer), ("slot_key", _Pointer), ("slot_value",
-        _Pointer), ("out", _Pointer), ("strides", ctypes.POINTER(ctypes.c_int64)), ("batch", ctypes.c_int64),
-        ("heads", ctypes.c_int64), ("groups", ctypes.c_int64), ("length", ctypes.c_int64), ("slots",
-        ctypes.c_int64), ("key_dim", ctypes.c_int64), ("value_dim", ctypes.c_int64), ("scale",
-        ctypes.c_double), ("threads", ctypes.c_int32),
-    )  # fmt: skip
+@functools.cache
+def usable() -> bool:
+    """Whether the kernel is there and no other backend is asked for; compiles it, and asks only once."""
+    return os.environ.get("FQ_TOOLKIT_BACKEND", "") in ("", "native") and native.problem() is None
 
 
 def can_attend_one(query: Tensor, key: Tensor, value: Tensor, slots: tuple[Tensor, Tensor]) -> bool:
     """Whether :func:`attend_one` takes these tensors: real float32 ones on a CPU that need no gradient.
 
-    Every layer of every token asks.  The first time the kernels are compiled.
+    Every layer of every token asks.
     """
+    slot_key, slot_value = slots
     return (
-        type(query) is type(key) is type(slots[0]) is Tensor
-        and query.dtype is key.dtype is value.dtype is slots[0].dtype is slots[1].dtype is torch.float32
+        type(query) is type(key) is type(slot_key) is Tensor
+        and query.dtype is key.dtype is value.dtype is slot_key.dtype is slot_value.dtype is torch.float32
         and query.is_cpu
         and key.is_cpu
-        and slots[0].is_cpu
-        and not (torch.is_grad_enabled() and (query.requires_grad or slots[0].requires_grad))
+        and slot_key.is_cpu
+        and not (torch.is_grad_enabled() and (query.requires_grad or slot_key.requires_grad))
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
-        and slots[0].stride(3) == slots[1].stride(3) == 1
-        and os.environ.get("FQ_TOOLKIT_BACKEND", "") in ("", "native")
-        and native.problem() is None
+        and slot_key.stride(3) == slot_value.stride(3) == 1
+        and usable()
     )
 
 
@@ -66,35 +62,23 @@ def attend_one(
     batch, heads, _, key_dim = query.shape
     _, groups, length, value_dim = value.shape
     slot_key, slot_value = slots
-    shared = 0 if slot_key.shape[0] == 1 else 1  # slots of all texts: the batch has no stride
-    count = slot_key.shape[2]
-    of_slot_key, of_slot_value = slot_key.stride(), slot_value.stride()
+    own, _, count, _ = slot_key.shape
     out = torch.empty(batch, 1, heads, value_dim)
-    arguments = _Decode(
-        query.data_ptr(),
-        key.data_ptr(),
-        value.data_ptr(),
-        slot_key.data_ptr(),
-        slot_value.data_ptr(),
-        out.data_ptr(),
-        _Strides(
-            *query.stride()[:2],
-            *key.stride()[:3],
-            *value.stride()[:3],
-            shared * of_slot_key[0],
-            *of_slot_key[1:3],
-            shared * of_slot_value[0],
-            *of_slot_value[1:3],
-        ),
-        batch,
-        heads,
-        groups,
-        length,
-        count,
-        key_dim,
-        value_dim,
-        key_dim**-0.5 if scale is None else scale,
+    of_batch, of_head, _, _ = query.stride()
+    key_batch, key_head, key_row, _ = key.stride()
+    value_batch, value_head, value_row, _ = value.stride()
+    slot_key_batch, slot_key_head, slot_key_row, _ = slot_key.stride()
+    slot_value_batch, slot_value_head, slot_value_row, _ = slot_value.stride()
+    if own == 1:  # slots of all texts
+        slot_key_batch = slot_value_batch = 0
+    arguments = _ARGUMENTS.pack(
+        *(query.data_ptr(), key.data_ptr(), value.data_ptr()),
+        *(slot_key.data_ptr(), slot_value.data_ptr(), out.data_ptr()),
+        *(of_batch, of_head, key_batch, key_head, key_row, value_batch, value_head, value_row),
+        *(slot_key_batch, slot_key_head, slot_key_row, slot_value_batch, slot_value_head, slot_value_row),
+        *(batch, heads, groups, length, count, key_dim, value_dim),
         native.threads_for(batch * heads * (length + count) * (key_dim + value_dim)),
+        key_dim**-0.5 if scale is None else scale,
     )
-    native.check_status(native.library().fq_decode(ctypes.byref(arguments)), query)
+    native.check_status(native.library().fq_decode(arguments), query)
     return out

@@ -9,10 +9,10 @@ namespace {
 struct DecodeArguments {
   const float *query, *key, *value, *slot_key, *slot_value;
   float* out;              // (batch, heads, value_dim)
-  const int64_t* strides;  // of query: batch, head; then of key, value, slot_key, slot_value: batch, head, position
+  int64_t strides[14];     // of query: batch, head; then of key, value, slot_key, slot_value: batch, head, position
   int64_t batch, heads, groups, length, slots, key_dim, value_dim;  // so many groups of heads share keys and values
+  int64_t threads;
   double scale;
-  int32_t threads;
 };
 
 // Rows of keys or values of one head.
@@ -86,7 +86,7 @@ void decode_head(const DecodeArguments& a, int64_t batch, int64_t head, float* w
 void decode(const DecodeArguments& a) {
   const int64_t total = a.slots + a.length;
   std::vector<float> weights(a.threads * total);
-#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1)
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(a.threads)) if (a.threads > 1)
   for (int64_t row = 0; row < a.batch * a.heads; row++)
     decode_head(a, row / a.heads, row % a.heads, weights.data() + thread_index() * total);
 }
