@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fq_toolkit.kernels import native
 
-# `DecodeArguments` of the C++ source: 6 pointers, 14 strides, 8 sizes and the scale. A structure of ctypes would
-# take longer to fill.
+# `DecodeArguments` of the C++ source: 6 pointers, 14 strides, 8 sizes and the scale. A structure of ctypes
+# would take longer to fill.
 _ARGUMENTS = struct.Struct("@6P14q8qd")
 
 
