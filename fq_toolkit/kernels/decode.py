@@ -25,7 +25,7 @@ def usable() -> bool:
 def can_attend_one(query: Tensor, key: Tensor, value: Tensor, slots: tuple[Tensor, Tensor]) -> bool:
     """Whether :func:`attend_one` takes these tensors: real float32 ones on a CPU that need no gradient.
 
-    Every layer of every token asks.
+    Every layer of every token asks. Shapes as there.
     """
     slot_key, slot_value = slots
     return (
@@ -34,7 +34,11 @@ def can_attend_one(query: Tensor, key: Tensor, value: Tensor, slots: tuple[Tenso
         and query.is_cpu
         and key.is_cpu
         and slot_key.is_cpu
-        and not (torch.is_grad_enabled() and (query.requires_grad or slot_key.requires_grad))
+        and not (
+            torch.is_grad_enabled()
+            and any(x.requires_grad for x in (query, key, value, slot_key, slot_value))
+        )
+        and not torch.jit.is_tracing()
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
         and slot_key.stride(3) == slot_value.stride(3) == 1
         and usable()

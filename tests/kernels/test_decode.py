@@ -124,7 +124,23 @@ def test_what_it_does_not_take(monkeypatch):
     assert not can_attend_one(query, key, value, (slots[0].bfloat16(), slots[1]))
     assert not can_attend_one(query, key, value.transpose(2, 3).contiguous().transpose(2, 3), slots)
     assert not can_attend_one(*(x.to("meta") for x in (query, key, value)), slots)
-    with_gradient = (slots[0].requires_grad_(), slots[1])
-    assert not can_attend_one(query, key, value, with_gradient)
+
+
+@needs_native
+@pytest.mark.parametrize("which", range(5))
+def test_it_leaves_whatever_needs_a_gradient_to_others(which):
+    query, key, value, slots = problem()
+    given = [query, key, value, *slots]
+    given[which].requires_grad_()  # adapters may train values alone, say
+    assert not can_attend_one(query, key, value, slots)
     with torch.no_grad():
-        assert can_attend_one(query, key, value, with_gradient)
+        assert can_attend_one(query, key, value, slots)
+
+
+@needs_native
+def test_a_trace_sees_the_operations():
+    query, key, value, slots = problem()
+    found = []
+    torch.jit.trace(lambda x: found.append(can_attend_one(x, key, value, slots)) or x * 2, query)
+    assert not any(found[:1])
+    assert can_attend_one(query, key, value, slots)
