@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import (
     discriminator,
@@ -47,11 +47,9 @@ class Case:
         gates: what must be right before anything is timed.
         work: what the floor counts, or None when there is no floor.
         result_bytes: bytes of the results that every contender must return, not counted as extra memory.
-        memory: whether peak extra memory is measured.
+        memory: how peak extra memory is measured (`benchmarks.memory`); None where it is not.
         memory_shapes: names of the shapes on which it is; None for all.
         problem: makes from shape, device and dtype what is measured on.
-        memory_probes: fresh processes in which memory is measured, of which the median counts: where an
-            allocator keeps pages back or not, one says little about percents.
         min_rounds: at least so many rounds, however long they take, where a "base" is compared with.
     """
 
@@ -63,18 +61,15 @@ class Case:
     work: Work | None
     quick_shapes: tuple[AnyShape, ...] = QUICK_SHAPES
     result_bytes: Callable[[Any], int] = _no_result
-    memory: bool = True
+    memory: Literal["resident", "tensors"] | None = "resident"
     memory_shapes: tuple[str, ...] | None = None
     problem: Callable[..., Any] = Problem
     min_rounds: int = 3
-    memory_probes: int = 1
 
 
 def _feature_arrays(count: int) -> Callable[[Problem], int]:
     return lambda problem: count * problem.feature_bytes
 
-
-_TEXT_PROBES = 7
 
 CASES = (
     Case(
@@ -121,7 +116,7 @@ CASES = (
         ("commit",),
         # read the batch sums, read and write the moving sums, write the codebook
         Work(gemms=0, code_passes=4),
-        memory=False,
+        memory=None,
     ),
     Case(
         "layouts",
@@ -141,7 +136,7 @@ CASES = (
         _LAYER_GATES,
         None,
         quick_shapes=(discriminator.QUICK_SHAPE,),
-        memory=False,
+        memory=None,
     ),
     Case(
         "env_steps",
@@ -151,7 +146,7 @@ CASES = (
         ("nav_env",),
         None,
         quick_shapes=navigation.ENV_QUICK,
-        memory=False,
+        memory=None,
     ),
     Case(
         "world_loading",
@@ -161,7 +156,7 @@ CASES = (
         ("nav_world",),
         None,
         quick_shapes=navigation.WORLD_QUICK,
-        memory=False,
+        memory=None,
     ),
     Case(
         "triplets",
@@ -171,7 +166,7 @@ CASES = (
         ("nav_triplets",),
         None,
         quick_shapes=navigation.TRIPLET_QUICK,
-        memory=False,
+        memory=None,
     ),
     Case(
         "nav_metrics",
@@ -181,7 +176,7 @@ CASES = (
         ("nav_metrics",),
         None,
         quick_shapes=navigation.METRIC_QUICK,
-        memory=False,
+        memory=None,
     ),
     Case(
         latent_targets.GENERATE,
@@ -194,7 +189,7 @@ CASES = (
         memory_shapes=(latent_targets.MEMORY_SHAPE.name,),
         problem=TextProblem,
         min_rounds=15,
-        memory_probes=_TEXT_PROBES,
+        memory="tensors",
     ),
     Case(
         latent_targets.TRAIN,
@@ -205,7 +200,7 @@ CASES = (
         None,
         quick_shapes=QUICK_TEXT[1:],
         problem=TextProblem,
-        memory_probes=_TEXT_PROBES,
+        memory="tensors",
     ),
     Case(
         vln_pretrain.CASE,
@@ -215,7 +210,7 @@ CASES = (
         (vln_pretrain.CASE,),
         None,
         quick_shapes=vln_problem.QUICK_SHAPES,
-        memory=False,
+        memory=None,
         problem=vln_problem.StepProblem,
     ),
 )

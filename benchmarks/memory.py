@@ -1,23 +1,29 @@
 """Peak extra memory of one call, beyond its inputs and the results that every contender must return.
 
-CPU: a fresh process builds the inputs, calls once on few rows (which loads code and starts threads), returns
-free heap to the system, resets the kernel's high-water mark of resident memory, and calls once on the whole
-problem. This counts every allocator, also those inside other libraries.  CUDA: the allocator's own high-water
-mark.
+``"resident"``, of contenders from different libraries.  CPU: a fresh process builds the inputs, calls once
+on few rows (which loads code and starts threads), returns free heap to the system, resets the kernel's
+high-water mark of resident memory, and calls once on the whole problem. This counts every allocator, also
+those inside other libraries, to within the pages that they keep back.  CUDA: the high-water mark of torch's
+allocator.
+
+``"tensors"``, of contenders that differ by less than such pages and keep all they have in tensors.  CPU: the
+bytes that torch's allocator was asked for in a task's first call.  CUDA: as above, of a first call.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import multiprocessing
 import re
-import statistics
 import sys
+import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contender import Task
 
@@ -54,10 +60,41 @@ def resident_peak(task: Task) -> int:
     return peak
 
 
+def allocated_peak(task: Task) -> int:
+    """Bytes of tensors on the CPU by which one call raises what is alive at its peak, results included.
+
+    What was alive before the call neither counts nor makes room when it is freed, which the profiler does not
+    see: a first call, which has no gradients of an earlier one to drop, is what can be compared.
+    """
+    state = task.setup()
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = task.run(state)
+    del result
+    alive = peak = 0
+    for change in _allocations(profiler):
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def _allocations(profiler: profile) -> list[int]:
+    """Bytes that were allocated (above 0) and freed (below), in order.
+
+    From the trace, since that is what the profiler documents: its tables hold sums of operations, no peaks.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    found = [event for event in events if event.get("name") == "[memory]"]
+    return [int(event["args"]["Bytes"]) for event in sorted(found, key=lambda event: event["ts"])]
+
+
 def cuda_peak(task: Task) -> int:
     """Bytes by which one call raises the CUDA allocator's peak, results included."""
-    task.run(task.setup())
     state = task.setup()
+    gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -110,16 +147,3 @@ def peak_in_fresh_process(
             process.terminate()
         process.join()
         ours.close()
-
-
-def median_peak(
-    case_name: str, shape_name: str, contender_name: str, threads: int, *, probes: int
-) -> int | str:
-    """Median of `peak_in_fresh_process` over some processes, or the first reason why there is none."""
-    peaks = []
-    for _ in range(probes):
-        found = peak_in_fresh_process(case_name, shape_name, contender_name, threads)
-        if isinstance(found, str):
-            return found
-        peaks.append(found)
-    return statistics.median_low(peaks)

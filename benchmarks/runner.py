@@ -147,7 +147,7 @@ def _peak(
     case: Case, shape: AnyShape, entry: _Entry, problem: AnyProblem, options: Options
 ) -> int | str | None:
     """Peak extra bytes, a reason, or None where it is not asked for."""
-    wanted = case.memory and options.memory and entry.contender.kind != "floor"
+    wanted = case.memory is not None and options.memory and entry.contender.kind != "floor"
     wanted = wanted and (case.memory_shapes is None or shape.name in case.memory_shapes)
     if options.quick:
         wanted = (
@@ -158,11 +158,14 @@ def _peak(
         )
     if not wanted or entry.task is None:
         return None
-    if options.device == "cuda":
-        return max(0, memory.cuda_peak(entry.task) - case.result_bytes(problem))
-    return memory.median_peak(
-        case.name, shape.name, entry.contender.name, torch.get_num_threads(), probes=case.memory_probes
-    )
+    if case.memory == "resident" and options.device == "cpu":
+        return memory.peak_in_fresh_process(
+            case.name, shape.name, entry.contender.name, torch.get_num_threads()
+        )
+    # of a first call where gradients and optimizer states shall count; the code itself has run before
+    task = entry.contender.build(problem) if case.memory == "tensors" else entry.task
+    peak = memory.cuda_peak if options.device == "cuda" else memory.allocated_peak
+    return max(0, peak(task) - case.result_bytes(problem))
 
 
 def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], Floor]:

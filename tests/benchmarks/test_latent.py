@@ -12,6 +12,7 @@ from benchmarks.contender import Task
 from benchmarks.latent_generate import INJECTED, ORIGINAL, PLAIN, generate, original_loop
 from benchmarks.latent_problem import GENERATION_SHAPES, QUICK_TEXT, TRAINING_SHAPES, TextProblem
 from benchmarks.latent_targets import GENERATE, MEMORY_SHAPE, TRAIN, latent_section, latent_targets
+from benchmarks.memory import allocated_peak
 from benchmarks.timing import interleave
 from tests.benchmarks.test_table import ROW
 
@@ -115,6 +116,18 @@ def test_an_original_call_stands_for_the_batch():
     assert (
         interleave({"x": Task(lambda _: None)}, rounds=1, sampler=lambda one, calls: 7.0)["x"].median == 7.0
     )
+
+
+@pytest.mark.parametrize(("case", "adapters"), [(GENERATE, 0), (TRAIN, 3)])
+def test_a_latent_takes_a_slot_and_its_adapter(case, adapters):
+    """To the byte, but for scalars; of a first call, in which gradients and moments are made."""
+    problem = TextProblem(QUICK_TEXT[1])
+    problem.prepare()
+    contenders = {contender.name: contender for contender in BY_NAME[case].contenders}
+    assert BY_NAME[case].memory == "tensors"
+    plain, injected = (allocated_peak(contenders[name].build(problem)) for name in (PLAIN, INJECTED))
+    shape = problem.shape
+    assert plain < injected <= plain + adapters * shape.adapter_bytes + shape.slot_bytes + 1024
 
 
 def test_the_gate_is_green():

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from benchmarks import memory
 from benchmarks.contender import Task
-from benchmarks.memory import can_measure_cpu, median_peak, peak_in_fresh_process, resident_peak
+from benchmarks.memory import allocated_peak, can_measure_cpu, peak_in_fresh_process, resident_peak
 
 pytestmark = pytest.mark.skipif(not can_measure_cpu(), reason="no resettable high-water mark of memory")
 
@@ -42,10 +43,33 @@ def test_a_fresh_process_answers_with_its_error():
     assert answer.startswith("Unavailable: flash-kmeans cannot be imported")
 
 
-@pytest.mark.parametrize(
-    ("answers", "median"), [([5], 5), ([9, 1, 5], 5), ([4, 1, 9, 2], 2), ([3, "why not", 4], "why not")]
-)
-def test_the_median_of_several_processes(monkeypatch, answers, median):
-    left = iter(answers)
-    monkeypatch.setattr(memory, "peak_in_fresh_process", lambda *_: next(left))
-    assert median_peak("lookup", "tiny NCHW", "torch.cdist", 1, probes=len(answers)) == median
+@settings(deadline=None, max_examples=15)
+@given(steps=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 1000)), max_size=12))
+def test_tensors_count_to_the_byte(steps):
+    """Against a ledger: slot i is given a new tensor of n bytes, which frees the one it had."""
+
+    def run(_):
+        slots = {}
+        for slot, size in steps:
+            slots.pop(slot, None)
+            slots[slot] = torch.empty(size, dtype=torch.uint8)
+
+    slots, highest = {}, 0
+    for slot, size in steps:
+        slots[slot] = size
+        highest = max(highest, sum(slots.values()))
+    assert allocated_peak(Task(run)) == highest
+
+
+def test_tensors_from_before_neither_count_nor_make_room():
+    def run(state):
+        state.clear()
+        return torch.empty(5, dtype=torch.uint8)
+
+    held = [torch.empty(3, dtype=torch.uint8)]
+    assert allocated_peak(Task(run, setup=lambda: held)) == 5
+
+
+def test_what_a_backward_pass_allocates_counts():
+    leaf = torch.zeros(1000, requires_grad=True)
+    assert allocated_peak(Task(lambda _: leaf.exp().sum().backward())) >= 2 * leaf.nbytes
