@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels import native, reference
+from fq_toolkit.kernels import native, reference, transforms
 
 logger = logging.getLogger("fq_toolkit")
 
@@ -286,10 +286,14 @@ def quantize_forward(
     """Look up every row; see `fq_toolkit.kernels.reference.quantize_forward` for arguments and results.
 
     The output and the squared error are differentiable with respect to ``x``, to any order.  While a graph is
-    being exported the same arithmetic runs as plain, traceable torch.
+    being exported, and inside transforms of `torch.func`, the same arithmetic runs as plain torch.
     """
     if torch.compiler.is_exporting():
         return reference.quantize_forward_traceable(
+            x, codebook, center, mask, strength, with_output, with_sums, exact
+        )
+    if not torch.compiler.is_compiling() and transforms.active():
+        return reference.quantize_forward_transformable(
             x, codebook, center, mask, strength, with_output, with_sums, exact
         )
     return _quantize_forward(x, codebook, center, mask, strength, with_output, with_sums, exact)

@@ -199,15 +199,39 @@ def quantize_forward_traceable(
     valid = (index >= 0)[:, None]
     quantized = codes[index.clamp(min=0)]
     residual = torch.where(valid, safe.to(working) - quantized.to(working), 0.0)
-    sq_error = residual.square().view(batch, -1).sum(dim=1).float()
+    sq_error = residual.square().reshape(batch, -1).sum(dim=1).float()
     chosen = index[:, None] == torch.arange(num_codes, device=x.device)
     counts = chosen.sum(dim=0)
     sums = chosen.to(working).t() @ safe.to(working) if with_sums else wide.new_zeros(0, channels)
     target = quantized.to(working) if strength == 1.0 else safe.to(working) - strength * residual
     out = (
-        torch.where(valid, target.to(x.dtype), rows).view(batch, height, width, channels).permute(0, 3, 1, 2)
+        torch.where(valid, target.to(x.dtype), rows)
+        .reshape(batch, height, width, channels)
+        .permute(0, 3, 1, 2)
     )
     return out if with_output else x.new_zeros(0), index.to(torch.int32), sq_error, counts, sums.float()
+
+
+def quantize_forward_transformable(
+    x: Tensor,
+    codebook: Tensor,
+    center: Tensor,
+    mask: Tensor | None,
+    strength: float,
+    with_output: bool,
+    with_sums: bool,
+    exact: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`quantize_forward_traceable` with the gradients of `quantize_backward`, for `torch.func`.
+
+    Every operation is torch's own and knows its derivatives and its batching.
+    """
+    out, indices, sq_error, counts, sums = quantize_forward_traceable(
+        x, codebook, center, mask, strength, with_output, with_sums, exact
+    )
+    if with_output:  # straight through; x - x is zero, but for infinities, whose rows pass as they are
+        out = torch.where(torch.isfinite(x), out.detach() + (x - x.detach()), x)
+    return out, indices, sq_error, counts, sums
 
 
 def quantize_backward(

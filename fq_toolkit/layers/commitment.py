@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fq_toolkit.kernels import transforms
+
 if TYPE_CHECKING:
     from fq_toolkit.layers.feature_quantizer import FeatureQuantizer
 
@@ -37,7 +39,12 @@ class CommitmentLedger:
         self.warned = False
 
     def record(self, loss: Tensor) -> None:
-        """Add the ``(B,)`` loss of one call; the oldest is dropped when nobody reads."""
+        """Add the ``(B,)`` loss of one call; the oldest is dropped when nobody reads.
+
+        Not inside a transform of `torch.func`, after whose end its tensors are dead.
+        """
+        if not torch.compiler.is_compiling() and transforms.active():
+            return
         if not torch.compiler.is_compiling() and isinstance(self.unread[-1], Tensor) and not self.warned:
             self.warned = True
             warnings.warn(
@@ -96,6 +103,7 @@ def commitment_loss(model: nn.Module) -> Tensor:
 
     Raises:
         ValueError: the model holds no quantizer, so the zero would hide a mistake.
+        RuntimeError: inside a transform of `torch.func`, where calls are not recorded.
 
     Example:
         >>> import torch
@@ -112,6 +120,11 @@ def commitment_loss(model: nn.Module) -> Tensor:
     if not layers:
         raise ValueError(
             f"{type(model).__name__} contains no FeatureQuantizer, so there is no commitment loss to read"
+        )
+    if not torch.compiler.is_compiling() and transforms.active():
+        raise RuntimeError(
+            "commitment_loss(model) reads what forwards have recorded, which they do not inside transforms "
+            "of torch.func and under forward derivatives; add layer.quantize(x).loss there"
         )
     total = layers[0].codebook.new_zeros(())
     for layer in layers:

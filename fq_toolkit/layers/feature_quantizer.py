@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fq_toolkit.kernels import ops
+from fq_toolkit.kernels import ops, transforms
 from fq_toolkit.layers import checkpointing
 from fq_toolkit.layers.checks import at_least_one, one_of
 from fq_toolkit.layers.commitment import CommitmentLedger
@@ -209,6 +209,7 @@ class FeatureQuantizer(ReferenceStates):
             TypeError: integer or complex features, a mask that is not boolean.
             ValueError: a wrong number of channels or a wrong mask shape; with ``nonfinite="raise"`` a row
                 with a NaN or an infinity.
+            RuntimeError: in training inside a transform of `torch.func` or under forward derivatives.
         """
         layout = check_features(x, self.dim, self.channel_dim)
         found = self.look_up(x, layout, row_mask(mask, lengths, x.shape[0], layout, x.device), in_band=False)
@@ -291,6 +292,13 @@ class FeatureQuantizer(ReferenceStates):
         rows = _repeat_for_heads(mask, x.shape[0], self.heads)
         task = None if torch.compiler.is_compiling() else checkpointing.in_backward()
         learning = self.may_learn(task)
+        transformed = not torch.compiler.is_compiling() and transforms.active()
+        if transformed and learning:
+            raise RuntimeError(
+                "a FeatureQuantizer in training changes its dictionary in place, which transforms of "
+                "torch.func and forward derivatives cannot see; call eval() before, or transform inside "
+                "frozen(model)"
+            )
         self.start(features, rows, learning)
         dictionary = self.consult(torch.is_grad_enabled() and features.requires_grad, task, in_band)
 
@@ -306,7 +314,7 @@ class FeatureQuantizer(ReferenceStates):
             self.precision == "exact",
         )
         loss = self._per_sample_loss(sq_error, mask, x.shape[0], canonical.shape[2] * canonical.shape[3])
-        if task is None and not torch.compiler.is_exporting():
+        if task is None and not torch.compiler.is_exporting() and not transformed:
             self.memory.shape = tuple(x.shape)
             self.learn(features.detach(), rows, loss.detach(), counts, sums.detach(), learning)
         if not with_output:
