@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import ticker
+
 from benchmarks.cases import BY_NAME
 from benchmarks.results import DIRECTORY, Row, machine_files, read
 from benchmarks.shapes import describe_sizes
@@ -26,12 +28,19 @@ def _milliseconds(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+class _Between(ticker.LogFormatter):
+    """Names some of the lines between powers of ten where there is less than a decade to read."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return _milliseconds(x) if super().__call__(x, pos) else ""
+
+
 def plot_case(rows: Sequence[Row], path: Path) -> None:
     """Write the picture of the rows of one case."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
     shapes = list(dict.fromkeys(row.shape for row in rows))
     columns = min(2, len(shapes))
@@ -69,7 +78,7 @@ def plot_case(rows: Sequence[Row], path: Path) -> None:
         axis.set_ylim(-0.6, len(here) - 0.4)
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _milliseconds(value)))
-        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.xaxis.set_minor_formatter(_Between(minor_thresholds=(1, 0.4)))
         axis.grid(axis="both", linewidth=0.3)
         axis.set_axisbelow(True)
         floors = [row.floor_ms for row in here if row.floor_ms]
@@ -79,7 +88,7 @@ def plot_case(rows: Sequence[Row], path: Path) -> None:
         first = here[0]
         sizes = describe_sizes(first.n, first.dim, first.num_codes)
         axis.set_title(f"{first.shape}: {sizes}", fontsize=8)
-        axis.tick_params(axis="x", labelsize=7)
+        axis.tick_params(axis="x", which="both", labelsize=7)
         axis.set_xlabel("ms", fontsize=7)
     case = BY_NAME.get(rows[0].case)
     figure.suptitle(f"{rows[0].case}: {case.title}" if case else rows[0].case, fontsize=10)
