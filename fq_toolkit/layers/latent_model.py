@@ -234,6 +234,16 @@ class LatentModel:
         beams = option("num_beams") or 1
         return LatentGuidance(self, null, scale, kwargs.get("attention_mask"), use_cache=beams == 1)
 
+    def _get_candidate_generator(
+        self: Any, *args: Any, model_kwargs: dict[str, Any], assistant_model: Any = None, **kwargs: Any
+    ) -> Any:
+        """Keep the latent from an assistant that takes none: it only drafts, and the draft is checked."""
+        if assistant_model is not None and not isinstance(assistant_model, LatentModel):
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name != "latent"}
+        return super()._get_candidate_generator(  # type: ignore[misc]
+            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+        )
+
     @property
     def takes_position_ids(self) -> bool:
         """Whether the forward of the model has a parameter position_ids."""
@@ -349,9 +359,9 @@ def _projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
     seen = getattr(cache, _SEEN, None)
     if seen is None and latent is None:
         return None
-    if seen is not None and latent is not None and seen[0] is latent and seen[1] == _version(latent):
-        return seen[2]
-    if _is_empty(cache):
+    if _is_empty(cache):  # what it knows is of another text, perhaps of other weights
+        if seen is not None:
+            delattr(cache, _SEEN)
         return None
     if seen is None or latent is None:
         had, has = ("with", "without") if latent is None else ("without", "with")
@@ -359,13 +369,23 @@ def _projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
             f"the cache was begun {had} a latent and is continued {has} one; "
             "keep the latent for a whole text, or begin a new cache"
         )
-    same_object = seen[0] is latent
-    if same_object or (seen[0].shape == latent.shape and not torch.equal(seen[0].to(latent), latent)):
+    if seen[0] is latent and seen[1] == _version(latent):
+        return seen[2]
+    if seen[0] is latent or not _continues(seen[0].to(latent), latent):
         raise ValueError(
             "the latent has changed in the middle of a cached text; "
             "keep it for a whole text, or begin a new cache"
         )
     return None
+
+
+def _continues(begun: Tensor, latent: Tensor) -> bool:
+    """Whether a latent can be the one of a cache, of whose texts some may be copied or gone since."""
+    if begun.shape == latent.shape:
+        return torch.equal(begun, latent)
+    if begun.shape[1:] != latent.shape[1:]:
+        return True
+    return bool((latent[:, None] == begun[None]).flatten(2).all(-1).any(1).all())
 
 
 def _is_empty(cache: Any) -> bool:

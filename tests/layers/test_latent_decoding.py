@@ -168,6 +168,19 @@ def test_sampling_with_several_sequences_per_latent_equals_recomputation() -> No
     assert torch.equal(cached, by_hand)
 
 
+@pytest.mark.parametrize("draft", ["plain", "injected"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bart"])
+def test_an_assistant_drafts_with_or_without_a_latent(family: str, draft: str) -> None:
+    """Its draft is checked token by token, so that greedy tokens are those without an assistant."""
+    model, assistant = injected(family=family), build(family)
+    if draft == "injected":
+        inject_latent(assistant, latent_size=NZ)
+    prompt = torch.randint(3, 40, (1, 7))
+    options = {"latent": Z[:1], "max_new_tokens": LENGTH, "do_sample": False}
+    assisted = model.generate(prompt, assistant_model=assistant, **options)
+    assert torch.equal(assisted, model.generate(prompt, **options))
+
+
 def test_prompts_as_embeddings() -> None:
     model = injected("both")
     prompt = torch.randint(3, 40, (3, 5))

@@ -285,6 +285,49 @@ def test_a_cache_that_is_reset_takes_another_latent() -> None:
     torch.testing.assert_close(other, model(IDS, latent=-z).logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["memory", "embedding"])
+def test_a_cache_that_is_reset_knows_nothing_of_the_weights_before(mode: str) -> None:
+    """An evaluation that keeps its cache and its latent sees what training has done in between."""
+    model, z = injected(mode=mode), torch.randn(4, NZ)
+    for cache in (
+        transformers.StaticCache(model.config, max_cache_len=16),
+        transformers.DynamicCache(config=model.config),
+    ):
+        with torch.no_grad():
+            model(IDS, latent=z, past_key_values=cache)
+            cache.reset()
+            for parameter in model.latent_injection.parameters():
+                parameter.data.mul_(-2)  # as optimizers and averages do, without a new version
+            again = model(IDS, latent=z, past_key_values=cache).logits
+            expected = model(IDS, latent=z, use_cache=False).logits
+        torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_that_is_reset_goes_on_without_a_latent() -> None:
+    model, z = injected(), torch.randn(4, NZ)
+    cache = transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(IDS, latent=z, past_key_values=cache)
+        cache.reset()
+        for token in IDS.split(1, 1):
+            last = model(token, past_key_values=cache).logits[:, -1]
+        torch.testing.assert_close(last, model(IDS).logits[:, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_copies_of_a_cached_text_keep_its_latent() -> None:
+    """Rows may be repeated or dropped together with their latents, and none may get another."""
+    model, z = injected(), torch.randn(4, NZ)
+    with torch.no_grad():
+        cache = model(IDS, latent=z, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(2)
+        copies, step = z.repeat_interleave(2, 0), IDS.repeat_interleave(2, 0)[:, :1]
+        model(step, latent=copies, past_key_values=cache)
+        cache.batch_select_indices(torch.tensor([0, 3]))
+        with pytest.raises(ValueError, match="latent has changed in the middle"):
+            model(step[[0, 3]], latent=torch.randn(2, NZ), past_key_values=cache)
+        model(step[[0, 3]], latent=copies[[0, 3]], past_key_values=cache)
+
+
 def test_latents_that_are_not_finite_are_refused_where_asked() -> None:
     z = torch.randn(4, NZ)
     z[2, 1] = float("nan")
