@@ -183,6 +183,7 @@ def remove_latent(model: Any) -> Any:
         delattr(target.get_submodule(site.name), TAG)
     del target._modules[CHILD]
     del target.latent_spec
+    vars(target).pop("_latent_padding", None)
     delattr(target.config, CONFIG_KEY)
     target.__class__ = target._latent_base
     return target
@@ -301,6 +302,9 @@ def _attach(model: Any, spec: LatentSpec, child: LatentProjector) -> None:
     """Give a model of an injected class its trainable part, tags and route."""
     model.latent_spec = spec
     model.add_module(CHILD, child.train(model.training))
+    table = _position_table(model)
+    if table is not None and table.padding_idx is not None and model.takes_position_ids:
+        model._latent_padding = table.padding_idx
     for number, site in enumerate(spec.sites):
         setattr(model.get_submodule(site.name), TAG, number)
     route(site_configs(model))
@@ -354,13 +358,20 @@ def _text_embeddings(model: Any) -> Any:
     return (model.get_decoder() if model.config.is_encoder_decoder else model).get_input_embeddings()
 
 
-def _learned_positions(model: Any) -> int | None:
-    """How many positions the decoder has learned, None where positions are rotary, relative or computed."""
+def _position_table(model: Any) -> nn.Embedding | None:
+    """The decoder's table of learned positions, None where they are rotary, relative or computed."""
     decoder = model.get_decoder() if model.config.is_encoder_decoder else model
     for name, module in decoder.named_modules():
         if name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, nn.Embedding):
-            return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+            return module
     return None
+
+
+def _learned_positions(model: Any) -> int | None:
+    """How many positions the decoder has learned, None where it has no table of them."""
+    if _position_table(model) is None:
+        return None
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def _find_sites(model: Any) -> list[Reading]:

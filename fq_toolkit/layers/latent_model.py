@@ -25,6 +25,9 @@ class LatentModel:
     parameters of its forward, and ``_latent_prefix``, how those of them begin that are the decoder's.
     """
 
+    #: The learned position of padding, in models that have one and count texts from behind it.
+    _latent_padding: int | None = None
+
     def _forward_with(
         self: Any,
         plain: Callable[..., Any],
@@ -87,8 +90,9 @@ class LatentModel:
             return
         past: Any = cache.get_seq_length() if cache is not None else 0
         positions = given.get("position_ids") if self.takes_position_ids else None
+        padding = self._latent_padding if positions is None else None
         if not (isinstance(past, Tensor) and torch.compiler.is_compiling()):
-            room = spec.max_positions - spec.first_position
+            room = spec.max_positions - spec.first_position - (0 if padding is None else padding + 1)
             end = int(past) + length
             if end > room and positions is not None:  # padding takes no position
                 end = int(positions.max()) + 1
@@ -98,9 +102,13 @@ class LatentModel:
                     f"a text of {end} tokens is too long: the model has {spec.max_positions} positions, "
                     f"and {room} of them{behind} are left for text; shorten it"
                 )
-        if not spec.first_position:
+        if not spec.first_position and padding is None:
             return
-        if positions is None:
+        if padding is not None:  # RoBERTa counts real tokens from behind the padding's position
+            ids = given.get("input_ids")
+            real = torch.ones(1, length, dtype=torch.long, device=device) if ids is None else ids != padding
+            positions = (real.cumsum(-1) + past) * real + padding
+        elif positions is None:
             mask = given.get("attention_mask")
             if (
                 self.config.model_type == "opt" and mask is not None and mask.ndim == 2

@@ -139,6 +139,7 @@ DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", SMALL),
     "opt": ("OPTForCausalLM", "OPTConfig",
             {**SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16, "pad_token_id": 0}),
+    "roberta": ("RobertaForCausalLM", "RobertaConfig", {**SMALL, "is_decoder": True, "pad_token_id": 0}),
     "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", {**SMALL, "num_key_value_heads": 2}),
     "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", {**GROUPED, **WINDOW, **EXPERTS}),
 }  # fmt: skip

@@ -7,8 +7,10 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.nn import functional as F
 
 from fq_toolkit import inject_latent
+from fq_toolkit.layers import latent_attention
 from fq_toolkit.layers.latent_attention import TAG
 from tests.layers.latent_oracle import DECODERS, ENCODER_DECODERS, FAMILIES, WITHOUT_MEMORY, build
 
@@ -61,13 +63,40 @@ def test_memory_equals_a_cache_that_was_filled_by_hand(family: str) -> None:
     with torch.no_grad():
         for layer, (key, value) in enumerate(model.latent_injection(z).memory):
             cache.update(key.contiguous(), value.contiguous(), layer)
-    first = 2 if family in {"gpt2", "opt"} else 0
+    first = {"gpt2": 2, "opt": 2, "roberta": 3}.get(family, 0)
     positions = torch.arange(9)[None] + first
     by_hand = logits(
         model, ids, past_key_values=cache, attention_mask=text_masks(model, 9, 2), position_ids=positions
     )
     torch.testing.assert_close(ours, by_hand, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, logits(model, ids), atol=1e-2), "the latent has no effect"
+
+
+@pytest.mark.parametrize("mode", ["memory", "embedding"])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "roberta"])
+def test_a_latent_that_nobody_sees_moves_learned_positions_and_nothing_else(
+    family: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden slots, or zeros added to embeddings, are the plain model with its table of positions moved up."""
+    monkeypatch.setattr(latent_attention, "pad_mask", lambda mask, n: F.pad(mask, (n, 0), value=False))
+    plain, slots = build(family, "sdpa"), 2 if mode == "memory" else 0
+    model = inject_latent(build(family, "sdpa"), mode=mode, latent_size=NZ, init_std=1.0, slots=2)
+    for name, module in plain.named_modules():
+        if name.rpartition(".")[2] in ("wpe", "embed_positions", "position_embeddings"):
+            module.weight.data = module.weight.data.roll(-slots, 0)
+    ids, real = torch.randint(3, 40, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    ids[0, :3], real[0, :3] = 0, 0  # padding on both sides
+    ids[1, 7:], real[1, 7:] = 0, 0
+    z = torch.randn(2, NZ) if mode == "memory" else torch.zeros(2, NZ)
+    ours = logits(model, ids, latent=z, attention_mask=real)
+    expected = logits(plain, ids, attention_mask=real)
+    torch.testing.assert_close(ours[real > 0], expected[real > 0], rtol=1e-4, atol=1e-4)
+    if model.latent_spec.max_positions is not None:
+        left = 64 - slots - (1 if family == "roberta" else 0)  # padding has a position there
+        long = torch.randint(3, 40, (1, left + 1))
+        logits(model, long[:, 1:], latent=z[:1])
+        with pytest.raises(ValueError, match=f"and {left} of them .*left for text"):
+            logits(model, long, latent=z[:1])
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
