@@ -7,6 +7,7 @@ so that the cache and the masks hold text only, and every kind of decoding works
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
@@ -148,6 +149,7 @@ def inject_latent(
         child.to(dtype=model.dtype)
     kind_of_model: Any = type(model)
     model.__class__ = injected_class(kind_of_model)
+    _own_configs(model)
     _attach(model, spec, child)
     model.config.latent_injection = spec.to_dict()
     logger.info("%s", model.latent_status())
@@ -308,6 +310,14 @@ def _attach(model: Any, spec: LatentSpec, child: LatentProjector) -> None:
     for number, site in enumerate(spec.sites):
         setattr(model.get_submodule(site.name), TAG, number)
     route(site_configs(model))
+
+
+def _own_configs(model: Any) -> None:
+    """Give a model configs of its own: other models that were made of the same one keep it as it is."""
+    copied: dict[int, Any] = {}
+    for module in model.modules():
+        if "config" in vars(module):
+            module.config = copy.deepcopy(module.config, copied)
 
 
 def _check_model(model: Any) -> None:

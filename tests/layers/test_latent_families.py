@@ -77,7 +77,7 @@ def test_memory_equals_a_cache_that_was_filled_by_hand(family: str) -> None:
 def test_a_latent_that_nobody_sees_moves_learned_positions_and_nothing_else(
     family: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hidden slots, or zeros added to embeddings, are the plain model with its table of positions moved up."""
+    """Hidden slots, or zeros in embeddings, are the plain model with its table of positions moved up."""
     monkeypatch.setattr(latent_attention, "pad_mask", lambda mask, n: F.pad(mask, (n, 0), value=False))
     plain, slots = build(family, "sdpa"), 2 if mode == "memory" else 0
     model = inject_latent(build(family, "sdpa"), mode=mode, latent_size=NZ, init_std=1.0, slots=2)

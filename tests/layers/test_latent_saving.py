@@ -116,6 +116,21 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
         load_latent(tmp_path / "m")
 
 
+@pytest.mark.parametrize("family", {**DECODERS, **ENCODER_DECODERS})
+def test_models_of_one_config_stay_apart(family: str, tmp_path: Path) -> None:
+    """A plain model and two injected ones, made of the same config object to compare settings."""
+    plain = build(family)
+    before = plain.config.to_dict()
+    first, second = type(plain)(plain.config), type(plain)(plain.config)
+    inject_latent(first, latent_size=NZ)
+    inject_latent(second, latent_size=NZ + 1, slots=2)
+    assert plain.config.to_dict() == before
+    assert not plain.config._attn_implementation.startswith("latent_")
+    first.save_pretrained(tmp_path / "first")
+    assert_same(load_latent(tmp_path / "first"), first.eval(), torch.randn(4, NZ))
+    assert type(remove_latent(first)) is type(remove_latent(second)) is type(plain)
+
+
 @pytest.mark.parametrize("mode", ["memory", "embedding", "both"])
 def test_removal_is_bit_for_bit(mode: str) -> None:
     model = gpt2()
