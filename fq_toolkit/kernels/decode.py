@@ -9,7 +9,7 @@ import struct
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels import native, transforms
+from fq_toolkit.kernels import native, tracing
 
 # `DecodeArguments` of the C++ source: 6 pointers, 14 strides, 8 sizes and the scale. A structure of ctypes
 # would take longer to fill.
@@ -39,7 +39,7 @@ def can_attend_one(query: Tensor, key: Tensor, value: Tensor, slots: tuple[Tenso
             and any(x.requires_grad for x in (query, key, value, slot_key, slot_value))
         )
         and not torch.jit.is_tracing()
-        and not transforms.active()
+        and not tracing.under_transform()
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
         and slot_key.stride(3) == slot_value.stride(3) == 1
         and usable()

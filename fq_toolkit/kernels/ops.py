@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels import native, reference, transforms
+from fq_toolkit.kernels import native, reference, tracing
 
 logger = logging.getLogger("fq_toolkit")
 
@@ -288,11 +288,11 @@ def quantize_forward(
     The output and the squared error are differentiable with respect to ``x``, to any order.  While a graph is
     being exported, and inside transforms of `torch.func`, the same arithmetic runs as plain torch.
     """
-    if torch.compiler.is_exporting():
+    if tracing.under_export():
         return reference.quantize_forward_traceable(
             x, codebook, center, mask, strength, with_output, with_sums, exact
         )
-    if not torch.compiler.is_compiling() and transforms.active():
+    if tracing.under_transform():
         return reference.quantize_forward_transformable(
             x, codebook, center, mask, strength, with_output, with_sums, exact
         )

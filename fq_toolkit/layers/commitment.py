@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit.kernels import transforms
+from fq_toolkit.kernels import tracing
 
 if TYPE_CHECKING:
     from fq_toolkit.layers.feature_quantizer import FeatureQuantizer
@@ -43,7 +43,7 @@ class CommitmentLedger:
 
         Not inside a transform of `torch.func`, after whose end its tensors are dead.
         """
-        if not torch.compiler.is_compiling() and transforms.active():
+        if tracing.under_transform():
             return
         if not torch.compiler.is_compiling() and isinstance(self.unread[-1], Tensor) and not self.warned:
             self.warned = True
@@ -121,7 +121,7 @@ def commitment_loss(model: nn.Module) -> Tensor:
         raise ValueError(
             f"{type(model).__name__} contains no FeatureQuantizer, so there is no commitment loss to read"
         )
-    if not torch.compiler.is_compiling() and transforms.active():
+    if tracing.under_transform():
         raise RuntimeError(
             "commitment_loss(model) reads what forwards have recorded, which they do not inside transforms "
             "of torch.func and under forward derivatives; add layer.quantize(x).loss there"

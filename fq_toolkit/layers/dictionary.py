@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fq_toolkit.kernels import ops
+from fq_toolkit.kernels import ops, tracing
 from fq_toolkit.layers import checkpointing, distributed, initialization, updates
 from fq_toolkit.layers.checkpointing import Dictionary
 from fq_toolkit.layers.checks import at_least_one, between, one_of
@@ -88,7 +88,7 @@ class MovingDictionary(StagedStatistics):
 
     def may_learn(self, task: int | None) -> bool:
         """Whether a forward moves the dictionary; ``task`` is the backward pass that repeats it, if any."""
-        return self.training and self.frozen_depth == 0 and task is None and not torch.compiler.is_exporting()
+        return self.training and self.frozen_depth == 0 and task is None and not tracing.under_export()
 
     def start(self, features: Tensor, rows: Tensor | None, learning: bool) -> None:
         """Start from the first batch, if that is how this dictionary starts.

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fq_toolkit.kernels import ops, transforms
+from fq_toolkit.kernels import ops, tracing
 from fq_toolkit.layers import checkpointing
 from fq_toolkit.layers.checks import at_least_one, one_of
 from fq_toolkit.layers.commitment import CommitmentLedger
@@ -213,7 +213,7 @@ class FeatureQuantizer(ReferenceStates):
         """
         layout = check_features(x, self.dim, self.channel_dim)
         found = self.look_up(x, layout, row_mask(mask, lengths, x.shape[0], layout, x.device), in_band=False)
-        if found.loss.requires_grad and not found.recomputed and not torch.compiler.is_exporting():
+        if found.loss.requires_grad and not found.recomputed and not tracing.under_export():
             self.ledger.record(found.loss)
         return found.quantized
 
@@ -292,7 +292,7 @@ class FeatureQuantizer(ReferenceStates):
         rows = _repeat_for_heads(mask, x.shape[0], self.heads)
         task = None if torch.compiler.is_compiling() else checkpointing.in_backward()
         learning = self.may_learn(task)
-        transformed = not torch.compiler.is_compiling() and transforms.active()
+        transformed = tracing.under_transform()
         if transformed and learning:
             raise RuntimeError(
                 "a FeatureQuantizer in training changes its dictionary in place, which transforms of "
@@ -314,7 +314,7 @@ class FeatureQuantizer(ReferenceStates):
             self.precision == "exact",
         )
         loss = self._per_sample_loss(sq_error, mask, x.shape[0], canonical.shape[2] * canonical.shape[3])
-        if task is None and not torch.compiler.is_exporting() and not transformed:
+        if task is None and not tracing.under_export() and not transformed:
             self.memory.shape = tuple(x.shape)
             self.learn(features.detach(), rows, loss.detach(), counts, sums.detach(), learning)
         if not with_output:

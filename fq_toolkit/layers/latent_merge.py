@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fq_toolkit.kernels import transforms
+from fq_toolkit.kernels import tracing
 from fq_toolkit.kernels.decode import can_attend_one
 from fq_toolkit.layers.latent_projector import Slots
 
@@ -88,7 +88,7 @@ def can_merge(
     return (
         mask is None
         and not torch.compiler.is_compiling()
-        and not transforms.active()
+        and not tracing.under_transform()
         and query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.float64)
         and _is_plain_sdpa(base, options)

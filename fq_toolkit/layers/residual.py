@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from fq_toolkit.kernels import tracing
 from fq_toolkit.layers import checkpointing
 from fq_toolkit.layers.checks import at_least_one, between, one_of
 from fq_toolkit.layers.feature_quantizer import MODES, FeatureQuantizer, QuantizerOutput
@@ -99,7 +100,7 @@ class ResidualQuantizer(nn.Module):
         """
         found = self._run(x, mask, lengths)
         recomputed = not torch.compiler.is_compiling() and checkpointing.in_backward() is not None
-        if not recomputed and not torch.compiler.is_exporting():
+        if not recomputed and not tracing.under_export():
             for i, loss in enumerate(found.level_losses):
                 if loss.requires_grad:
                     self._level(i).ledger.record(loss)

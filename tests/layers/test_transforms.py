@@ -145,3 +145,20 @@ def test_a_batch_of_dictionaries():
         assert torch.equal(got.indices[i], wanted.indices)
         torch.testing.assert_close(got.quantized[i], wanted.quantized)
         torch.testing.assert_close(got.loss[i], wanted.loss)
+
+
+def test_compiled_code_tells_transforms_from_ordinary_calls():
+    layer = LAYERS["straight-through"]()
+    layer(features())
+    layer.eval()
+    torch._dynamo.reset()
+
+    def of(x):
+        return (layer(x) * weights).sum()
+
+    x, weights = features(), features(1)
+    ordinary = torch.compile(of, backend="aot_eager", fullgraph=True)
+    gradients = torch.compile(torch.func.grad(of), backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        assert torch.equal(ordinary(x), of(x))
+        torch.testing.assert_close(gradients(x), gradient(of, x), **close)

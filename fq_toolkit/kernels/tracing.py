@@ -1,4 +1,4 @@
-"""Whether torch's function transforms are at work, which can look into torch's own operations only.
+"""What torch does with the code that runs: exports it, or transforms it.
 
 Inside `torch.func` (vmap, grad, jvp, jacrev ...) a tensor is a wrapper without memory of its own, and a
 forward derivative travels beside the numbers: a kernel that reads a pointer would fail on the one and
@@ -11,7 +11,15 @@ import torch
 from torch.autograd import forward_ad
 
 
-def active() -> bool:
+def under_export() -> bool:
+    """Whether `torch.export` traces the calling code.
+
+    Not `torch.compiler.is_exporting`, which torch 2.11 also takes for true inside `torch.compile`.
+    """
+    return torch.compiler._is_exporting_flag
+
+
+def under_transform() -> bool:
     """Whether the calling code runs inside a transform of `torch.func` or a level of forward derivatives."""
     # Neither has a public question; both are what torch itself asks before it runs an autograd.Function.
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
