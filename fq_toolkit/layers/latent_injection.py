@@ -110,6 +110,8 @@ def inject_latent(
     custom = projector if isinstance(projector, nn.Module) else None
     kind = "custom" if isinstance(projector, nn.Module) else one_of("projector", projector, ("linear", "mlp"))
     memory = mode != "embedding"
+    if mode != "memory":
+        _check_embeddings(model)
     readings = _find_sites(model) if memory else []
     num_layers = len(readings) if memory else _num_layers(model)
     chosen = choose_layers(layers, num_layers) if memory else ()
@@ -333,6 +335,11 @@ def _check_model(model: Any) -> None:
         raise TypeError(f"model must be a model of transformers, got {type(model).__name__}{inner}")
     if isinstance(model, LatentModel):
         raise ValueError("a latent is injected into this model already; call remove_latent(model) first")
+    if model.device.type == "meta" and hasattr(model, "_hf_hook"):
+        raise ValueError(
+            f"the weights of this {type(model).__name__} are offloaded by accelerate; "
+            "inject first and offload afterwards"
+        )
     if not model.can_generate():
         raise ValueError(
             f"{type(model).__name__} does not generate text; load the model with a language-modelling head, "
@@ -384,6 +391,30 @@ def _learned_positions(model: Any) -> int | None:
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
+def _check_embeddings(model: Any) -> None:
+    """See by a forward of two tokens that a text may be given as embeddings, which are no token's.
+
+    Raises:
+        ValueError: the model needs the tokens.
+    """
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    try:
+        with _evaluating(model), torch.no_grad():
+            embeds = _text_embeddings(model)(tokens) + 1
+            if model.config.is_encoder_decoder:
+                inputs = {"input_ids": tokens, "decoder_inputs_embeds": embeds}
+            else:
+                inputs = {"inputs_embeds": embeds}
+            if not tokens.is_meta:  # where not every model runs
+                model(**inputs, use_cache=False)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a latent cannot be added to the embeddings of {type(model).__name__} "
+            f"(model_type {model.config.model_type!r}), which needs the tokens themselves: {error}; "
+            'use mode="memory"'
+        ) from error
+
+
 def _find_sites(model: Any) -> list[Reading]:
     """See by a forward of two tokens which attention can read memory, in the order of the layers.
 
@@ -398,7 +429,9 @@ def _find_sites(model: Any) -> list[Reading]:
     configs = distinct(module.config for module in model.modules() if isinstance(module, pretrained))
     before = [config._attn_implementation for config in configs]
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": tokens.is_meta}
+    if not tokens.is_meta:  # with a mask or without a cache, transformers looks at the numbers in tensors
+        inputs["attention_mask"] = torch.ones_like(tokens)
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens
     route(configs)
@@ -407,6 +440,13 @@ def _find_sites(model: Any) -> list[Reading]:
             model(**inputs, **{KEYWORD: probe})
     except TypeError as error:
         raise _unsupported(model, f"its forward does not pass keywords to attention ({error})") from error
+    except RuntimeError as error:
+        if not tokens.is_meta:
+            raise
+        raise ValueError(
+            f"{type(model).__name__} does not run on the meta device, so that its layers cannot be tried "
+            f"({error}); give it weights first, and inject then"
+        ) from error
     finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation_internal = name

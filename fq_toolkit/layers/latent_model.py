@@ -55,7 +55,8 @@ class LatentModel:
             )
         if known is None:
             like = next(getattr(self, CHILD).parameters(), latent)
-            known = getattr(self, CHILD)(latent.to(device=like.device, dtype=like.dtype))
+            device = latent.device if like.is_meta else like.device  # accelerate fetches offloaded weights
+            known = getattr(self, CHILD)(latent.to(device=device, dtype=like.dtype))
         self._place_text(given, cache, length, (ids if embeds is None else embeds).device)
         if spec.has_embedding:
             self._add_to_embeddings(given, ids, embeds, known.embedding)

@@ -166,12 +166,19 @@ WITHOUT_MEMORY: dict[str, tuple[str, str, dict[str, Any]]] = {
                "bos_token_id": 1,
                "eos_token_id": None, "pad_token_id": 0}),
 }  # fmt: skip
+NEED_TOKENS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "fsmt": ("FSMTForConditionalGeneration", "FSMTConfig",
+             {"langs": ["en", "de"], "src_vocab_size": 40, "tgt_vocab_size": 40, "d_model": 16,
+              "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2,
+              "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}),
+    "gemma4_text": ("Gemma4ForCausalLM", "Gemma4TextConfig", {**GROUPED, "sliding_window": 4}),
+}  # fmt: skip
 FAMILIES = {**DECODERS, **ENCODER_DECODERS, **WITHOUT_MEMORY}
 
 
 def build(family: str, attention: str | None = None, **changes: Any) -> Any:
     """Return a tiny random model of a family, in eval mode."""
-    kind, config, settings = FAMILIES[family]
+    kind, config, settings = {**FAMILIES, **NEED_TOKENS}[family]
     made = getattr(transformers, config)(**{**settings, **changes})
     if attention is not None:
         made._attn_implementation = attention

@@ -12,7 +12,14 @@ from torch.nn import functional as F
 from fq_toolkit import inject_latent
 from fq_toolkit.layers import latent_attention
 from fq_toolkit.layers.latent_attention import TAG
-from tests.layers.latent_oracle import DECODERS, ENCODER_DECODERS, FAMILIES, WITHOUT_MEMORY, build
+from tests.layers.latent_oracle import (
+    DECODERS,
+    ENCODER_DECODERS,
+    FAMILIES,
+    NEED_TOKENS,
+    WITHOUT_MEMORY,
+    build,
+)
 
 NZ = 5
 
@@ -203,6 +210,33 @@ def test_embedding_mode_is_an_addition_to_the_input_embeddings(family: str) -> N
     prompt = encoder_inputs(model, 2) or {"input_ids": ids}
     cached = model.generate(**prompt, **options)
     assert torch.equal(cached, model.generate(**prompt, **options, use_cache=False))
+
+
+@pytest.mark.parametrize("family", NEED_TOKENS)
+def test_where_embeddings_cannot_work_the_error_names_the_architecture(family: str) -> None:
+    model = build(family)
+    with pytest.raises(ValueError, match=rf"embeddings of {type(model).__name__} \(model_type '{family}'\)"):
+        inject_latent(model, mode="embedding", latent_size=NZ)
+    assert not hasattr(model, "latent_spec")
+
+
+@pytest.mark.parametrize("family", {**DECODERS, **ENCODER_DECODERS})
+def test_without_weights_it_finds_the_same_or_says_that_it_cannot(family: str) -> None:
+    with torch.device("meta"):
+        model = build(family)
+    if family in {"bart", "gpt_oss"}:  # which do not run there by themselves either
+        with pytest.raises(ValueError, match="does not run on the meta device"):
+            inject_latent(model, mode="both", latent_size=NZ)
+        return
+    inject_latent(model, mode="both", latent_size=NZ)
+    like = inject_latent(build(family), mode="both", latent_size=NZ)
+    assert model.latent_spec == like.latent_spec
+    model.to_empty(device="cpu").load_state_dict(like.state_dict())
+    for (name, buffer), given in zip(model.named_buffers(), like.buffers(), strict=True):
+        assert buffer.shape == given.shape, name
+        buffer.copy_(given)  # those that no state dict holds
+    ids, z = torch.randint(3, 40, (2, 6)), torch.randn(2, NZ)
+    assert torch.equal(logits(model, ids, latent=z), logits(like, ids, latent=z))
 
 
 def test_sliding_window_keeps_the_latent() -> None:

@@ -194,6 +194,20 @@ def test_trainer_trains_saves_and_resumes(tmp_path: Path) -> None:
     assert 0 < float(moved) < 0.02, "one step of Adam from where the first run ended"
 
 
+@pytest.mark.parametrize("mode", ["memory", "both"])
+def test_accelerate_fetches_offloaded_weights(mode: str) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    model = inject_latent(build("llama"), mode=mode, latent_size=NZ, init_std=0.7)
+    ids, z = torch.randint(3, 40, (2, 5)), torch.randn(2, NZ)
+    expected = model.generate(ids, latent=z, max_new_tokens=6, do_sample=False)
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert model.latent_injection.memory.weight.is_meta
+    assert torch.equal(model.generate(ids, latent=z, max_new_tokens=6, do_sample=False), expected)
+    offloaded = accelerate.cpu_offload(build("llama"), execution_device="cpu")
+    with pytest.raises(ValueError, match="offloaded by accelerate; inject first and offload afterwards"):
+        inject_latent(offloaded, mode=mode)
+
+
 def test_accelerate_prepares_it() -> None:
     accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     model, z = injected(), torch.randn(4, NZ)
