@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.layers.checks import at_least_one
+from fq_toolkit.optimus.text_files import is_unicode
 
 
 class Tokenizers(NamedTuple):
@@ -121,7 +122,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
     Raises:
         TypeError: one string, or something that is not a string.
-        ValueError: no sentence, or an empty one.
+        ValueError: no sentence, an empty one, or one that is not Unicode.
     """
     if isinstance(texts, str):
         raise TypeError(f"expected several sentences, got the string {texts[:40]!r}; put it in a list")
@@ -132,6 +133,8 @@ def check_texts(texts: Sequence[str]) -> None:
             raise TypeError(f"sentence {number} is {type(text).__name__}, expected str")
         if not text.strip():
             raise ValueError(f"sentence {number} is empty; leave empty lines out")
+        if not is_unicode(text):
+            raise ValueError(f"sentence {number} holds half of a surrogate pair, which no tokenizer takes")
 
 
 def by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:

@@ -135,7 +135,8 @@ class _Classifier(nn.Module):
     def forward(self, texts: Sequence[str]) -> Tensor:
         batch = _batch(self.vae, texts)
         vectors = self.vae.sentence_vector(batch.encoder_ids, batch.encoder_mask)
-        return self.head(self.vae.linear(vectors).chunk(2, dim=-1)[0] if self.latent else vectors)
+        features = self.vae.linear(vectors).chunk(2, dim=-1)[0] if self.latent else vectors
+        return self.head(features.float())
 
 
 def finetuned_accuracy(

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from fq_toolkit.optimus.command_line import check_seed
 from fq_toolkit.training.extras import require
 
 
@@ -49,6 +50,7 @@ def classify_command(run: Path, arguments: list[str]) -> int:
         from fq_toolkit.optimus.corpus import describe_skipped
         from fq_toolkit.optimus.labels import load_labelled
 
+        check_seed(seed)
         corpus = load_labelled(data, valid, text_key=text_key, label_key=label_key, seed=seed)
         if corpus.skipped:
             sys.stderr.write(describe_skipped(corpus.skipped) + "\n")
@@ -108,6 +110,7 @@ def plot_latents_command(run: Path, arguments: list[str]) -> int:
         from fq_toolkit.optimus.labels import load_labelled
         from fq_toolkit.optimus.runs import load_model
 
+        check_seed(seed)
         corpus = load_labelled(data, valid, text_key=text_key, label_key=label_key, seed=seed)
         target = out or run / "latents.png"
         drawn = latent_plot.plot_latents(

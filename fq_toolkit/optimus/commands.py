@@ -2,12 +2,12 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fq_toolkit.optimus.classification_commands import classify_command, plot_latents_command
+from fq_toolkit.optimus.command_line import check_seed, typed_lines, user_errors
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 
@@ -88,11 +88,11 @@ def reconstruct_command(run: Path, arguments: list[str]) -> int:
             max_new_tokens: Longest answer.
             step: Which checkpoint; by default the model at the end of the run.
         """
-        sentences = list(texts) or [line.strip() for line in sys.stdin if line.strip()]
+        sentences = list(texts) or [line.strip() for line in typed_lines() if line.strip()]
         if not sentences:
             raise ConfigError("no sentence was given, neither as words in quotes nor on the standard input")
         vae = _load(run, step, sentences)
-        with _user_errors():
+        with user_errors():
             back = vae.reconstruct(sentences, max_new_tokens=max_new_tokens)
         sys.stdout.write("".join(f"{a} -> {b}\n" for a, b in zip(sentences, back, strict=True)))
         return 0
@@ -130,9 +130,10 @@ def sample_command(run: Path, arguments: list[str]) -> int:
             raise ConfigError(
                 f"temperature is {temperature} and top_p {top_p}; expected 0 or more, and 0 < top_p <= 1"
             )
+        check_seed(seed)
         drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
         vae = _load(run, step, [])
-        with _user_errors(), isolated_rng(seed):
+        with user_errors(), isolated_rng(seed):
             generator = torch.Generator().manual_seed(seed)
             texts = vae.sample(count, generator=generator, max_new_tokens=max_new_tokens, **drawing)
         sys.stdout.write("".join(f"{text}\n" for text in texts))
@@ -164,7 +165,7 @@ def interpolate_command(run: Path, arguments: list[str]) -> int:
             step: Which checkpoint; by default the model at the end of the run.
         """
         vae = _load(run, step, [a, b])
-        with _user_errors():
+        with user_errors():
             texts = vae.interpolate(a, b, steps, kind=kind, max_new_tokens=max_new_tokens)
         sys.stdout.write("".join(f"{text}\n" for text in texts))
         return 0
@@ -195,7 +196,7 @@ def analogy_command(run: Path, arguments: list[str]) -> int:
             step: Which checkpoint; by default the model at the end of the run.
         """
         vae = _load(run, step, [a, b, c])
-        with _user_errors():
+        with user_errors():
             text = vae.analogy(a, b, c, degree, max_new_tokens=max_new_tokens)
         sys.stdout.write(f"{text}\n")
         return 0
@@ -216,8 +217,9 @@ def play_command(run: Path, arguments: list[str]) -> int:
         """
         from fq_toolkit.optimus.play import PROMPT, play
 
+        check_seed(seed)
         vae = _load(run, step, [])
-        play(vae, sys.stdin, sys.stdout, prompt=PROMPT if sys.stdin.isatty() else "", seed=seed)
+        play(vae, typed_lines(), sys.stdout, prompt=PROMPT if sys.stdin.isatty() else "", seed=seed)
         return 0
 
     return int(tyro.cli(session, args=arguments, prog="fq-toolkit play RUN"))
@@ -233,20 +235,15 @@ def plot_command(run: Path, arguments: list[str]) -> int:
 
 def _load(run: Path, step: int | None, texts: Sequence[str]) -> "SentenceVAE":
     """Read the model of a run, and tell which words of the texts it does not know."""
+    from fq_toolkit.optimus.batch import check_texts
     from fq_toolkit.optimus.play import unknown_words
     from fq_toolkit.optimus.runs import load_model
 
+    if texts:
+        with user_errors():
+            check_texts(texts)
     vae = load_model(run, step=step)
     unknown = sorted({word for text in texts for word in unknown_words(vae, text)})
     if unknown:
         logger.warning("words that the model has never seen: %s", " ".join(unknown))
     return vae
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Let the command line print what the model refuses, without a traceback."""
-    try:
-        yield
-    except ValueError as error:
-        raise ConfigError(str(error)) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fq_toolkit.optimus.grammar import GrammarCorpus
-from fq_toolkit.optimus.text_files import Skip, read_lines
+from fq_toolkit.optimus.text_files import Skip, read_lines, tidy
 from fq_toolkit.training.errors import ConfigError, MissingExtraError
 
 GRAMMAR = "grammar"
@@ -129,11 +129,11 @@ def _clean(texts: Iterable[str]) -> Sentences:
     """Make white space single; count what :class:`Skip` stands for and what is empty."""
     kept: list[str] = []
     skipped: Counter[str] = Counter()
-    for text in texts:
+    for text in map(tidy, texts):
         if isinstance(text, Skip):
             skipped[str(text)] += 1
-        elif single := " ".join(text.split()):
-            kept.append(single)
+        elif text:
+            kept.append(text)
         else:
             skipped[EMPTY] += 1
     return Sentences(kept, dict(skipped))

@@ -48,11 +48,17 @@ def generate_ids(
 
 
 def texts_from_ids(tokenizer: Any, ids: Tensor) -> list[str]:
-    """The sentences in generated ids (B, T): what stands before the first EOS."""
+    """The sentences in generated ids (B, T): what stands before the first EOS.
+
+    Of the special tokens, only the unknown word is written: without it its neighbours would be one word.
+    """
     _, eos, _ = decoder_specials(tokenizer)
+    dropped = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     rows = [row[: row.index(eos)] if eos in row else row for row in ids.tolist()]
     return [
-        tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        tokenizer.decode(
+            [token for token in row if token not in dropped], clean_up_tokenization_spaces=False
+        ).strip()
         for row in rows
     ]
 

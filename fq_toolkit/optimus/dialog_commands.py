@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from fq_toolkit.optimus.command_line import check_seed, user_errors
 from fq_toolkit.optimus.dialog_task import DIALOG_TRAINER, DialogConfig
 from fq_toolkit.optimus.paired_task import evaluate_task_run, load_task
 from fq_toolkit.training.errors import ConfigError
@@ -72,11 +73,13 @@ def sample_command(run: Path, arguments: list[str]) -> int:
                 "give at least one context in quotes and a count of at least 1: "
                 'fq-toolkit sample RUN "hello ."'
             )
+        check_seed(seed)
         task, _, _ = load_task(DIALOG_TRAINER, run, step=step)
         generator = torch.Generator().manual_seed(seed)
-        answers = task.vae.respond(
-            list(contexts), samples=count, generator=generator, max_new_tokens=max_new_tokens
-        )
+        with user_errors():
+            answers = task.vae.respond(
+                list(contexts), samples=count, generator=generator, max_new_tokens=max_new_tokens
+            )
         for context, texts in zip(contexts, answers, strict=True):
             sys.stdout.write("".join(f"{context}\t{text}\n" for text in texts))
         return 0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fq_toolkit.optimus.text_files import Skip, read_lines
+from fq_toolkit.optimus.text_files import Skip, read_lines, tidy
 from fq_toolkit.training.errors import ConfigError
 
 EMBEDDED = "embedded"
@@ -173,12 +173,14 @@ def _read(source: str, turns: int, skipped: Counter[str]) -> Dialogs:
             skipped[str(line) if isinstance(line, Skip) else "empty"] += 1
             continue
         try:
-            pairs = [tuple(" ".join(text.split()) for text in pair) for pair in read(line, turns)]
+            pairs = [tuple(map(tidy, pair)) for pair in read(line, turns)]
         except _Unusable as reason:
             skipped[str(reason)] += 1
             continue
         for context, response in pairs:
-            if context and response:
+            if skip := next((part for part in (context, response) if isinstance(part, Skip)), None):
+                skipped[str(skip)] += 1
+            elif context and response:
                 contexts.append(context)
                 responses.append(response)
             else:
@@ -213,7 +215,7 @@ def _from_json(line: str, turns: int) -> Iterable[tuple[str, str]]:
     responses = [responses] if isinstance(responses, str) else responses
     if not isinstance(context, str) or not isinstance(responses, list):
         raise _Unusable("without 'context' and 'response'")
-    if not all(isinstance(response, str) for response in responses):
+    if not responses or not all(isinstance(response, str) for response in responses):
         raise _Unusable("without 'context' and 'response'")
     return [(context, response) for response in responses]
 

@@ -9,7 +9,7 @@ import torch
 from fq_toolkit.optimus.config import OptimusConfig
 from fq_toolkit.optimus.corpus import Corpus
 from fq_toolkit.optimus.grammar import Analogy, AnalogyScore, score_analogies
-from fq_toolkit.optimus.language_metrics import LanguageScores, measure_language
+from fq_toolkit.optimus.language_metrics import LanguageScores, measure_language, readable
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError
@@ -69,17 +69,26 @@ class Evaluator:
         if corpus.grammar is not None:
             self.questions = corpus.grammar.analogies(config.eval_analogies, seed=EVALUATION_SEED)
 
+    def check(self, vae: SentenceVAE) -> None:
+        """Refuse sentences that a model cannot be measured with: before it is trained, not after.
+
+        Raises:
+            ConfigError: when fewer than two of them are short enough for the model.
+        """
+        try:
+            readable(vae, self.texts)
+        except ValueError as error:
+            raise ConfigError(f"nothing can be measured: {error}; --valid names others") from error
+
     def __call__(self, vae: SentenceVAE) -> Evaluation:
         """Measure a model; it keeps its mode, and the global random state is not touched.
 
         Raises:
-            ConfigError: when fewer than two of the sentences are short enough for the model.
+            ConfigError: as :meth:`check`.
         """
+        self.check(vae)
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
-        try:
-            language = measure_language(vae, self.texts, draws=self.draws, generator=generator)
-        except ValueError as error:
-            raise ConfigError(f"nothing can be measured: {error}") from error
+        language = measure_language(vae, self.texts, draws=self.draws, generator=generator)
         score = None
         if self.questions:
             a, b, c = ask(self.questions)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from safetensors import SafetensorError
+
 from fq_toolkit.optimus.batch import Tokenizers
 from fq_toolkit.training.errors import RunError
 
@@ -26,7 +28,8 @@ def load_pretrained(encoder: str, decoder: str, **options: Any) -> tuple[Any, An
         Encoder, decoder and tokenizers.
 
     Raises:
-        RunError: a name that is no folder, while the hub is out of reach or does not have it.
+        RunError: a name that is no folder, while the hub is out of reach or does not have it; or a folder in
+            which something is missing, damaged or of another kind.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -45,6 +48,10 @@ def load_tokenizers(encoder: str, decoder: str, **options: Any) -> Tokenizers:
     writer = _load(AutoTokenizer, decoder, options)
     if "GPT2" in type(writer).__name__:
         writer = _load(AutoTokenizer, decoder, {**options, "add_prefix_space": True})
+    for name, tokenizer in ((encoder, reader), (decoder, writer)):
+        # In place of files that are missing, transformers makes a tokenizer to which every word is unknown.
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            raise RunError(f"{name!r} has no tokenizer beside its weights: save it into the same folder")
     return Tokenizers(reader, writer)
 
 
@@ -92,7 +99,7 @@ def _load(kind: Any, name: str, options: dict[str, Any]) -> Any:
     """``from_pretrained``, with an error in one sentence."""
     try:
         return kind.from_pretrained(name, **options)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:  # not there, not what it should be, damaged
         reason = str(error).splitlines()[0]
         raise RunError(
             f"cannot load {name!r}: it is no folder with what is needed, and the hub is out of reach or does "

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from fq_toolkit.optimus.command_line import check_seed, user_errors
 from fq_toolkit.optimus.label_task import LABEL_TRAINER, LabelConfig
 from fq_toolkit.optimus.paired_task import evaluate_task_run, load_task
 from fq_toolkit.training.errors import ConfigError
@@ -65,6 +66,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
         """
         import torch
 
+        check_seed(seed)
         task, _, _ = load_task(LABEL_TRAINER, run, step=step)
         names = task.evaluator.corpus.names
         wrong = [label for label in labels if label not in names]
@@ -77,8 +79,9 @@ def sample_command(run: Path, arguments: list[str]) -> int:
         z = torch.randn(count, task.vae.base.latent_size, generator=generator).to(task.vae.base.device)
         for name in labels or names:
             wanted = torch.full((count,), names.index(name))
-            for text in task.vae.write(z, wanted, max_new_tokens=max_new_tokens):
-                sys.stdout.write(f"{name}\t{text}\n")
+            with user_errors():
+                texts = task.vae.write(z, wanted, max_new_tokens=max_new_tokens)
+            sys.stdout.write("".join(f"{name}\t{text}\n" for text in texts))
         return 0
 
     return int(tyro.cli(sample, args=arguments, prog="fq-toolkit sample RUN"))

@@ -10,7 +10,7 @@ import numpy as np
 
 from fq_toolkit.optimus.corpus import GRAMMAR
 from fq_toolkit.optimus.grammar import FACTORS, GrammarCorpus, parse
-from fq_toolkit.optimus.text_files import Skip, read_lines
+from fq_toolkit.optimus.text_files import Skip, read_lines, tidy
 from fq_toolkit.training.errors import ConfigError
 
 _TABLES, _JSON = (".tsv", ".tsv.gz"), (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -118,6 +118,12 @@ def load_labelled(
     train, measure = (_numbered(part, names, random) for part in (rows, held_out))
     if limit:
         train = train.take(range(min(limit, len(train.texts))))
+    left = [names[label] for label in np.unique(train.labels)]
+    if len(left) < 2:
+        raise ConfigError(
+            f"of the labels {', '.join(names)} of {data} the sentences to learn from have "
+            f"{', '.join(left) or 'none'}; expected at least two: give more of them, or --valid"
+        )
     return LabelledCorpus(train, measure, names, dict(skipped), data == GRAMMAR)
 
 
@@ -175,13 +181,13 @@ def _read(source: str, keys: tuple[str, str], skipped: Counter[str]) -> list[Row
             label = file.name.removeprefix(f"{path.name}.").removesuffix(".gz").removesuffix(".txt")
             raw += [(label, text) for text in read_lines(file)]
     rows: list[Row] = []
-    for label, text in raw:
-        if isinstance(text, Skip):
-            skipped[str(text)] += 1
-        elif not label or not (single := " ".join(text.split())):
+    for label, text in ((tidy(label), tidy(text)) for label, text in raw):
+        if reason := next((part for part in (text, label) if isinstance(part, Skip)), None):
+            skipped[str(reason)] += 1
+        elif not label or not text:
             skipped["empty"] += 1
         else:
-            rows.append((label, single))
+            rows.append((label, text))
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise ConfigError(f"{source} holds no labelled sentence ({reasons or 'no lines'})")

@@ -88,10 +88,8 @@ def measure_language(
     Raises:
         ValueError: an empty sentence, or fewer than two sentences that the model can read.
     """
-    rows, kept = _readable(vae, texts)
+    rows, kept = readable(vae, texts)
     count = len(kept)
-    if count < 2:
-        raise ValueError(f"at least two sentences of up to {vae.max_length} tokens are needed, got {count}")
     log_px, nll = torch.empty(2, count, dtype=torch.float64)
     mean, logvar = torch.empty(2, count, vae.latent_size)
     order = list(by_length(kept, batch_size))
@@ -126,8 +124,12 @@ def measure_language(
     )
 
 
-def _readable(vae: SentenceVAE, texts: Sequence[str]) -> tuple[TokenRows, list[str]]:
-    """The sentences that are not too long, as token ids and as they are."""
+def readable(vae: SentenceVAE, texts: Sequence[str]) -> tuple[TokenRows, list[str]]:
+    """The sentences that are not too long, as token ids and as they are.
+
+    Raises:
+        ValueError: an empty sentence, or fewer than two that the model can read.
+    """
     check_texts(texts)
     # One token more than the model reads stays, by which the sentences that are too long are known.
     rows = tokenize(texts, vae.tokenizers, max_length=vae.max_length + 1)
@@ -136,6 +138,10 @@ def _readable(vae: SentenceVAE, texts: Sequence[str]) -> tuple[TokenRows, list[s
         for read, written in zip(rows.encoder, rows.decoder, strict=True)
     ]
     kept = [number for number, fit in enumerate(fits) if fit]
+    if len(kept) < 2:
+        raise ValueError(
+            f"at least two sentences of up to {vae.max_length} tokens are needed, got {len(kept)}"
+        )
     return _take(rows, kept), [texts[number] for number in kept]
 
 

@@ -34,7 +34,9 @@ def embed_in_plane(latents: np.ndarray, *, seed: int = 0, perplexity: float = 30
     if len(latents) < _FEWEST:
         raise ConfigError(f"t-SNE needs at least {_FEWEST} sentences, got {len(latents)}")
     embedding = manifold.TSNE(
-        init="pca", random_state=seed, perplexity=min(perplexity, (len(latents) - 1) / 3)
+        init="pca" if latents.shape[1] > 1 else "random",
+        random_state=seed,
+        perplexity=min(perplexity, (len(latents) - 1) / 3),
     )
     return np.asarray(embedding.fit_transform(latents))
 

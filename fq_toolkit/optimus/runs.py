@@ -10,7 +10,7 @@ from fq_toolkit.optimus.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.trainer import MODEL, build_vae
 from fq_toolkit.training.checkpoints import Checkpoint
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import CheckpointError
+from fq_toolkit.training.errors import CheckpointError, RunError
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import make_accelerator
 
@@ -32,7 +32,10 @@ def load_model(path: Path, *, step: int | None = None) -> SentenceVAE:
     config = load_config(OptimusConfig, folder.config, trainer=TRAINER)
     device = make_accelerator(config).device
     if step is None and (path / MODEL).is_dir():
-        return SentenceVAE.from_pretrained(path / MODEL, device=device)
+        try:
+            return SentenceVAE.from_pretrained(path / MODEL, device=device)
+        except ValueError as error:
+            raise RunError(f"{error}; --step reads a checkpoint instead") from error
     checkpoint = folder.checkpoints().load(step)
     return _from_checkpoint(config, _corpus(config), checkpoint, path).to(device).eval()
 

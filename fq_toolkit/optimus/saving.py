@@ -8,12 +8,13 @@ the projection of the sentence vector, and ``vae.json`` the settings.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fq_toolkit.layers.latent_injection import load_latent
@@ -75,12 +76,15 @@ def load_vae(
             f"latent_size={latent_size} is asked for; load it with its own, or train another model"
         )
     del settings["version"]
-    tokenizers = Tokenizers(*(_load_tokenizer(place / "tokenizers" / role) for role in Tokenizers._fields))
-    with _without_progress_bars():
-        decoder = load_latent(place / "decoder", projector=projector)
-        encoder = _load_network(place / "encoder")
+    with _without_progress_bars(), _whole_files(place):
+        tokenizers = Tokenizers(
+            *(_load_tokenizer(place / "tokenizers" / role) for role in Tokenizers._fields)
+        )
+        decoder, found = load_latent(place / "decoder", projector=projector, output_loading_info=True)
+        _check_loaded(found["missing_keys"], place / "decoder")
+        encoder = _load_network(place / "encoder", pooling=settings["pooling"])
+        weights = load_file(place / WEIGHTS)
     vae = kind(encoder, decoder, tokenizers, **settings)
-    weights = load_file(place / WEIGHTS)
     problem = _misfit(weights, vae)
     if problem:
         raise ValueError(f"{str(place / WEIGHTS)!r} does not belong to the model beside it: {problem}")
@@ -159,7 +163,7 @@ def _read_settings(place: Path) -> dict[str, Any]:
     return settings
 
 
-def _load_network(folder: Path) -> Any:
+def _load_network(folder: Path, *, pooling: str) -> Any:
     """A network by the class that wrote it: an encoder of T5 is not what AutoModel makes of its config."""
     import transformers
 
@@ -168,7 +172,30 @@ def _load_network(folder: Path) -> Any:
     kind = getattr(transformers, name, None)
     if kind is None:
         raise ValueError(f"transformers has no class {name!r}, which the network in {str(folder)!r} is of")
-    return kind.from_pretrained(folder, config=config)
+    network, found = kind.from_pretrained(folder, config=config, output_loading_info=True)
+    # An encoder without a pooler comes back with one, which nobody asks then.
+    _check_loaded(
+        {key for key in found["missing_keys"] if pooling == "pooler" or "pooler." not in key}, folder
+    )
+    return network
+
+
+def _check_loaded(lacking: Iterable[str], folder: Path) -> None:
+    """Refuse weights that are not in the file: transformers draws them at random."""
+    if missing := sorted(lacking):
+        raise ValueError(
+            f"the weights in {str(folder)!r} lack {', '.join(missing[:4])}, which would be random"
+        )
+
+
+@contextmanager
+def _whole_files(place: Path) -> Iterator[None]:
+    """Say of which model a file is missing or damaged: transformers and safetensors do not."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"a file of the model in {str(place)!r} is missing or damaged: {reason}") from error
 
 
 @contextmanager

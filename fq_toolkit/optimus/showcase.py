@@ -8,6 +8,7 @@ import numpy as np
 from fq_toolkit.optimus.corpus import Corpus
 from fq_toolkit.optimus.evaluation import Evaluation, ask
 from fq_toolkit.optimus.grammar import parse
+from fq_toolkit.optimus.language_metrics import readable
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.run_folder import RunFolder
@@ -69,7 +70,7 @@ def make_showcase(vae: SentenceVAE, corpus: Corpus, figures: Evaluation) -> Show
     for measuring, and nobody knows the right answer.
     """
     random = np.random.default_rng(_SEED)
-    pool = [text for text in corpus.valid[:_POOL] if _fits(vae, text)]
+    pool = readable(vae, corpus.valid)[1][:_POOL]
     drawn = [pool[i] for i in random.integers(len(pool), size=5 * COUNT)]
     ends_a, ends_b, a, b, c = (drawn[i * COUNT : (i + 1) * COUNT] for i in range(5))
     paths = [
@@ -85,8 +86,3 @@ def make_showcase(vae: SentenceVAE, corpus: Corpus, figures: Evaluation) -> Show
         right = [parse(answer) == q.expected for answer, q in zip(answers, questions, strict=True)]
     shown = [ShownAnalogy(*row) for row in zip(a, b, c, answers, right, strict=True)]
     return Showcase(figures, paths, shown)
-
-
-def _fits(vae: SentenceVAE, text: str) -> bool:
-    """Return whether both networks read the whole sentence."""
-    return all(len(tokenizer(text)["input_ids"]) + 2 <= vae.max_length for tokenizer in vae.tokenizers)

@@ -9,10 +9,30 @@ from fq_toolkit.training.atomic import explain
 from fq_toolkit.training.errors import ConfigError
 
 NOT_UTF8 = "not UTF-8"
+HALF_A_PAIR = "with half of a surrogate pair"
 
 
 class Skip(str):
     """In place of a text: why there is none."""
+
+
+def tidy(text: str) -> str:
+    r"""Make white space single, or say why there is no text.
+
+    JSON can hold half of a surrogate pair (``"\ud83d"``, an emoji cut in two), which no tokenizer takes.
+    """
+    if isinstance(text, Skip):
+        return text
+    return " ".join(text.split()) if is_unicode(text) else Skip(HALF_A_PAIR)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: it cannot where a surrogate stands alone."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_lines(path: Path) -> Iterator[str]:

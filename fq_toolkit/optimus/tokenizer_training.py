@@ -44,12 +44,16 @@ def train_tokenizers(
         and EOS tokens.
 
     Raises:
-        ConfigError: without sentences or with a vocabulary too small for all bytes.
+        ConfigError: without sentences, or with a vocabulary too small for all bytes or for a single word.
     """
     if not sentences:
         raise ConfigError("no sentences were given; a tokenizer is trained on at least one")
     if kind == "subword" and vocab_size < _MIN_SIZE:
         raise ConfigError(f"vocab_size is {vocab_size}; subwords need at least {_MIN_SIZE} for all bytes")
+    if vocab_size <= len(ENCODER_SPECIALS):
+        raise ConfigError(
+            f"vocab_size is {vocab_size}; expected more than {len(ENCODER_SPECIALS)}: so many are special"
+        )
 
     def train() -> bytes:
         if kind == "word":

@@ -46,7 +46,7 @@ class OptimusTask:
         accelerator: an ``accelerate.Accelerator``.
 
     Raises:
-        ConfigError: when the sentences do not fill a batch.
+        ConfigError: when the sentences do not fill a batch, or those to measure with are too few or too long.
     """
 
     def __init__(self, config: OptimusConfig, corpus: Corpus, accelerator: Any) -> None:
@@ -60,6 +60,7 @@ class OptimusTask:
         self.order = data_order(config, self.data, rank=rank, world=world)
         self.schedule = beta_schedule(config)
         self.evaluator = Evaluator(config, corpus)
+        self.evaluator.check(self.vae)
         self.last_evaluation: Evaluation | Showcase | None = None
         self._beta, self._lr = 0.0, 0.0
         self.optimizer = make_optimizer(self.vae, config)
@@ -175,7 +176,8 @@ def build_vae(config: OptimusConfig, sentences: list[str]) -> SentenceVAE:
 
     Raises:
         RunError: when a pretrained network cannot be loaded.
-        ConfigError: when the networks have no room for ``max_length`` tokens, or no such pooling.
+        ConfigError: when the networks have no room for ``max_length`` tokens, no such pooling, or the decoder
+            no place for a latent in this mode.
     """
     if config.encoder == SMALL:
         tokenizers = train_tokenizers(sentences, config.vocab_size, kind=config.tokenizer)
@@ -189,8 +191,10 @@ def build_vae(config: OptimusConfig, sentences: list[str]) -> SentenceVAE:
         )
     else:
         encoder, decoder, tokenizers = load_pretrained(config.encoder, config.decoder)
-    inject_latent(decoder, config.mode, config.latent_size, init_std=config.init_std)
+        # Many checkpoints are in bfloat16, in which small updates vanish: --precision is for the arithmetic.
+        encoder, decoder = encoder.float(), decoder.float()
     try:
+        inject_latent(decoder, config.mode, config.latent_size, init_std=config.init_std)
         return SentenceVAE(
             encoder,
             decoder,

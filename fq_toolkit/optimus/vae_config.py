@@ -103,11 +103,13 @@ class VAEConfig:
             1: ("steps", "layers", "width", "heads", "latent_size", "batch_size", "accumulate", "n_cycle",
                 "log_every", "keep_checkpoints"),
             4: ("max_length",),
-            0: ("seed", "limit", "lr_warmup", "weight_decay", "clip", "beta", "free_bits", "checkpoint_every",
+            0: ("limit", "lr_warmup", "weight_decay", "clip", "beta", "free_bits", "checkpoint_every",
                 "evaluate_every", "init_std"),
         }  # fmt: skip
         for least, names in at_least.items():
             self._expect_at_least(least, *names)
+        self._expect_below(2**63, "seed")
+        self._expect_below(2**31, "vocab_size")
         if not 0 < self.lr < 1:
             raise ConfigError(f"lr is {self.lr}; expected 0 < lr < 1")
         self._expect_shares("dropout", "ratio_zero", "ratio_increase")
@@ -123,6 +125,12 @@ class VAEConfig:
         for name in names:
             if not least <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
+
+    def _expect_below(self, limit: int, *names: str) -> None:
+        """Of what other libraries take as an unsigned integer of some width."""
+        for name in names:
+            if not 0 <= getattr(self, name) < limit:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 to {limit - 1}")
 
     def _expect_shares(self, *names: str) -> None:
         for name in names:

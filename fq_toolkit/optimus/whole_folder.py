@@ -17,7 +17,8 @@ def whole_folder(folder: str | Path, *, replaces: str | None = None) -> Iterator
     """Fill a folder beside its place, and rename it into place when the block has ended well.
 
     A crash or a full disk leaves what was there before.  (A kill between the two renames that replace an
-    earlier folder leaves both, whole, under the names ``.NAME.PID.old`` and ``.NAME.PID.tmp``.)
+    earlier folder leaves both, whole, under the names ``.NAME.PID.old`` and ``.NAME.PID.tmp``.) What a killed
+    process of the same number left beside a whole folder is removed; a link stays a link.
 
     Args:
         folder: a new or an empty one, or one to replace.
@@ -30,18 +31,20 @@ def whole_folder(folder: str | Path, *, replaces: str | None = None) -> Iterator
         ValueError: the folder holds something that must not be replaced.
         RunError: it cannot be written.
     """
-    target = Path(os.path.abspath(folder))
+    target = Path(os.path.realpath(folder))
     if target.exists() and not target.is_dir():
         raise ValueError(f"{str(folder)!r} is a file; give a folder")
     if target.is_dir() and any(target.iterdir()) and not (replaces and (target / replaces).is_file()):
         raise ValueError(f"{str(folder)!r} holds files that must not be lost; give a new folder")
     part, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    shutil.rmtree(part, ignore_errors=True)  # numbers of processes come again, in containers at once
     try:
         part.mkdir(parents=True)
         yield part
         for path in part.rglob("*"):
             _sync(path)
         if target.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
             os.rename(target, old)
         try:
             os.rename(part, target)

@@ -28,7 +28,8 @@ def greedy_by_hand(vae: SentenceVAE, z: Tensor, tokens: int) -> str:
             if best == eos:
                 break
             ids = torch.cat([ids, torch.tensor([[best]])], 1)
-    return vae.tokenizers.decoder.decode(ids[0, 1:], skip_special_tokens=True).strip()
+    written = [token for token in ids[0, 1:].tolist() if token not in (0, 1, 2)]  # PAD, BOS, EOS
+    return vae.tokenizers.decoder.decode(written).strip()
 
 
 def without_end(vae: SentenceVAE) -> None:

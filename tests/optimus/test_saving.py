@@ -223,3 +223,27 @@ def test_loading_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     finally:
         transformers.utils.logging.disable_progress_bar()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("end", ["tmp", "old"])
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path: Path, end: str) -> None:
+    """In a container the number of the process is the same each time."""
+    for left in (tmp_path / f".m.{os.getpid()}.{end}", tmp_path / "m"):
+        left.mkdir()
+        (left / "x").write_text("old")
+    for number in range(2):
+        with whole_folder(tmp_path / "m", replaces="x") as part:
+            (part / "x").write_text(str(number))
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
+        assert (tmp_path / "m" / "x").read_text() == str(number)
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "m").symlink_to("elsewhere", target_is_directory=True)
+    for text in ("first", "second"):
+        with whole_folder(tmp_path / "m", replaces="x") as part:
+            (part / "x").write_text(text)
+        assert (tmp_path / "m").is_symlink()
+        assert (tmp_path / "elsewhere" / "x").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "m"]
