@@ -68,7 +68,7 @@ def attend_one(
     _, groups, length, value_dim = value.shape
     slot_key, slot_value = slots
     own, _, count, _ = slot_key.shape
-    out = torch.empty(batch, 1, heads, value_dim)
+    out = query.new_empty((batch, 1, heads, value_dim))  # whatever the default dtype and device
     of_batch, of_head, _, _ = query.stride()
     key_batch, key_head, key_row, _ = key.stride()
     value_batch, value_head, value_row, _ = value.stride()

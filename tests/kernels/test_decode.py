@@ -90,6 +90,26 @@ def test_scores_of_any_size_are_safe(gain):
 
 
 @needs_native
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")])
+def test_defaults_of_dtype_and_device_change_nothing(default: torch.dtype | torch.device) -> None:
+    """The result is the tensors' own kind: another one would be too short for the kernel, or not in memory."""
+    arguments = problem()
+    expected = attend_one(*arguments, scale=None)
+    before = torch.get_default_dtype()
+    try:
+        if isinstance(default, torch.dtype):
+            torch.set_default_dtype(default)
+            out = attend_one(*arguments, scale=None)
+        else:
+            with default:
+                out = attend_one(*arguments, scale=None)
+    finally:
+        torch.set_default_dtype(before)
+    assert out.dtype is torch.float32
+    assert torch.equal(out, expected)
+
+
+@needs_native
 def test_a_nan_stays_in_its_text():
     query, key, value, slots = problem()
     key[0, :, 3] = torch.nan
