@@ -92,7 +92,7 @@ def test_scores_of_any_size_are_safe(gain):
 @needs_native
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")])
 def test_defaults_of_dtype_and_device_change_nothing(default: torch.dtype | torch.device) -> None:
-    """The result is the tensors' own kind: another one would be too short for the kernel, or not in memory."""
+    """The result is of the tensors' own kind: another would be too short for the kernel, or no memory."""
     arguments = problem()
     expected = attend_one(*arguments, scale=None)
     before = torch.get_default_dtype()
