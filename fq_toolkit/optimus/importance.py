@@ -36,7 +36,7 @@ def importance_estimate(
     *,
     draws: int = 100,
     rows: int = 64,
-    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
 ) -> ImportanceEstimate:
     """``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` with K draws from ``q(z|x)``, without gradients.
 
@@ -49,7 +49,8 @@ def importance_estimate(
         batch: B sentences.
         draws: K.
         rows: rows of the decoder's forwards, or B where that is more.
-        generator: source of the draws.
+        noise: standard normal numbers that the draws are made of, (K, B, nz); by default of torch's global
+            generator.
 
     Returns:
         Estimate, reconstruction and posterior.
@@ -60,10 +61,11 @@ def importance_estimate(
         size = q.mean.shape[0]
         total = q.mean.new_full((size,), -torch.inf, dtype=torch.float64)
         nll_sum = torch.zeros_like(total)
+        noise = torch.randn(draws, *q.mean.shape) if noise is None else noise
         done = 0
         while done < draws:
             count = min(draws - done, max(1, at_least_one("rows", rows) // size))
-            z = q.sample(generator, count=count)
+            z = q.mean + q.std * noise[done : done + count].to(q.mean)
             ids, mask = (tensor.repeat(count, 1) for tensor in (batch.decoder_ids, batch.decoder_mask))
             nll = model.nll(z.flatten(0, 1), ids, mask).view(count, size).double()
             weights = prior_log_prob(z).double() - q.log_prob(z).double() - nll

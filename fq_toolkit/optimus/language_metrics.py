@@ -17,6 +17,7 @@ from fq_toolkit.optimus.decoding import evaluating
 from fq_toolkit.optimus.importance import importance_estimate
 from fq_toolkit.optimus.latent_metrics import active_units, mutual_information
 from fq_toolkit.optimus.posterior import Posterior
+from fq_toolkit.optimus.sentence_noise import SentenceNoise
 
 if TYPE_CHECKING:
     from fq_toolkit.optimus.sentence_vae import SentenceVAE
@@ -73,7 +74,8 @@ def measure_language(
     """Measure a model on sentences.
 
     A sentence that is longer than the model reads is left out and counted: without its end it would be
-    another sentence, and its words could not be told from those that were cut.
+    another sentence, and its words could not be told from those that were cut.  The draws of a sentence are
+    its own: batches and order of the sentences change nothing but the rounding.
 
     Args:
         vae: the model; it keeps its mode.
@@ -93,14 +95,17 @@ def measure_language(
     log_px, nll = torch.empty(2, count, dtype=torch.float64)
     mean, logvar = torch.empty(2, count, vae.latent_size)
     order = list(by_length(kept, batch_size))
+    noise, noise_of_mi = SentenceNoise(kept, generator), SentenceNoise(kept, generator)
     with evaluating(vae):
         for group in order:
             batch = collate(_take(rows, group), vae.tokenizers).to(vae.device)
-            found = importance_estimate(vae, batch, draws=draws, rows=batch_size, generator=generator)
+            drawn = noise.normal(group, draws, vae.latent_size)
+            found = importance_estimate(vae, batch, draws=draws, rows=batch_size, noise=drawn)
             log_px[group], nll[group] = found.log_px.cpu(), found.nll.cpu()
             mean[group], logvar[group] = (part.cpu() for part in found.posterior)
         posterior = Posterior(mean, logvar)
-        own, other = (_nll_given(vae, rows, order, z) for z in (mean, mean.roll(1, 0)))
+        own, other = (_nll_given(vae, rows, order, z) for z in (mean, mean[noise.others()]))
+    (drawn_for_mi,) = noise_of_mi.normal(range(count), 1, vae.latent_size)
     tokens = sum(len(row) for row in rows.decoder)
     words = sum(len(text.split()) + 1 for text in kept)
     kl = float(posterior.kl().double().sum(1).mean())
@@ -116,7 +121,7 @@ def measure_language(
         reconstruction_from_mean=float(own.mean()),
         reconstruction_from_other=float(other.mean()),
         kl=kl,
-        mutual_information=mutual_information(posterior, generator=generator),
+        mutual_information=mutual_information(posterior, noise=drawn_for_mi),
         active_units=active_units(posterior),
         ppl_per_bpe_token=_exp(total / tokens),
         ppl_per_word=_exp(total / words),

@@ -15,7 +15,11 @@ from fq_toolkit.optimus.posterior import Posterior
 
 
 def mutual_information(
-    posterior: Posterior, *, generator: torch.Generator | None = None, chunk: int = 512
+    posterior: Posterior,
+    *,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    chunk: int = 512,
 ) -> float:
     """``I_q(x; z) = E log q(z|x) - E log q(z)`` in nats, with ``q(z) = 1/N sum_n q(z|x_n)``.
 
@@ -25,6 +29,7 @@ def mutual_information(
     Args:
         posterior: of N sentences, (N, nz); not of a part of them, as the aggregate is over all.
         generator: source of the draws.
+        noise: standard normal numbers (N, nz) that the draws are made of instead.
         chunk: draws that are compared with all N at once.
 
     Returns:
@@ -33,7 +38,7 @@ def mutual_information(
     at_least_one("chunk", chunk)
     mean, logvar = posterior.mean.double(), posterior.logvar.double()
     exact = Posterior(mean - mean.mean(0), logvar)  # MI knows no place, and small numbers round better
-    z = exact.sample(generator)
+    z = exact.sample(generator) if noise is None else exact.mean + exact.std * noise.to(mean)
     parts = []
     for start in range(0, z.shape[0], chunk):
         density = _log_densities(z[start : start + chunk], exact)

@@ -34,6 +34,7 @@ from fq_toolkit.optimus.importance import importance_estimate
 from fq_toolkit.optimus.interpolation import analogy_latents, interpolate_latents
 from fq_toolkit.optimus.losses import VAEOutput, token_nll, vae_loss
 from fq_toolkit.optimus.posterior import Posterior
+from fq_toolkit.optimus.sentence_noise import SentenceNoise
 
 logger = logging.getLogger("fq_toolkit")
 
@@ -307,17 +308,20 @@ class SentenceVAE(nn.Module):
             texts: N sentences.
             iw: K, draws per sentence; 1 gives a draw of the ELBO.
             batch_size: rows per forward of the decoder.
-            generator: source of the draws.
+            generator: source of the draws, which are a sentence's own: batches and order change no estimate.
 
         Returns:
             (N,) in float64, on the CPU.
         """
         check_texts(texts)
+        at_least_one("iw", iw)
+        noise = SentenceNoise(texts, generator)
         result = torch.empty(len(texts), dtype=torch.float64)
         with evaluating(self):
             for rows in by_length(texts, batch_size):
                 batch = self.batch([texts[row] for row in rows])
-                estimate = importance_estimate(self, batch, draws=iw, rows=batch_size, generator=generator)
+                drawn = noise.normal(rows, iw, self.latent_size)
+                estimate = importance_estimate(self, batch, draws=iw, rows=batch_size, noise=drawn)
                 result[rows] = estimate.log_px.cpu()
         return result
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fq_toolkit.optimus.language_metrics import LanguageScores, measure_language
-from fq_toolkit.optimus.latent_metrics import active_units
-from tests.optimus.toys import TEXTS, toy_vae
+from fq_toolkit.optimus.latent_metrics import active_units, mutual_information
+from fq_toolkit.optimus.sentence_noise import SentenceNoise
+from tests.optimus.toys import NZ, TEXTS, toy_vae
 
 CORPUS = [*TEXTS, "two dogs", "the man rides in the snow . a girl runs .", "a girl"]
 
@@ -20,13 +21,16 @@ def scores(texts: list[str] = CORPUS, seed: int = 0, **options: int) -> Language
 def test_every_figure_is_the_sum_over_sentences_it_says_it_is() -> None:
     vae, found = toy_vae(), scores(draws=4)
     nll, other, kl = [], [], []
+    others = SentenceNoise(CORPUS, torch.Generator().manual_seed(0)).others()
+    assert sorted(others) == list(range(len(CORPUS)))
+    assert all(row != mate for row, mate in enumerate(others))
     with torch.no_grad():
         means = torch.cat([vae.posterior(*vae.batch([text])[:2]).mean for text in CORPUS])
         for row, text in enumerate(CORPUS):  # one sentence at a time, hence without any padding
             batch = vae.batch([text])
             kl.append(float(vae.posterior(*batch[:2]).kl().sum()))
             nll.append(float(vae.nll(means[row][None], *batch[2:4])))
-            other.append(float(vae.nll(means[row - 1][None], *batch[2:4])))
+            other.append(float(vae.nll(means[others[row]][None], *batch[2:4])))
     assert math.isclose(found.reconstruction_from_mean, np.mean(nll), rel_tol=1e-5)
     assert math.isclose(found.reconstruction_from_other, np.mean(other), rel_tol=1e-5)
     assert math.isclose(found.kl, np.mean(kl), rel_tol=1e-5)
@@ -39,7 +43,16 @@ def test_every_figure_is_the_sum_over_sentences_it_says_it_is() -> None:
     assert math.isclose(found.ppl_per_word, math.exp(total / found.words), rel_tol=1e-12)
     assert found.ppl_per_word > found.ppl_per_bpe_token, "fewer words than tokens"
     assert found.active_units == active_units(vae.encode(CORPUS))
-    assert 0 < found.mutual_information <= math.log(len(CORPUS)) + 1e-12
+    source = torch.Generator().manual_seed(0)
+    drawn = [SentenceNoise(CORPUS, source).normal(range(len(CORPUS)), 1, NZ)[0] for _ in range(2)][1]
+    posterior = vae.encode(CORPUS)
+    assert math.isclose(
+        found.mutual_information, mutual_information(posterior, noise=drawn), rel_tol=1e-4, abs_tol=1e-5
+    )
+    # Of one draw a sentence, for a few sentences, an estimate may be below 0; on average it is not.
+    seeds = [mutual_information(posterior, generator=source) for _ in range(200)]
+    assert np.mean(seeds) > 0
+    assert max(seeds) <= math.log(len(CORPUS)) + 1e-12
     assert (found.draws, found.left_out) == (4, 0)
 
 
@@ -101,3 +114,32 @@ def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
     found = measure_language(vae, CORPUS, draws=1)
     assert found.ppl_per_word == math.inf
     assert math.isfinite(found.negative_log_likelihood)
+
+
+def test_batches_and_order_change_nothing_but_the_rounding() -> None:
+    """Draws included: with as few as these, others would be seen in the second digit."""
+    vae = toy_vae()
+    corpus = [
+        f"{a} {b} {c} ."
+        for a in ("a man", "two dogs", "girl")
+        for b in ("rides", "in")
+        for c in ("snow", "a")
+    ]
+    corpus += corpus[:3]  # one that comes again has other draws
+    texts = {"as they are": corpus, "backwards": corpus[::-1], "shuffled": corpus[1::2] + corpus[::2]}
+    found = [
+        measure_language(vae, rows, draws=4, batch_size=size, generator=torch.Generator().manual_seed(3))
+        for rows in texts.values()
+        for size in (1, 5, 32)
+    ]
+    for scores in found[1:]:
+        assert scores == pytest.approx(found[0], rel=1e-4, abs=1e-4)
+    likely = [
+        vae.log_likelihood(corpus, iw=4, batch_size=size, generator=torch.Generator().manual_seed(3))
+        for size in (1, 5, 32)
+    ]
+    for other in likely[1:]:
+        torch.testing.assert_close(other, likely[0], rtol=1e-5, atol=1e-5)
+    assert (likely[0][:3] - likely[0][-3:]).abs().min() > 1e-3
+    again = vae.log_likelihood(corpus[::-1], iw=4, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(again.sort().values, likely[0].sort().values, rtol=1e-5, atol=1e-5)
