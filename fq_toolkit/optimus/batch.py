@@ -162,12 +162,17 @@ def decoder_specials(tokenizer: Any) -> tuple[int, int, int]:
 
 def encoder_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """What stands before and behind a sentence for the encoder: [CLS] and [SEP], or what there is of them."""
-    around = list(tokenizer("", add_special_tokens=True)["input_ids"])
+    bare, framed = (
+        list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True)
+    )
+    starts = range(len(framed) - len(bare) + 1)
+    cut = next((start for start in starts if framed[start : start + len(bare)] == bare), 0)
+    before, after = framed[:cut], framed[cut + len(bare) :]
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if cls is not None and cls not in around:  # a tokenizer trained without a template
-        around = [cls] if sep is None else [cls, sep]
-    cut = 1 if cls is not None and around[0] == cls else 0
-    return around[:cut], around[cut:]
+    if cls is not None and cls not in (*before, *after):  # a tokenizer trained without a template
+        before = [cls, *before]
+        after = after if sep is None or sep in after else [*after, sep]
+    return before, after
 
 
 def _framed(

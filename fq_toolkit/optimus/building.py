@@ -9,7 +9,7 @@ from torch import nn
 from fq_toolkit.layers.checks import one_of
 from fq_toolkit.layers.latent_injection import inject_latent
 from fq_toolkit.layers.latent_model import LatentModel
-from fq_toolkit.optimus.batch import Tokenizers, decoder_specials
+from fq_toolkit.optimus.batch import Tokenizers, decoder_specials, encoder_frame
 
 POOLINGS = ("pooler", "cls", "mean")
 LONGEST = 512
@@ -87,13 +87,15 @@ def choose_pooling(encoder: Any, tokenizer: Any, pooling: str | None) -> str:
     """How a sentence vector comes out of the encoder: as asked, else by its pooler, its CLS, or the mean."""
     has = {
         "pooler": getattr(encoder, "pooler", None) is not None,
-        "cls": tokenizer.cls_token_id is not None,
+        # The first token's state is taken; XLNet has its CLS at the end.
+        "cls": tokenizer.cls_token_id is not None
+        and encoder_frame(tokenizer)[0][:1] == [tokenizer.cls_token_id],
         "mean": True,
     }
     if pooling is None:
         return next(name for name in POOLINGS if has[name])
     if not has[one_of("pooling", pooling, POOLINGS)]:
-        lacks = "no pooler" if pooling == "pooler" else "a tokenizer without a CLS token"
+        lacks = "no pooler" if pooling == "pooler" else "a tokenizer without a CLS token in front"
         raise ValueError(f"pooling={pooling!r} cannot work: {type(encoder).__name__} has {lacks}")
     return pooling
 

@@ -96,6 +96,25 @@ def test_an_encoder_without_cls_keeps_its_own_ending() -> None:
     assert batch.encoder_ids.tolist() == [[3, 4, 1]]
 
 
+@pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>", "$A </s>", "</s> <s> $A", "$A </s> <s>", "$A"])
+@pytest.mark.parametrize("cls", [{}, {"cls_token": "<s>"}, {"cls_token": "</s>"}])
+@pytest.mark.parametrize("text", ["a man", "nowhere seen"])
+def test_an_encoder_reads_what_its_own_tokenizer_makes(template: str, cls: dict[str, str], text: str) -> None:
+    """Llama's puts <s> first and names no CLS, XLNet's puts its CLS last."""
+    import tokenizers
+
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    own = word_tokenizer({**names, **cls})
+    own.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    (row,) = make_batch([text], Tokenizers(own, TOKENIZERS.decoder), max_length=9).encoder_ids.tolist()
+    expected = own(text)["input_ids"]
+    if cls and own.cls_token_id not in expected:
+        expected = [own.cls_token_id, *expected]  # it was trained without a template
+    assert row == expected
+
+
 def test_byte_level_text_of_any_kind_becomes_tokens() -> None:
     from fq_toolkit.optimus.tokenizer_training import train_tokenizers
 

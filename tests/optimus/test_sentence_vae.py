@@ -56,6 +56,18 @@ def test_posteriors_are_the_pooled_sentence_through_one_matrix(kind: str) -> Non
     assert vae.linear.weight.shape == (2 * NZ, 16)
 
 
+def test_a_cls_that_stands_last_is_not_looked_for_in_front() -> None:
+    import tokenizers
+
+    own = toy_tokenizers()
+    own.encoder.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A [SEP] [CLS]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    assert SentenceVAE(tiny_encoder("distilbert"), decoder_of("gpt2"), own, latent_size=NZ).pooling == "mean"
+    with pytest.raises(ValueError, match="DistilBertModel has a tokenizer without a CLS token in front"):
+        SentenceVAE(tiny_encoder("distilbert"), decoder_of("gpt2"), own, latent_size=NZ, pooling="cls")
+
+
 def test_mean_pooling_leaves_padding_out() -> None:
     torch.manual_seed(0)
     vae = SentenceVAE(
