@@ -108,7 +108,14 @@ class Probe:
         attention_mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention as it is, compared with what a slot would make of it."""
+        """Attention as it is, compared with what a slot would make of it.
+
+        Raises:
+            TypeError: an attention that masks the keys which its index leaves out for the exact names "eager"
+                and "sdpa" only, and leaves it to all others.
+        """
+        if any(name.endswith("indices") and value is not None for name, value in options.items()):
+            raise TypeError("it chooses keys by an index, which its own implementations alone follow")
         plain = base(module, query, key, value, attention_mask, **options)
         causal = getattr(module, "is_causal", False) and not getattr(module, "is_cross_attention", False)
         if causal and all(reading.module is not module for reading in self.readings):

@@ -187,7 +187,8 @@ def remove_latent(model: Any) -> Any:
         delattr(target.get_submodule(site.name), TAG)
     del target._modules[CHILD]
     del target.latent_spec
-    vars(target).pop("_latent_padding", None)
+    for name in ("_latent_padding", "_latent_slices"):
+        vars(target).pop(name, None)
     delattr(target.config, CONFIG_KEY)
     target.__class__ = target._latent_base
     return target
@@ -309,6 +310,8 @@ def _attach(model: Any, spec: LatentSpec, child: LatentProjector) -> None:
     table = _position_table(model)
     if table is not None and table.padding_idx is not None and model.takes_position_ids:
         model._latent_padding = table.padding_idx
+    if any(hasattr(module, "_maybe_slice_kv_shared_inputs") for module in model.modules()):
+        model._latent_slices = True
     for number, site in enumerate(spec.sites):
         setattr(model.get_submodule(site.name), TAG, number)
     route(site_configs(model))
@@ -439,7 +442,7 @@ def _find_sites(model: Any) -> list[Reading]:
         with _evaluating(model), torch.no_grad():
             model(**inputs, **{KEYWORD: probe})
     except TypeError as error:
-        raise _unsupported(model, f"its forward does not pass keywords to attention ({error})") from error
+        raise _unsupported(model, f"its attention takes no memory ({error})") from error
     except RuntimeError as error:
         if not tokens.is_meta:
             raise

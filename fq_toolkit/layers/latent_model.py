@@ -27,6 +27,8 @@ class LatentModel:
 
     #: The learned position of padding, in models that have one and count texts from behind it.
     _latent_padding: int | None = None
+    #: Whether the model drops queries of its last layers by itself, where sdpa's name allows it (Gemma 4).
+    _latent_slices: bool = False
 
     def _forward_with(
         self: Any,
@@ -40,6 +42,8 @@ class LatentModel:
         if latent is not None:
             check_latent(latent, self.latent_spec)
         cache = given.get("past_key_values", given.get("cache_params"))
+        if self._latent_slices:
+            args, kwargs = (), _keep_by_number(given, cache)
         known = _projected_before(cache, latent)
         if torch.is_grad_enabled() or self.training:  # what was kept without a graph leads nowhere
             known = None
@@ -279,6 +283,17 @@ class LatentModel:
                 config._attn_implementation_internal = name
             raise
 
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as transformers does, whose checks of a config know its own attention implementations only."""
+        configs = site_configs(self)
+        before = [config._attn_implementation for config in configs]
+        unroute(configs)
+        try:
+            return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            for config, name in zip(configs, before, strict=True):
+                config._attn_implementation_internal = name
+
     def latent_status(self: Any) -> str:
         """One line: mode, latent size, slots, layers, trainable parameters of the injection, their share."""
         spec: LatentSpec = self.latent_spec
@@ -350,6 +365,20 @@ def _prepended(guidance: LatentGuidance, others: Any) -> Any:
     if others is None:
         return [guidance]
     return type(others)([guidance, *others])
+
+
+def _keep_by_number(given: dict[str, Any], cache: Any) -> dict[str, Any]:
+    """The keywords with ``logits_to_keep`` as the tokens' numbers, for which no model drops queries.
+
+    Queries that are dropped without a mask lose their place in a causal attention. Gemma 4 knows it of the
+    exact name "sdpa" only.
+    """
+    keep = given.get("logits_to_keep")
+    if isinstance(keep, int) and (keep > 1 or (keep and getattr(cache, "is_compileable", False))):
+        text = given.get("input_ids")
+        text = given["inputs_embeds"] if text is None else text
+        given["logits_to_keep"] = torch.arange(text.shape[1] - keep, text.shape[1], device=text.device)
+    return given
 
 
 def _version(latent: Tensor) -> int:

@@ -171,7 +171,8 @@ NEED_TOKENS: dict[str, tuple[str, str, dict[str, Any]]] = {
              {"langs": ["en", "de"], "src_vocab_size": 40, "tgt_vocab_size": 40, "d_model": 16,
               "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2,
               "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}),
-    "gemma4_text": ("Gemma4ForCausalLM", "Gemma4TextConfig", {**GROUPED, "sliding_window": 4}),
+    "gemma4_text": ("Gemma4ForCausalLM", "Gemma4TextConfig",
+                    {**GROUPED, "sliding_window": 4, "vocab_size_per_layer_input": 40}),
 }  # fmt: skip
 FAMILIES = {**DECODERS, **ENCODER_DECODERS, **WITHOUT_MEMORY}
 

@@ -17,6 +17,7 @@ from tests.layers.latent_oracle import (
     ENCODER_DECODERS,
     FAMILIES,
     NEED_TOKENS,
+    SMALL,
     WITHOUT_MEMORY,
     build,
 )
@@ -180,6 +181,35 @@ def test_without_a_latent_it_is_the_base_model_bit_for_bit(family: str) -> None:
     before = logits(plain, ids)
     model = inject_latent(plain, latent_size=NZ)
     assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("kept", [1, 3])
+def test_last_logits_are_the_last_of_all_where_layers_share_keys(cache: str, kept: int) -> None:
+    """Gemma 4 drops the queries that nobody asks for, which needs a mask unless there is but one."""
+    layers = ["sliding_attention", "full_attention"] * 2
+    model = build("gemma4_text", "sdpa", num_hidden_layers=4, num_kv_shared_layers=2, layer_types=layers)
+    inject_latent(model, latent_size=NZ, init_std=1.0)
+    ids = torch.randint(3, 40, (2, 9))
+    for latent in (None, torch.randn(2, NZ)):
+        options: dict[str, Any] = {"latent": latent, "logits_to_keep": kept}
+        if cache == "static":
+            options["past_key_values"] = transformers.StaticCache(model.config, max_cache_len=20)
+        last, every = logits(model, ids, **options), logits(model, ids, latent=latent)
+        torch.testing.assert_close(last, every[:, -kept:], rtol=1e-4, atol=1e-4)
+
+
+def test_an_attention_that_chooses_keys_by_an_index_is_refused() -> None:
+    """It would attend to all keys, with a latent and without."""
+    config = transformers.DeepseekV32Config(
+        **{**SMALL, "num_key_value_heads": 4}, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4,
+        qk_nope_head_dim=4, v_head_dim=4, moe_intermediate_size=16, n_routed_experts=4, n_group=1,
+        topk_group=1, num_experts_per_tok=1, index_topk=3, index_n_heads=2, index_head_dim=8,
+    )  # fmt: skip
+    model = transformers.DeepseekV32ForCausalLM(config)
+    with pytest.raises(ValueError, match=r"DeepseekV32ForCausalLM .*chooses keys by an index"):
+        inject_latent(model, latent_size=NZ)
+    assert not model.config._attn_implementation.startswith("latent_")
 
 
 @pytest.mark.parametrize("family", WITHOUT_MEMORY)

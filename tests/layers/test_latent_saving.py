@@ -94,6 +94,15 @@ def test_a_sharded_folder_and_a_custom_projector(tmp_path: Path) -> None:
         load_latent(tmp_path)
 
 
+def test_saving_where_the_config_asks_for_attentions(tmp_path: Path) -> None:
+    model = gpt2(attn_implementation="eager")
+    model.config.output_attentions = True
+    inject_latent(model, latent_size=NZ)
+    model.save_pretrained(tmp_path)
+    assert model.config._attn_implementation == "latent_eager"
+    assert load_latent(tmp_path).latent_spec == model.latent_spec
+
+
 def test_loading_in_another_precision(tmp_path: Path) -> None:
     inject_latent(gpt2(), latent_size=NZ).save_pretrained(tmp_path)
     loaded = load_latent(tmp_path, dtype=torch.bfloat16)
