@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from fq_toolkit.optimus.config import TRAINER, OptimusConfig
 from fq_toolkit.optimus.corpus import Corpus, load_corpus
 from fq_toolkit.optimus.evaluation import Evaluation, Evaluator, write_evaluation
@@ -11,8 +13,8 @@ from fq_toolkit.optimus.trainer import MODEL, build_vae
 from fq_toolkit.training.checkpoints import Checkpoint
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import CheckpointError, RunError
+from fq_toolkit.training.extras import require
 from fq_toolkit.training.run_folder import RunFolder
-from fq_toolkit.training.session import make_accelerator
 
 
 def load_model(path: Path, *, step: int | None = None) -> SentenceVAE:
@@ -30,7 +32,7 @@ def load_model(path: Path, *, step: int | None = None) -> SentenceVAE:
     """
     folder = RunFolder.open(path)
     config = load_config(OptimusConfig, folder.config, trainer=TRAINER)
-    device = make_accelerator(config).device
+    device = _device(config)
     if step is None and (path / MODEL).is_dir():
         try:
             return SentenceVAE.from_pretrained(path / MODEL, device=device)
@@ -70,10 +72,17 @@ def evaluate_run(
     )
     checkpoint = folder.checkpoints().load(step)
     corpus = _corpus(config)
-    vae = _from_checkpoint(config, corpus, checkpoint, path).to(make_accelerator(config).device)
+    vae = _from_checkpoint(config, corpus, checkpoint, path).to(_device(config))
     result = Evaluator(config, corpus)(vae)
     write_evaluation(folder, config, result, step=checkpoint.step, seconds=checkpoint.state["seconds"])
     return result
+
+
+def _device(config: OptimusConfig) -> torch.device:
+    """Where the models of a run belong: an Accelerator would refuse a second run of another precision."""
+    accelerate = require("accelerate", purpose="loading a run")
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    return accelerate.PartialState(cpu=cpu).device
 
 
 def _corpus(config: OptimusConfig) -> Corpus:

@@ -72,7 +72,8 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
     # sacrebleu wants the k-th references of all hypotheses together, and None where there is none.
     streams = [[row[k] if k < len(row) else None for row in references] for k in range(most)]
     # force: no warning that a text looks tokenized; the figure is the same
-    return float(sacrebleu.metrics.BLEU(force=True).corpus_score(list(hypotheses), streams).score)
+    score = sacrebleu.metrics.BLEU(force=True).corpus_score(list(hypotheses), streams).score
+    return min(float(score), 100.0)  # sacrebleu's perfect score is 100.00000000000004
 
 
 def self_bleu(texts: Sequence[str], *, max_ngram: int = 4) -> float:
@@ -97,7 +98,7 @@ def self_bleu(texts: Sequence[str], *, max_ngram: int = 4) -> float:
     metric = sacrebleu.metrics.BLEU(max_ngram_order=max_ngram, effective_order=True)
     rows = list(texts)
     scores = [metric.sentence_score(rows[i], rows[:i] + rows[i + 1 :]).score for i in range(len(rows))]
-    return sum(scores) / len(scores)
+    return min(sum(scores) / len(scores), 100.0)
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from fq_toolkit.training.atomic import explain, sync_folder
 from fq_toolkit.training.errors import RunError
 
@@ -54,8 +56,9 @@ def whole_folder(folder: str | Path, *, replaces: str | None = None) -> Iterator
             raise
         sync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {explain(error)}. Nothing half-written was left.") from error
+    except (OSError, SafetensorError) as error:  # the second one is what a full disk is to safetensors
+        reason = explain(error) if isinstance(error, OSError) else str(error)
+        raise RunError(f"cannot write {folder}: {reason}. Nothing half-written was left.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -190,6 +190,36 @@ def test_weights_that_are_not_in_the_file_are_not_drawn_at_random(tmp_path: Path
         SentenceVAE.from_pretrained(tmp_path / "m")
 
 
+def test_runs_of_different_precision_are_compared(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "half"
+    shutil.copytree(runs["vae"], other)
+    config = (other / "config.json").read_text()
+    assert config.count('"precision": "no"') == 1
+    (other / "config.json").write_text(config.replace('"precision": "no"', '"precision": "bf16"'))
+    words = "--per-class 1 --seeds 1 --finetune-steps 0 --test-sentences 6 --against".split()
+    assert main(["classify", str(runs["vae"]), *words, str(other)]) == 0
+    assert "pooled, half" in capsys.readouterr().out
+    assert main(["evaluate", str(other), "--analogies", "0"]) == 0
+
+
+def test_a_file_that_cannot_grow_is_told_and_leaves_the_old_model(tmp_path: Path) -> None:
+    """What a full disk is to safetensors is no OSError."""
+    resource = pytest.importorskip("resource")
+    toy_vae().save_pretrained(tmp_path / "m")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*Nothing half-written was left"):
+            toy_vae(seed=1).save_pretrained(tmp_path / "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert SentenceVAE.from_pretrained(tmp_path / "m").reconstruct(TEXTS) == toy_vae().reconstruct(TEXTS)
+
+
 def pretrained(tmp_path: Path) -> tuple[Path, Path]:
     return bert_like(tmp_path / "bert"), gpt2_like(tmp_path / "gpt2")
 

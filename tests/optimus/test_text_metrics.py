@@ -95,3 +95,11 @@ def test_distinct_ngrams_refuse_nothing_at_all() -> None:
         distinct_ngrams([], 1)
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         distinct_ngrams(["a"], 0)
+
+
+@pytest.mark.parametrize("words", [1, 4, 9])
+def test_a_perfect_score_is_100_and_not_more(words: int) -> None:
+    text = " ".join("abcdefghi"[:words])
+    assert corpus_bleu([text] * 3, [[text]] * 3) <= 100
+    assert self_bleu([text] * 3) <= 100
+    assert self_bleu([text] * 3) == pytest.approx(100)
