@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fq_toolkit.kernels.ops import interpreter_problem
+
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 # layout -> features with 6 channels, and the axis they are on
@@ -71,7 +73,8 @@ def test_the_matrix_names_what_is_tested() -> None:
 @pytest.mark.parametrize("backend", ["reference", "native", "triton"])
 def test_backend_does_what_the_matrix_claims(backend: str) -> None:
     if backend == "triton":
-        pytest.importorskip("triton", reason="triton is not installed")
+        if problem := interpreter_problem():
+            pytest.skip(problem)
     claimed = [name for name, yes in matrix()[backend] if yes]
     child = subprocess.run(
         [sys.executable, __file__, *claimed],

@@ -18,6 +18,7 @@ import functools
 import importlib
 import logging
 import os
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
@@ -35,9 +36,24 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def interpreter_problem() -> str | None:
+    """Why Triton's interpreter cannot run here, or None."""
+    try:
+        triton, numpy = (
+            tuple(int(part) for part in version(name).split(".")[:2]) for name in ("triton", "numpy")
+        )
+    except PackageNotFoundError as error:
+        return f"needs {error.name}"
+    if triton < (3, 7) and numpy >= (2, 4):
+        return "the interpreter of Triton before 3.7 needs NumPy before 2.4"
+    return None
+
+
 @functools.lru_cache
 def _triton_problem(device_type: str, interpreting: bool) -> str | None:
     """Why the Triton kernels cannot run on tensors of this device, or None."""
+    if interpreting and (problem := interpreter_problem()):
+        return problem
     try:
         importlib.import_module("fq_toolkit.kernels.lookup_triton")
     except Exception as error:  # a broken Triton fails in many ways, not only with ImportError

@@ -8,31 +8,25 @@ backend.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 
 import pytest
 import torch
 from torch import Tensor
 
+from fq_toolkit.kernels.ops import interpreter_problem
+
 KERNELS = [f"fq_toolkit.kernels.{op}_triton" for op in ("lookup", "segment_sums", "commit", "backward")]
-
-
-def _version(package: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version(package).split(".")[:2])
 
 
 def _load_interpreted() -> str | None:
     """Import the kernels; return why they cannot run here, or None."""
     if torch.cuda.is_available():
         return None
-    if importlib.util.find_spec("triton") is None:
-        return "needs triton"
-    if _version("triton") < (3, 7) and _version("numpy") >= (2, 4):
-        return "the interpreter of Triton before 3.7 needs NumPy before 2.4"
+    if problem := interpreter_problem():
+        return problem
     before = os.environ.get("TRITON_INTERPRET")
     if "triton" in sys.modules and type(sys.modules["triton"].language.sum).__name__ != "InterpretedFunction":
         pytest.exit("Triton was imported for compilation before tests/kernels was collected", returncode=3)

@@ -1,5 +1,7 @@
 """The ops against their definition, for the backends that run on CPU tensors."""
 
+from importlib.metadata import PackageNotFoundError
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -336,3 +338,23 @@ def test_backend_that_cannot_run_says_why(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="FQ_TOOLKIT_BACKEND=triton cannot run here"):
         forward(torch.zeros(1, 2, 1, 1), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("versions", "problem"),
+    [
+        ({"triton": "3.6.0", "numpy": "2.4.1"}, "NumPy before 2.4"),
+        ({"triton": "3.6.0+git1", "numpy": "2.3.5"}, None),
+        ({"triton": "3.10.0", "numpy": "2.4.0rc1"}, None),
+        ({"numpy": "2.4.0"}, "needs triton"),
+    ],
+)
+def test_versions_that_the_interpreter_cannot_have(monkeypatch, versions, problem) -> None:
+    def version(name: str) -> str:
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(ops, "version", version)
+    found = ops.interpreter_problem()
+    assert found is None if problem is None else problem in found

@@ -258,7 +258,8 @@ def test_cpu_interpreter_export_same_api(name: str, tmp_path: Path) -> None:
     for which in ("reference", name):
         environment = {**os.environ, "FQ_TOOLKIT_BACKEND": which, "OMP_NUM_THREADS": "1"}
         if which == "triton":
-            pytest.importorskip("triton", reason="the interpreter needs triton")
+            if problem := ops.interpreter_problem():
+                pytest.skip(problem)
             environment["TRITON_INTERPRET"] = "1"
         elif ops.backend_report()[which] != "usable":
             pytest.skip(f"the {which} backend {ops.backend_report()[which]}")
