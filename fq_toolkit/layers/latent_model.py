@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -183,13 +185,14 @@ class LatentModel:
                 raise ValueError("null_latent needs a latent to guide towards; pass latent= as well")
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         check_latent(latent, self.latent_spec)
+        kwargs |= dict(zip(list(inspect.signature(super().generate).parameters)[1:], args, strict=False))  # type: ignore[misc]
         prompt = inputs
         for name in ("input_ids", "inputs_embeds"):
             prompt = kwargs.get(name) if prompt is None else prompt
         if prompt is None and kwargs.get("encoder_outputs") is not None:
             prompt = kwargs["encoder_outputs"][0]
         if prompt is None:
-            inputs = prompt = self._begin(latent)
+            inputs = prompt = self._begin(latent, kwargs)
             kwargs.setdefault("attention_mask", torch.ones_like(prompt))
         if latent.shape[0] == 1:
             latent = latent.expand(prompt.shape[0], *latent.shape[1:])
@@ -199,7 +202,7 @@ class LatentModel:
                 "give one latent per prompt, or one for all"
             )
         latent = latent.to(prompt.device)
-        scale = kwargs.get("guidance_scale", getattr(kwargs.get("generation_config"), "guidance_scale", None))
+        scale = self._generation_option("guidance_scale", kwargs)
         if scale is not None and scale != 1:
             null = torch.zeros_like(latent[:1]) if null_latent is None else null_latent.to(prompt.device)
             guidance = self._guidance(null, scale, prompt, kwargs)
@@ -209,11 +212,18 @@ class LatentModel:
             raise ValueError(
                 "null_latent has no effect without guidance_scale; pass guidance_scale= other than 1"
             )
-        return super().generate(inputs, *args, latent=latent, **kwargs)  # type: ignore[misc]
+        return super().generate(inputs, latent=latent, **kwargs)  # type: ignore[misc]
 
-    def _begin(self: Any, latent: Tensor) -> Tensor:
+    def _generation_option(self: Any, name: str, kwargs: dict[str, Any]) -> Any:
+        """What an option of generate is: its keyword, or that of the given config, or of the model's."""
+        if name in kwargs:
+            return kwargs[name]
+        value = getattr(kwargs.get("generation_config"), name, None)
+        return getattr(self.generation_config, name, None) if value is None else value
+
+    def _begin(self: Any, latent: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """A BOS token for each latent."""
-        bos = getattr(self.generation_config, "bos_token_id", None)
+        bos = self._generation_option("bos_token_id", kwargs)
         bos = getattr(self.config, "bos_token_id", None) if bos is None else bos
         if bos is None:
             raise ValueError(
@@ -231,16 +241,13 @@ class LatentModel:
             raise ValueError(
                 f"null_latent has {null.shape[0]} rows; give 1 or one per prompt ({prompt.shape[0]})"
             )
-        config = kwargs.get("generation_config") or self.generation_config
-
-        def option(name: str) -> Any:
-            return kwargs[name] if name in kwargs else getattr(config, name, None)
-
+        option = functools.partial(self._generation_option, kwargs=kwargs)
         if self.config.is_encoder_decoder or prompt.is_floating_point():
             raise ValueError(
                 "guidance_scale with a latent works on decoder-only models and prompts of token ids"
             )
-        if option("prompt_lookup_num_tokens") or kwargs.get("assistant_model") is not None:
+        drafts = ("prompt_lookup_num_tokens", "assistant_early_exit", "assistant_model")
+        if any(option(name) is not None for name in drafts):
             raise ValueError(
                 "guidance_scale with a latent does not work with prompt lookup or an assistant model"
             )

@@ -228,6 +228,26 @@ def test_guidance_is_the_formula(beams: int) -> None:
     assert not torch.equal(same, tokens)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_options_of_generate_mean_the_same_wherever_they_stand(beams: int) -> None:
+    """As keywords, in a config by name or place, in the model's, or some here and some there."""
+    model, prompt = injected(), torch.randint(3, 40, (3, 4))
+    options = {"guidance_scale": 2.5, "num_beams": beams, "max_new_tokens": 8, "do_sample": False}
+    expected = model.generate(prompt, latent=Z, **options)
+    begun = model.generate(latent=Z, bos_token_id=7, **options)
+    assert torch.equal(begun, model.generate(torch.full((3, 1), 7), latent=Z, **options))
+    given = transformers.GenerationConfig(**options)
+    assert torch.equal(model.generate(prompt, latent=Z, generation_config=given), expected)
+    assert torch.equal(model.generate(prompt, given, latent=Z), expected)
+    named = transformers.GenerationConfig(**options, bos_token_id=7)
+    assert torch.equal(model.generate(latent=Z, generation_config=named), begun)
+    model.generation_config.guidance_scale, model.generation_config.num_beams = 2.5, beams
+    rest = {name: options[name] for name in ("max_new_tokens", "do_sample")}
+    assert torch.equal(model.generate(prompt, latent=Z, **rest), expected)
+    part = transformers.GenerationConfig(**rest)
+    assert torch.equal(model.generate(prompt, latent=Z, generation_config=part), expected)
+
+
 def test_guidance_away_from_a_given_latent_and_with_padding() -> None:
     model = injected()
     prompt = torch.randint(3, 40, (2, 5))
@@ -249,5 +269,7 @@ def test_guidance_says_what_it_cannot_do() -> None:
         model.generate(latent=Z, null_latent=Z[:2], guidance_scale=2.0)
     with pytest.raises(ValueError, match="prompt lookup"):
         model.generate(latent=Z, guidance_scale=2.0, prompt_lookup_num_tokens=3)
+    with pytest.raises(ValueError, match="assistant model"):
+        model.generate(latent=Z[:1], guidance_scale=2.0, assistant_early_exit=1)
     with pytest.raises(ValueError, match="decoder-only"):
         injected(family="t5").generate(torch.ones(3, 2, dtype=torch.long), latent=Z, guidance_scale=2.0)
