@@ -12,7 +12,14 @@ from torch import nn
 
 from fq_toolkit.optimus.batch import Tokenizers, TokenRows, collate, tokenize
 from fq_toolkit.optimus.corpus import describe_skipped
-from fq_toolkit.optimus.trainer import MODEL, OptimusTask, beta_schedule, data_order, make_optimizer
+from fq_toolkit.optimus.trainer import (
+    MODEL,
+    OptimusTask,
+    beta_schedule,
+    check_data,
+    data_order,
+    make_optimizer,
+)
 from fq_toolkit.optimus.vae_config import VAEConfig
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.config import load_config
@@ -178,6 +185,7 @@ def load_task(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> 
     config = load_config(trainer.config_class, folder.config, trainer=trainer.name)
     checkpoint = folder.checkpoints().load(step)
     task: Any = trainer.build(config, make_accelerator(config))
+    check_data(checkpoint.state["task"], task.data, config.data)
     try:
         task.vae.load_state_dict(checkpoint.state["task"]["vae"])
     except (KeyError, RuntimeError) as error:

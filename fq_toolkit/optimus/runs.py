@@ -9,7 +9,8 @@ from fq_toolkit.optimus.config import TRAINER, OptimusConfig
 from fq_toolkit.optimus.corpus import Corpus, load_corpus
 from fq_toolkit.optimus.evaluation import Evaluation, Evaluator, write_evaluation
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
-from fq_toolkit.optimus.trainer import MODEL, build_vae
+from fq_toolkit.optimus.tokenized import tokenize_corpus
+from fq_toolkit.optimus.trainer import MODEL, build_vae, check_data
 from fq_toolkit.training.checkpoints import Checkpoint
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import CheckpointError, RunError
@@ -93,6 +94,8 @@ def _from_checkpoint(
     config: OptimusConfig, corpus: Corpus, checkpoint: Checkpoint, path: Path
 ) -> SentenceVAE:
     vae = build_vae(config, corpus.train)
+    data = tokenize_corpus(corpus.train, vae.tokenizers, max_length=config.max_length)
+    check_data(checkpoint.state["task"], data, config.data)
     try:
         vae.load_state_dict(checkpoint.state["task"]["vae"])
     except (KeyError, RuntimeError) as error:

@@ -150,11 +150,7 @@ class OptimusTask:
         Raises:
             CheckpointError: when the sentences are not those of the run.
         """
-        if state["data"] != self.data.fingerprint():
-            raise CheckpointError(
-                f"the sentences of {self.config.data} are not those the run was started with: it cannot go "
-                "on. Bring the file back, or start a new run."
-            )
+        check_data(state, self.data, self.config.data)
         self.vae.load_state_dict(state["vae"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.order.load_state_dict(state["order"])
@@ -206,6 +202,19 @@ def build_vae(config: OptimusConfig, sentences: list[str]) -> SentenceVAE:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_data(state: Mapping[str, Any], data: Any, source: str) -> None:
+    """Refuse a checkpoint of other data: tokenizers trained in place would give its rows other words.
+
+    Raises:
+        CheckpointError: naming the source.
+    """
+    if state["data"] != data.fingerprint():
+        raise CheckpointError(
+            f"the sentences of {source} are not those the run was started with, and its checkpoints are of no "
+            "use without those. Bring the file back, or start a new run."
+        )
 
 
 def data_order(config: OptimusConfig, data: TokenizedTexts, *, rank: int, world: int) -> BucketedIndices:
