@@ -212,8 +212,8 @@ def check_data(state: Mapping[str, Any], data: Any, source: str) -> None:
     """
     if state["data"] != data.fingerprint():
         raise CheckpointError(
-            f"the sentences of {source} are not those the run was started with, and its checkpoints are of no "
-            "use without those. Bring the file back, or start a new run."
+            f"the sentences of {source} are not those the run was started with, and its checkpoints are of "
+            "no use without those. Bring the file back, or start a new run."
         )
 
 
