@@ -81,14 +81,15 @@ def _subtract_pieces(total, lost, b_minus, b_x, EXACT_IN_TF32: tl.constexpr, DOT
 def _add_parts(p_first, stride, parts, m_part, total):
     """Add the partial tiles at ``p_first + i stride`` to ``total``, in ascending i, read four at a time.
 
-    They were written by other multiprocessors: the loads pass by the first-level cache.
+    They were written by other multiprocessors: the loads pass by the first-level cache. The masks compare
+    blocks, since the interpreter makes no mask of a block and a scalar.
     """
     for i in range(0, parts, 4):
         p_part = p_first + i * stride
         b_0 = tl.load(p_part, mask=m_part, other=0, cache_modifier=".cg")
-        b_1 = tl.load(p_part + stride, mask=m_part & (i + 1 < parts), other=0, cache_modifier=".cg")
-        b_2 = tl.load(p_part + 2 * stride, mask=m_part & (i + 2 < parts), other=0, cache_modifier=".cg")
-        b_3 = tl.load(p_part + 3 * stride, mask=m_part & (i + 3 < parts), other=0, cache_modifier=".cg")
+        b_1 = tl.load(p_part + stride, mask=tl.where(m_part, i + 1, parts) < parts, other=0, cache_modifier=".cg")
+        b_2 = tl.load(p_part + 2 * stride, mask=tl.where(m_part, i + 2, parts) < parts, other=0, cache_modifier=".cg")
+        b_3 = tl.load(p_part + 3 * stride, mask=tl.where(m_part, i + 3, parts) < parts, other=0, cache_modifier=".cg")
         total = total + b_0.to(total.dtype)
         total = total + b_1.to(total.dtype)
         total = total + b_2.to(total.dtype)
