@@ -62,7 +62,7 @@ def enclosing_regions() -> list[object]:
         owner: Any = None
         if code.co_argcount and code.co_varnames[0] == "ctx":
             owner = frame.f_locals["ctx"]
-        elif code.co_name == "checkpoint" and "gen" in code.co_varnames:  # first run, use_reentrant=False
+        elif "gen" in code.co_varnames:  # first run, use_reentrant=False, by a function of no certain name
             generator = getattr(frame.f_locals.get("gen"), "gi_frame", None)
             owner = generator.f_locals.get("new_frame") if generator is not None else None
         elif code.co_name == "unpack_hook" and "frame" in code.co_freevars:  # its repetition

@@ -140,6 +140,12 @@ class MovingDictionary(StagedStatistics):
             repeated = checkpointing.recall(self, task)
             if repeated is not None:
                 return repeated
+            if self.training:
+                self.memory.warn_once(
+                    "a FeatureQuantizer runs inside a backward pass, as in gradient checkpointing, but no "
+                    "forward is known that it would repeat: it sees the dictionary of now, so that gradients "
+                    "are those of another forward"
+                )
         if self.codebook.dtype != torch.float32:
             self.keep_float32()
         codebook, center = self.codebook, self.center

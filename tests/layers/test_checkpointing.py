@@ -181,3 +181,19 @@ def test_residual_stack_with_dropout() -> None:
     torch.testing.assert_close(*gradients)
     for name, expected in plain.state_dict().items():
         assert torch.equal(other.state_dict()[name], expected), name
+
+
+def test_a_repetition_of_an_unknown_forward_is_told() -> None:
+    """As where somebody's checkpointing, or that of a later torch, is not recognised."""
+    layer = FeatureQuantizer(4, 8)
+    layer(torch.randn(6, 4))
+    before = layer.codebook.clone()
+    x = torch.randn(6, 4, requires_grad=True)
+    x.register_hook(lambda grad: grad + 0 * layer(torch.randn(6, 4)))
+    with pytest.warns(UserWarning, match="no forward is known that it would repeat"):
+        x.sum().backward()
+    assert torch.equal(layer.codebook, before)
+    layer.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x.sum().backward()

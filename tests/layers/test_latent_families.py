@@ -250,11 +250,22 @@ def test_where_embeddings_cannot_work_the_error_names_the_architecture(family: s
     assert not hasattr(model, "latent_spec")
 
 
+def runs_without_weights(model: torch.nn.Module) -> bool:
+    """Whether the plain model does: by version of torch, a few do not."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    try:
+        model(input_ids=ids, **both)
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("family", {**DECODERS, **ENCODER_DECODERS})
 def test_without_weights_it_finds_the_same_or_says_that_it_cannot(family: str) -> None:
     with torch.device("meta"):
         model = build(family)
-    if family in {"bart", "gpt_oss"}:  # which do not run there by themselves either
+    if not runs_without_weights(model):
         with pytest.raises(ValueError, match="does not run on the meta device"):
             inject_latent(model, mode="both", latent_size=NZ)
         return
