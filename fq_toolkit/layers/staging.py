@@ -50,24 +50,31 @@ class StagedStatistics(StrictState):
         return self.memory.staged_forwards >= self.update_every
 
     def make_room_to_stage(self) -> None:
-        """Create the buffers that statistics are added up in; they are not saved."""
-        if "staged_counts" in self._buffers:
-            return
+        """Create the tensors that statistics are added up in, or bring them to where the dictionary is.
+
+        They are no buffers: DistributedDataParallel would overwrite what a rank has gathered by what the
+        first rank has, and a loop that copies buffers to an averaged model would stage there.
+        """
         device, count = self.codebook.device, torch.int64
-        buffers = {
-            "counts": torch.zeros(self.codebook.shape[0], dtype=count, device=device),
-            "sums": torch.zeros_like(self.codebook),
-            "skipped": torch.zeros((), dtype=count, device=device),
-            "samples": torch.zeros((), dtype=count, device=device),
-            "loss": torch.zeros((), device=device),
+        if hasattr(self, "staged_counts") and self.staged_counts.device == device:
+            return
+        codes = self.codebook.shape
+        staged = {
+            "staged_counts": torch.zeros(codes[0], dtype=count, device=device),
+            "staged_sums": torch.zeros(codes, dtype=torch.float32, device=device),
+            "staged_skipped": torch.zeros((), dtype=count, device=device),
+            "staged_samples": torch.zeros((), dtype=count, device=device),
+            "staged_loss": torch.zeros((), dtype=torch.float32, device=device),
         }
         if self.revive > 0:
-            buffers["rows"] = torch.zeros_like(self.codebook)
-        for name, buffer in buffers.items():
-            self.register_buffer(f"staged_{name}", buffer, persistent=False)
+            staged["staged_rows"] = torch.zeros(codes, dtype=torch.float32, device=device)
+        for name, room in staged.items():
+            held = getattr(self, name, None)
+            setattr(self, name, room if held is None or held.is_meta else held.to(device))
 
     def stage(self, batch: BatchStatistics, candidates: Tensor | None) -> None:
         """Add the statistics of one forward."""
+        self.make_room_to_stage()
         self.staged_counts.add_(batch.counts)
         self.staged_sums.add_(batch.sums)
         self.staged_skipped.add_(batch.skipped)
@@ -81,6 +88,7 @@ class StagedStatistics(StrictState):
 
     def staged_statistics(self) -> BatchStatistics:
         """What has been staged since the last commit."""
+        self.make_room_to_stage()
         return BatchStatistics(
             self.staged_counts.clone(),
             self.staged_sums,
@@ -100,7 +108,7 @@ class StagedStatistics(StrictState):
 
     def clear_staged(self) -> None:
         """Forget what has been staged."""
-        for name, buffer in self._buffers.items():
-            if name.startswith("staged_") and buffer is not None:
-                buffer.zero_()
+        for name, staged in vars(self).items():
+            if name.startswith("staged_"):
+                staged.zero_()
         self.memory.staged, self.memory.staged_forwards = False, 0

@@ -142,6 +142,27 @@ def wrap_in_ddp(rank: int) -> dict[str, Any]:
     return result
 
 
+def accumulate(policy: str, rank: int | None) -> torch.Tensor:
+    """The dictionary after two commits of two forwards each, of unequal batches; on one rank without DDP."""
+    torch.manual_seed(0)
+    layer = FeatureQuantizer(5, 7, **({"update": "manual"} if policy == "manual" else {"update_every": 2}))
+    net: nn.Module = nn.Sequential(nn.Linear(5, 5), layer)
+    if rank is not None:
+        net = nn.parallel.DistributedDataParallel(net, broadcast_buffers=True)
+    part = slice(None) if rank is None else (slice(0, 5) if rank == 0 else slice(5, None))
+    for step in range(4):
+        net(batches(step)[part]).sum()
+        commitment_loss(net)
+        if policy == "manual" and step % 2 == 1:
+            commit_updates(net)
+    return layer.codebook
+
+
+def accumulate_in_ddp(rank: int) -> dict[str, Any]:
+    """Statistics that wait for a commit while DistributedDataParallel broadcasts buffers."""
+    return {policy: accumulate(policy, rank) for policy in ("manual", "update_every")}
+
+
 def manual_with_an_idle_rank(rank: int) -> dict[str, Any]:
     """Rank 1 runs no forward at all before a commit, and must neither hang nor miss the update."""
     torch.manual_seed(0)
@@ -171,6 +192,7 @@ def shard_with_fsdp(rank: int) -> dict[str, Any]:
 CHECKS = {
     "counts": count_all_reduces,
     "ddp": wrap_in_ddp,
+    "accumulate": accumulate_in_ddp,
     "idle": manual_with_an_idle_rank,
     "fsdp": shard_with_fsdp,
 }

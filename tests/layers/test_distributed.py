@@ -63,6 +63,13 @@ def test_inside_distributed_data_parallel(folder: Path, broadcast: bool) -> None
     assert torch.equal(first["broadcast True"], first["broadcast False"])
 
 
+@pytest.mark.parametrize("policy", ["manual", "update_every"])
+def test_broadcast_buffers_leave_waiting_statistics_alone(folder: Path, policy: str) -> None:
+    first, second = results(folder, "accumulate")
+    assert torch.equal(first[policy], second[policy])
+    torch.testing.assert_close(first[policy], worker.accumulate(policy, None), rtol=1e-5, atol=1e-6)
+
+
 def test_a_rank_without_a_forward_joins_a_manual_commit(folder: Path) -> None:
     first, second = results(folder, "idle")
     assert int(first["num_updates"]) == 1
