@@ -110,9 +110,12 @@ def run_loop(
     checkpoints = run.checkpoints(keep=keep_checkpoints)
     main = accelerator.is_main_process
     step, seconds_before = 0, 0.0
+    totals = Means()
+    owed: dict[str, float] | None = None  # the row of the checkpoint's step, if that has one
     if resume:
         step, saved = checkpoints.load()
-        seconds_before = restore(task, accelerator, saved)
+        seconds_before = restore(task, accelerator, saved, totals)
+        owed = saved.get("row")
     if main:
         metrics.rewind(step)
     accelerator.wait_for_everyone()
@@ -121,17 +124,16 @@ def run_loop(
 
     last_saved = step if resume else None
     returns = 0  # to the last checkpoint
-    totals = Means()
     evaluation: dict[str, float] = {}
     aside = 0.0  # seconds since the start that were not training
     reporter.start(done=step, total=schedule.steps)
     started = time.monotonic()
 
-    def save() -> None:
-        """Write a checkpoint."""
+    def save(row: dict[str, float] | None) -> None:
+        """Write a checkpoint, with the row that belongs to it: a kill may come before that is written."""
         nonlocal last_saved, returns
         seconds = seconds_before + time.monotonic() - started - aside
-        state = capture(task, accelerator, seconds)
+        state = capture(task, accelerator, seconds, totals) | {"row": row}
         if main:
             checkpoints.save(step, state)
         accelerator.wait_for_everyone()
@@ -143,9 +145,8 @@ def run_loop(
         if not last_saved or returns == RETURNS:
             raise diverged(what, step, last_saved, run)
         returns += 1
-        restore(task, accelerator, checkpoints.load(last_saved).state)
+        restore(task, accelerator, checkpoints.load(last_saved).state, totals)
         branch_rng(returns)
-        totals.clear()
         if main:
             metrics.rewind(last_saved)
         reporter.note(
@@ -155,20 +156,40 @@ def run_loop(
         reporter.advance(last_saved)
         return last_saved
 
+    def evaluate(row: dict[str, float]) -> None:
+        """Measure, and add the figures to a row."""
+        nonlocal evaluation, aside
+        before = time.monotonic()
+        evaluation = dict(task.evaluate())
+        aside += time.monotonic() - before
+        row.update(evaluation)
+        reporter.note(f"step {step}: {format_values(evaluation)}")
+
+    stopped_by = None
     try:
         with StopRequest() as request:
+            measuring = schedule.due(step, schedule.evaluate_every)
+            if agree(accelerator, main and owed is not None and metrics.lacks(step, owed, measuring)):
+                row = dict(owed or {})
+                if measuring:
+                    evaluate(row)
+                if main:
+                    metrics.rewind(step - 1)
+                    metrics.write(step, row)
             while step < schedule.steps:
                 totals.add(task.step(step))
                 step += 1
                 reporter.advance(step)
 
-                row: dict[str, float] = {}
+                row = {}
                 logging_now = schedule.due(step, schedule.log_every)
                 # Alone we look at the flag in every step; several processes have to agree, which costs a
                 # reduction.
                 look = logging_now or accelerator.num_processes == 1
-                stopping = step == stop_after or (look and agree(accelerator, request.signal is not None))
+                asked = look and agree(accelerator, request.signal is not None)
+                stopping = asked or step == stop_after != schedule.steps
                 saving = stopping or schedule.due(step, schedule.checkpoint_every)
+                measuring = schedule.due(step, schedule.evaluate_every)
 
                 if logging_now or saving:
                     means = totals.read(accelerator)
@@ -184,21 +205,17 @@ def run_loop(
                     row = {"seconds": elapsed, **means, **task.gauges()}
                     reporter.values(step, {k: v for k, v in row.items() if k.partition("/")[0] in SHOWN})
                 if saving:
-                    save()
-                if not stopping and schedule.due(step, schedule.evaluate_every):
-                    before = time.monotonic()
-                    evaluation = dict(task.evaluate())
-                    aside += time.monotonic() - before
-                    row.update(evaluation)
-                    reporter.note(f"step {step}: {format_values(evaluation)}")
+                    save(row if logging_now or measuring else None)
+                if measuring and not stopping:
+                    evaluate(row)
                 if row and main:
                     metrics.write(step, row)
                 if stopping:
+                    stopped_by = request.signal
                     break
             else:
                 if not evaluation:  # resumed at the last step
                     evaluation = dict(task.evaluate())
-            stopped_by = request.signal if step < schedule.steps else None
     finally:
         reporter.stop()
     return LoopResult(step, seconds_before + time.monotonic() - started - aside, stopped_by, evaluation)
@@ -230,6 +247,16 @@ class Means:
         """Start over."""
         self._sum, self._count = None, 0
 
+    def state(self) -> dict[str, Any]:
+        """Return the sums of this process: a row may span a checkpoint."""
+        total = None if self._sum is None else self._sum.cpu()
+        return {"names": list(self._names), "sum": total, "count": self._count}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Restore what :meth:`state` returned."""
+        self._names, self._count = tuple(state["names"]), state["count"]
+        self._sum = None if state["sum"] is None else state["sum"].to(device)
+
 
 def agree(accelerator: Any, flag: bool) -> bool:
     """Return whether any process says yes."""
@@ -252,19 +279,20 @@ def diverged(what: str, step: int, last_saved: int | None, run: RunFolder) -> Di
     )
 
 
-def capture(task: Task, accelerator: Any, seconds: float) -> dict[str, Any]:
-    """Return the whole state of a run: the task's, and the random state of every process."""
+def capture(task: Task, accelerator: Any, seconds: float, totals: Means) -> dict[str, Any]:
+    """Return the whole state of a run: the task's, and random state and sums of every process."""
     from accelerate.utils import gather_object
 
     return {
         "task": task.state(),
         "rng": gather_object([rng_state()]),
+        "means": gather_object([totals.state()]),
         "seconds": seconds,
         "num_processes": accelerator.num_processes,
     }
 
 
-def restore(task: Task, accelerator: Any, saved: Mapping[str, Any]) -> float:
+def restore(task: Task, accelerator: Any, saved: Mapping[str, Any], totals: Means) -> float:
     """Undo :func:`capture` and return the seconds of training so far.
 
     Raises:
@@ -277,4 +305,7 @@ def restore(task: Task, accelerator: Any, saved: Mapping[str, Any]) -> float:
         )
     task.load_state(saved["task"])
     set_rng_state(saved["rng"][accelerator.process_index])
+    totals.clear()
+    if "means" in saved:  # checkpoints of early development have none
+        totals.load_state(saved["means"][accelerator.process_index], accelerator.device)
     return float(saved["seconds"])

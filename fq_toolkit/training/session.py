@@ -17,7 +17,7 @@ from fq_toolkit import __version__
 from fq_toolkit.training.config import changes, load_config, save_config
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
-from fq_toolkit.training.loop import LoopResult, Schedule, Task, restore, run_loop
+from fq_toolkit.training.loop import LoopResult, Means, Schedule, Task, restore, run_loop
 from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
 from fq_toolkit.training.plots import plot_curves
 from fq_toolkit.training.progress import (
@@ -157,7 +157,7 @@ def train(
         resume=resume is not None,
         stop_after=stop_after,
     )
-    complete = result.step == options.steps
+    complete = result.step == options.steps and result.signal is None
     if accelerator.is_main_process:
         task.finish(run, result, complete=complete)
         if read_metrics(run.metrics):  # stopped before the first row, there is nothing to draw
@@ -254,7 +254,7 @@ def dry_run(
     first = 0
     if resume is not None:
         first, saved = RunFolder.open(resume).checkpoints().load()
-        restore(task, accelerator, saved)
+        restore(task, accelerator, saved, Means())
     task.step(first)  # the first step is slower than the rest
     started = time.monotonic()
     values = read_values(task.step(first + 1))

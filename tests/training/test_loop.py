@@ -1,3 +1,4 @@
+import signal
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -223,3 +224,74 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     checkpoints.save(6, saved | {"num_processes": 4})
     with pytest.raises(RunError, match="trained by 4 processes and cannot go on with 1"):
         go(Walk(), tmp_path, resume=True)
+
+
+def figures(path: Path) -> list[dict[str, float]]:
+    """The rows of a run, without the time they took."""
+    return [
+        {name: value for name, value in row.items() if name != "seconds"}
+        for row in read_metrics(path / "metrics.csv")
+    ]
+
+
+def drop_rows(path: Path, count: int) -> None:
+    """Leave a run as a kill between its last checkpoint and its last rows does."""
+    lines = (path / "metrics.csv").read_text().splitlines(keepends=True)
+    (path / "metrics.csv").write_text("".join(lines[: len(lines) - count]))
+
+
+SCHEDULES = (
+    {},
+    {"log_every": 3, "checkpoint_every": 4, "evaluate_every": 6},
+    {"log_every": 7, "evaluate_every": 5},
+)
+
+
+@pytest.mark.parametrize("options", SCHEDULES, ids=str)
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_interruption_anywhere_changes_no_row(tmp_path: Path, options: dict[str, int], lost: bool) -> None:
+    go(Walk(), tmp_path / "a", **options)
+    for stop in range(1, 20):
+        path = tmp_path / f"b{stop}"
+        go(Walk(), path, stop_after=stop, **options)
+        if lost and figures(path) and figures(path)[-1]["step"] == stop:
+            drop_rows(path, 1)
+        go(Walk(), path, resume=True, **options)
+        assert figures(path) == figures(tmp_path / "a"), stop
+
+
+def test_a_kill_in_the_last_evaluation_loses_no_row(tmp_path: Path) -> None:
+    go(Walk(), tmp_path / "a")
+    whole = figures(tmp_path / "a")
+    drop_rows(tmp_path / "a", 1)
+    go(Walk(), tmp_path / "a", resume=True)
+    assert figures(tmp_path / "a") == whole
+
+
+def test_a_signal_in_the_last_step_is_a_stop_that_can_be_gone_on_from(tmp_path: Path) -> None:
+    class Interrupted(Walk):
+        def step(self, step: int) -> dict[str, Tensor]:
+            if step == 19:
+                signal.raise_signal(signal.SIGTERM)
+            return super().step(step)
+
+    stopped = go(Interrupted(), tmp_path / "a")
+    assert (stopped.step, stopped.signal) == (20, signal.SIGTERM)
+    assert go(Walk(), tmp_path / "a", resume=True).evaluation
+    go(Walk(), tmp_path / "b")
+    assert figures(tmp_path / "a") == figures(tmp_path / "b")
+
+
+def test_a_return_keeps_the_steps_before_the_checkpoint_in_the_row(tmp_path: Path) -> None:
+    losses: dict[int, float] = {}
+
+    class Once(Walk):
+        def step(self, step: int) -> dict[str, Tensor]:
+            self.bad_step = 13 if not self.visits[13] else None
+            result = super().step(step)
+            losses[step] = float(result["loss/x"])
+            return result
+
+    go(Once(), tmp_path, log_every=8, checkpoint_every=10)
+    rows = {row["step"]: row["loss/x"] for row in read_metrics(tmp_path / "metrics.csv")}
+    assert rows[16] == pytest.approx(sum(losses[i] for i in range(8, 16)) / 8, rel=1e-5)
