@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 _ATTRIBUTE = "_fq_toolkit_dictionaries"
 
@@ -61,7 +62,9 @@ def enclosing_regions() -> list[object]:
         code = frame.f_code
         owner: Any = None
         if code.co_argcount and code.co_varnames[0] == "ctx":
-            owner = frame.f_locals["ctx"]
+            owner = frame.f_locals.get("ctx")
+            if not isinstance(owner, FunctionCtx):  # many a function calls its first argument so
+                owner = None
         elif "gen" in code.co_varnames:  # first run, use_reentrant=False, by a function of no certain name
             generator = getattr(frame.f_locals.get("gen"), "gi_frame", None)
             owner = generator.f_locals.get("new_frame") if generator is not None else None

@@ -94,6 +94,23 @@ def test_a_training_forward_without_grad_is_not_mistaken_for_a_checkpoint() -> N
     assert int(block.quantizer.num_updates) == 1
 
 
+class Context:
+    """What command line tools and frameworks hand to functions as their first argument, ``ctx``."""
+
+
+@pytest.mark.parametrize("context", [{}, "a string", Context()], ids=["dict", "string", "object"])
+def test_an_argument_called_ctx_is_not_mistaken_for_a_checkpoint(context: object) -> None:
+    _, block = pair()
+
+    def step(ctx: object, x: Tensor) -> Tensor:
+        return block(x)
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        step(context, torch.randn(6, 4))
+    assert not getattr(context, "__dict__", None)
+
+
 def test_nested_checkpoints() -> None:
     plain, other = pair()
     x = torch.randn(6, 4, requires_grad=True)
