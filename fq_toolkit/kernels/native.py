@@ -227,10 +227,10 @@ def quantize_forward(
     num_codes = codebook.shape[0]
     codebook, center = codebook.contiguous(), center.contiguous()
     out = torch.empty_like(x) if with_output else x.new_empty(0)
-    indices = torch.empty(batch * height * width, dtype=torch.int32)
-    sq_error = torch.empty(batch, dtype=torch.float32)
-    counts = torch.empty(num_codes, dtype=torch.int64)
-    sums = torch.empty(num_codes if with_sums else 0, channels, dtype=torch.float32)
+    indices = x.new_empty(batch * height * width, dtype=torch.int32)  # whatever the default device
+    sq_error = x.new_empty(batch, dtype=torch.float32)
+    counts = x.new_empty(num_codes, dtype=torch.int64)
+    sums = x.new_empty(num_codes if with_sums else 0, channels, dtype=torch.float32)
     if mask is not None:
         mask = mask.contiguous()
     arguments = _Forward(

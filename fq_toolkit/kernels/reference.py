@@ -318,7 +318,7 @@ def ema_commit_(
     new_counts = decay * ema_counts + (1 - decay) * counts.to(torch.float32)
     new_sums = decay * ema_sums + (1 - decay) * sums
     correction = 1 - torch.pow(torch.tensor(decay, dtype=torch.float64, device=counts.device), num_updates)
-    scale = (1 / correction).to(torch.float32) if debias else torch.ones((), device=counts.device)
+    scale = (1 / correction).to(torch.float32) if debias else torch.ones_like(correction, dtype=torch.float32)
     seen, moved = new_counts * scale, new_sums * scale
     total = seen.double().sum().to(torch.float32)
     smoothed = (seen + eps) / (total + codebook.shape[0] * eps) * total

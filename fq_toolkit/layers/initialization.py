@@ -44,14 +44,13 @@ def start_values(
     device = torch.get_default_device() if device is None else device
     # A placeholder must not shift the random numbers of the network around it, so it draws from its own.
     generator = torch.Generator().manual_seed(0) if init in FROM_DATA else None
-    codebook = torch.randn(num_codes, dim, generator=generator, device="cpu" if generator else device).to(
-        device
-    )
-    counts, sums = torch.zeros(num_codes, device=device), torch.zeros(num_codes, dim, device=device)
+    source = "cpu" if generator else device
+    codebook = torch.randn(num_codes, dim, generator=generator, dtype=torch.float32, device=source).to(device)
+    counts, sums = codebook.new_zeros(num_codes), codebook.new_zeros(num_codes, dim)
     if init == "uniform":
         bound = math.sqrt(6 / (num_codes * dim))  # Kaiming's rule on an array (1, K, C)
-        codebook = torch.empty(num_codes, dim, device=device).uniform_(-bound, bound)
-        counts, sums = torch.ones(num_codes, device=device), codebook.clone()
+        codebook = torch.empty_like(codebook).uniform_(-bound, bound)
+        counts, sums = codebook.new_ones(num_codes), codebook.clone()
     elif init == "normal" and not debias:
         sums = codebook.clone()
     return codebook, counts, sums
@@ -97,7 +96,8 @@ class _GlobalRows:
         """Rows by their place in the global list; ranks that do not own one add zeros."""
         own = rows - self.first
         mine = (own >= 0) & (own < self.local.numel())
-        values = torch.zeros(rows.numel(), self.features.shape[1], device=self.features.device)
+        shape, device = (rows.numel(), self.features.shape[1]), self.features.device
+        values = torch.zeros(shape, dtype=torch.float32, device=device)
         values[mine] = pick_rows(self.features, self.local[own[mine]])
         if self.group is not None:
             distributed.sum_over_ranks_(values, self.group)
@@ -125,9 +125,10 @@ def _first_distinct(rows: Tensor) -> Tensor:
 def distinct_rows(rows: _GlobalRows, num_codes: int) -> Tensor:
     """``(K, C)`` distinct rows, spread over the batch; fewer distinct rows than K repeat in turn."""
     step, stretch = spread_order(rows.total), max(4 * num_codes, 1024)
-    chosen = torch.zeros(0, rows.features.shape[1], device=rows.features.device)
+    device = rows.features.device
+    chosen = torch.zeros(0, rows.features.shape[1], dtype=torch.float32, device=device)
     for start in range(0, rows.total, stretch):
-        places = torch.arange(start, min(start + stretch, rows.total), device=rows.features.device)
+        places = torch.arange(start, min(start + stretch, rows.total), device=device)
         chosen = _first_distinct(torch.cat([chosen, rows.pick(places * step % rows.total)]))[:num_codes]
         if chosen.shape[0] == num_codes:
             return chosen

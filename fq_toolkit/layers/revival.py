@@ -52,7 +52,7 @@ def restart_rows(
     ) >> 2  # 30 bits: the product stays in int64
     rows = (fraction * total >> 30) - first
     if length == 0:
-        values = torch.full((num_codes, channels), float("nan"), device=device)
+        values = torch.full((num_codes, channels), float("nan"), dtype=torch.float32, device=device)
     else:
         inside = rows.clamp(0, length - 1)
         values = pick_rows(features, inside)

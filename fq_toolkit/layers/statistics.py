@@ -45,5 +45,5 @@ class BatchStatistics(NamedTuple):
 
 def perplexity(counts: Tensor) -> Tensor:
     """``exp(-sum p log(p + 1e-10))`` of ``(K,)`` counts: how many codes are in even use.  Scalar float32."""
-    p = counts.float() / counts.sum().clamp(min=1e-30)
+    p = counts.float() / counts.sum().float().clamp(min=1e-30)
     return torch.exp(-(p * torch.log(p + 1e-10)).sum())

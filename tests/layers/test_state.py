@@ -1,12 +1,13 @@
 """Float32 state through every cast, strict loading, and the states of the two references."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
-from fq_toolkit.layers import FeatureQuantizer, commitment_loss
+from fq_toolkit.layers import FeatureQuantizer, commit_updates, commitment_loss
 from tests.layers.oracles import ReleasedOracle
 
 BUFFERS = ["codebook", "ema_counts", "ema_sums", "center"]
@@ -58,6 +59,57 @@ def test_autocast(dtype: torch.dtype) -> None:
     assert net[1].codebook.dtype == torch.float32
     assert torch.isfinite(net[1].codebook).all()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+@pytest.fixture
+def torch_defaults() -> Iterator[None]:
+    """Whatever a test sets as default dtype and device ends with it."""
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+def everything(init: str, options: dict) -> list[torch.Tensor]:
+    """Outputs, gradients, losses and state of a few float32 steps on the CPU, whatever the defaults."""
+    draw = torch.Generator("cpu").manual_seed(1)
+    x = torch.randn(40, 4, 3, 3, generator=draw, dtype=torch.float32, device="cpu")
+    torch.manual_seed(0)
+    layer, seen = FeatureQuantizer(4, 8, init=init, device="cpu", **options), []
+    for _ in range(2):
+        features = x.clone().requires_grad_()
+        y, loss = layer(features, mask=x[:, 0] > -1), commitment_loss(layer)
+        (y.sum() + loss).backward()
+        seen += [y.detach(), features.grad, loss.detach()]
+    layer.update = "manual"
+    layer(x)
+    commit_updates(layer)
+    out = layer.quantize(x)
+    return [*seen, out.indices, out.loss, out.perplexity, *layer.state_dict().values()]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device"),
+    [(torch.float64, None), (torch.bfloat16, None), (torch.float16, None), (torch.float32, "meta")],
+)
+@pytest.mark.parametrize(
+    ("init", "options"),
+    [
+        ("data", {"revive": 2.0, "update_every": 2}),
+        ("kmeans", {"metric": "cosine"}),
+        ("normal", {"ema": "debiased"}),
+        ("uniform", {"heads": 2}),
+    ],
+)
+@pytest.mark.usefixtures("torch_defaults")
+def test_default_dtype_and_device_change_no_bit(
+    init: str, options: dict, dtype: torch.dtype, device: str | None
+) -> None:
+    expected = everything(init, options)
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(device)
+    for value, found in zip(expected, everything(init, options), strict=True):
+        assert (found.dtype, found.device) == (value.dtype, value.device)
+        assert torch.equal(found, value)
 
 
 def test_meta_device_and_materialization() -> None:
