@@ -28,7 +28,7 @@ def load_navigator(trainer: Trainer[Any], path: Path, *, step: int | None = None
 
     Raises:
         RunError: when it is no run folder.
-        CheckpointError: when the checkpoint is missing, damaged or of another model.
+        CheckpointError: when the checkpoint is missing, damaged, of another model or of other data.
         ConfigError: when it is a run of another trainer.
         DataError: when what it was trained on is not there any more.
     """
@@ -38,6 +38,8 @@ def load_navigator(trainer: Trainer[Any], path: Path, *, step: int | None = None
     task: Any = trainer.build(config, make_accelerator(config))
     try:
         task.load_state(saved["task"])
+    except CheckpointError:
+        raise
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint of step {at} in {path} does not fit: {error}") from error
     task.networks.eval()

@@ -4,12 +4,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fq_toolkit.prevalent.data_fingerprint import KEY, check_data, fingerprint, split_parts
 from fq_toolkit.prevalent.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.follower import FollowerAgent, rollout
@@ -162,6 +164,11 @@ class NavigatorTraining(ABC):
         }
         seed_everything(rank_seed(config.seed, rank))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of what is trained on."""
+        return fingerprint(self.data_parts())
+
     @abstractmethod
     def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
         """Return the parts of the loss of a batch, by their names; their sum is minimized."""
@@ -296,10 +303,15 @@ class NavigatorTraining(ABC):
         weights = [weight.detach().isfinite().all() for weight in self.networks.parameters()]
         return bool(torch.stack(weights).all())
 
+    def data_parts(self) -> list[Any]:
+        """Return what tells the data apart that is trained on."""
+        return [self.agent.vocabulary.tokens, *split_parts(self.train)]
+
     def state(self) -> dict[str, Any]:
-        """Return weights, optimizer and the place in the data."""
+        """Return weights, optimizer, the place in the data, and which data it is."""
         scaler = self.accelerator.scaler
         return {
+            KEY: self.fingerprint,
             "networks": dict(self.networks.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.state_dict(),
@@ -307,7 +319,12 @@ class NavigatorTraining(ABC):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: when the data are not those of the run.
+        """
+        check_data(state, self.fingerprint, self.options.data)
         self.networks.load_state_dict(state["networks"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.order.load_state_dict(state["order"])

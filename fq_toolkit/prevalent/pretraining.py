@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fq_toolkit.layers.vln_pretraining_head import VLNPretrainingHead, VLNPretrainingOutput
 from fq_toolkit.prevalent.angles import VIEWS
+from fq_toolkit.prevalent.data_fingerprint import KEY, check_data
 from fq_toolkit.prevalent.masking import WordMasker
 from fq_toolkit.prevalent.model import FOLDER, PrevalentModel, count_parameters
 from fq_toolkit.prevalent.pretraining_benefit import Benefit, measure_benefit
@@ -141,6 +143,11 @@ class Pretraining:
         self.wrapped, self.optimizer = accelerator.prepare(self.network, optimizer)
         seed_everything(rank_seed(config.seed, rank))  # other masks on every process
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of what is trained on."""
+        return self.data.fingerprint()
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step: up over the warm-up, then down to 0 in a line."""
         total, warmup = self.config.steps, self.config.warmup * self.config.steps
@@ -208,9 +215,10 @@ class Pretraining:
         return bool(torch.stack([weight.detach().isfinite().all() for weight in self.weights]).all())
 
     def state(self) -> dict[str, Any]:
-        """Return network, optimizer and the place in the data."""
+        """Return network, optimizer, the place in the data, and which data it is."""
         scaler = self.accelerator.scaler
         return {
+            KEY: self.fingerprint,
             "network": dict(self.network.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.state_dict(),
@@ -218,7 +226,12 @@ class Pretraining:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: when the data are not those of the run.
+        """
+        check_data(state, self.fingerprint, self.config.data)
         self.network.load_state_dict(state["network"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.order.load_state_dict(state["order"])

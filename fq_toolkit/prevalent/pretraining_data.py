@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fq_toolkit.prevalent.annotations import load_r2r
+from fq_toolkit.prevalent.data_fingerprint import fingerprint
 from fq_toolkit.prevalent.feature_sources import SYNTHETIC, open_features
 from fq_toolkit.prevalent.features import FeatureStore
 from fq_toolkit.prevalent.files import DataError, read_records
@@ -45,6 +46,10 @@ class PretrainingData(NamedTuple):
     full: int
     features_synthesised: bool
     description: str
+
+    def fingerprint(self) -> str:
+        """Return a digest of what is trained on."""
+        return fingerprint([self.vocabulary.tokens, *self.train.parts()])
 
 
 class _Source(NamedTuple):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from fq_toolkit.prevalent.data_fingerprint import check_data
 from fq_toolkit.prevalent.masking import WordMasker
 from fq_toolkit.prevalent.pretraining import (
     PretrainingNetwork,
@@ -40,7 +41,7 @@ def load_run(path: Path, *, step: int | None = None) -> PretrainedRun:
 
     Raises:
         RunError: when it is no run folder.
-        CheckpointError: when the checkpoint is missing, damaged or of another model.
+        CheckpointError: when the checkpoint is missing, damaged, of another model or of other data.
         ConfigError: when it is a run of another trainer.
         DataError: when what it was trained on is not there any more.
     """
@@ -48,6 +49,7 @@ def load_run(path: Path, *, step: int | None = None) -> PretrainedRun:
     config = load_config(PretrainingConfig, folder.config, trainer=TRAINER)
     checkpoint = folder.checkpoints().load(step)
     data = load_pretraining_data(config)
+    check_data(checkpoint.state["task"], data.fingerprint(), config.data)
     network = PretrainingNetwork(config, vocab_size=len(data.vocabulary), vision_size=data.train.vision_size)
     try:
         network.load_state_dict(checkpoint.state["task"]["network"])

@@ -1,7 +1,7 @@
 """PretrainingSteps: triplets as arrays, and batches of them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +101,15 @@ class PretrainingSteps:
 
     def __len__(self) -> int:
         return len(self._actions)
+
+    def parts(self) -> list[Any]:
+        """Return what tells these steps apart; of the features those of some places, see `fingerprint`."""
+        some = np.unique(np.linspace(0, len(self._rows) - 1, 64, dtype=np.int64))
+        return [
+            self.tokens, self._text, self._view, self._actions, self._rows, self.features.keys,
+            self.features.panorama(self._rows[some]),
+            *(() if self._tables is None else self._tables),
+        ]  # fmt: skip
 
     @property
     def vision_size(self) -> int:

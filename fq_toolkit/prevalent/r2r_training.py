@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fq_toolkit.prevalent.a2c import a2c_loss, imitation_loss
 from fq_toolkit.prevalent.augment import retell
+from fq_toolkit.prevalent.data_fingerprint import split_parts
 from fq_toolkit.prevalent.env import BatchedNavEnv
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.follower import FollowerAgent, rollout
@@ -161,6 +162,11 @@ class R2RTraining(NavigatorTraining):
         """Return the orders of the second sources there are."""
         found = {"augmented": self.other_order, "explored": self.exploration and self.exploration.order}
         return {name: order for name, order in found.items() if order is not None}
+
+    def data_parts(self) -> list[Any]:
+        """Return what tells the data apart that is trained on."""
+        more = [] if self.augmented is None else split_parts(self.augmented)
+        return [*super().data_parts(), *more]
 
     def state(self) -> dict[str, Any]:
         """Return weights, optimizer and the place in all data."""

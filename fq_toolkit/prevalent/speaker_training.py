@@ -3,12 +3,14 @@
 import copy
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fq_toolkit.prevalent.augment import retell
+from fq_toolkit.prevalent.data_fingerprint import KEY, check_data, fingerprint, split_parts
 from fq_toolkit.prevalent.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.instruction_limit import fit_items
 from fq_toolkit.prevalent.path_views import observe_paths
@@ -76,6 +78,11 @@ class SpeakerTraining:
         self.done = self.judged = 0
         self.last_evaluation: SpeakerEvaluation | None = None
         seed_everything(rank_seed(config.seed, rank))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of what is trained on."""
+        return fingerprint([self.speaker.vocabulary.tokens, *split_parts(self.data.train)])
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Do one update on a batch of paths under one mask of environment dropout."""
@@ -184,9 +191,10 @@ class SpeakerTraining:
         return bool(torch.stack(weights).all())
 
     def state(self) -> dict[str, Any]:
-        """Return weights, optimizer, place in the data, and the best so far."""
+        """Return weights, optimizer, place in the data and which it is, and the best so far."""
         scaler = self.accelerator.scaler
         return {
+            KEY: self.fingerprint,
             "speaker": dict(self.speaker.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.state_dict(),
@@ -197,7 +205,12 @@ class SpeakerTraining:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: when the data are not those of the run.
+        """
+        check_data(state, self.fingerprint, self.config.data)
         self.speaker.load_state_dict(state["speaker"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.order.load_state_dict(state["order"])
