@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fq_toolkit.layers.latent_attention import KEYWORD, PREFIX, ROUTED, Memory
+from fq_toolkit.layers.latent_cache import projected_before, remember
 from fq_toolkit.layers.latent_guidance import LatentGuidance
-from fq_toolkit.layers.latent_projector import Projected, check_latent
+from fq_toolkit.layers.latent_projector import check_latent
 from fq_toolkit.layers.latent_spec import LatentSpec
 
 #: Name of the child module that holds the trainable part.
 CHILD = "latent_injection"
-_SEEN = "_latent_seen"
 
 
 class LatentModel:
@@ -46,8 +46,10 @@ class LatentModel:
         cache = given.get("past_key_values", given.get("cache_params"))
         if self._latent_slices:
             args, kwargs = (), _keep_by_number(given, cache)
-        known = _projected_before(cache, latent)
-        if torch.is_grad_enabled() or self.training:  # what was kept without a graph leads nowhere
+        projector = getattr(self, CHILD)
+        known = projected_before(cache, latent)
+        in_graph = torch.is_grad_enabled() or self.training
+        if in_graph:  # what was kept without a graph leads nowhere
             known = None
         if latent is None:
             return _keep_in_graph(self, plain(*args, **kwargs))
@@ -59,10 +61,11 @@ class LatentModel:
                 f"latent has {latent.shape[0]} row(s) and the text {batch}; "
                 "give one latent per text, or one for all"
             )
+        remembered = known is not None
         if known is None:
-            like = next(getattr(self, CHILD).parameters(), latent)
+            like = next(projector.parameters(), latent)
             device = latent.device if like.is_meta else like.device  # accelerate fetches offloaded weights
-            known = getattr(self, CHILD)(latent.to(device=device, dtype=like.dtype))
+            known = projector(latent.to(device=device, dtype=like.dtype))
         self._place_text(given, cache, length, (ids if embeds is None else embeds).device)
         if spec.has_embedding:
             self._add_to_embeddings(given, ids, embeds, known.embedding)
@@ -71,7 +74,8 @@ class LatentModel:
             self._check_checkpointing()
             given[KEYWORD] = Memory(known.memory)
         outputs = plain(**given)
-        _remember(outputs, cache, latent, None if torch.is_grad_enabled() or self.training else known)
+        if not remembered:
+            remember(outputs, cache, latent, None if in_graph else known)
         return outputs
 
     def _text(self: Any, given: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
@@ -386,73 +390,6 @@ def _keep_by_number(given: dict[str, Any], cache: Any) -> dict[str, Any]:
         text = given["inputs_embeds"] if text is None else text
         given["logits_to_keep"] = torch.arange(text.shape[1] - keep, text.shape[1], device=text.device)
     return given
-
-
-def _version(latent: Tensor) -> int:
-    """A number that changes when the tensor is written to."""
-    return 0 if latent.is_inference() else latent._version
-
-
-def _projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
-    """What was made of this latent when the cache was begun, if it is still at hand.
-
-    Raises:
-        ValueError: the cache was begun with another latent, or without one.
-    """
-    if cache is None or torch.compiler.is_compiling():
-        return None
-    seen = getattr(cache, _SEEN, None)
-    if seen is None and latent is None:
-        return None
-    if _is_empty(cache):  # what it knows is of another text, perhaps of other weights
-        if seen is not None:
-            delattr(cache, _SEEN)
-        return None
-    if seen is None or latent is None:
-        had, has = ("with", "without") if latent is None else ("without", "with")
-        raise ValueError(
-            f"the cache was begun {had} a latent and is continued {has} one; "
-            "keep the latent for a whole text, or begin a new cache"
-        )
-    if seen[0] is latent and seen[1] == _version(latent):
-        return seen[2]
-    if seen[0] is latent or not _continues(seen[0].to(latent), latent):
-        raise ValueError(
-            "the latent has changed in the middle of a cached text; "
-            "keep it for a whole text, or begin a new cache"
-        )
-    return None
-
-
-def _continues(begun: Tensor, latent: Tensor) -> bool:
-    """Whether a latent can be the one of a cache, of whose texts some may be copied or gone since."""
-    if begun.shape == latent.shape:
-        return torch.equal(begun, latent)
-    if begun.shape[1:] != latent.shape[1:]:
-        return True
-    return bool((latent[:, None] == begun[None]).flatten(2).all(-1).any(1).all())
-
-
-def _is_empty(cache: Any) -> bool:
-    """Whether a cache holds no text yet."""
-    try:
-        return int(cache.get_seq_length()) == 0
-    except (AttributeError, ValueError):  # a state-space model's, which counts no tokens
-        previous = getattr(cache, "has_previous_state", None)
-        return previous is not None and not (previous() if callable(previous) else previous)
-
-
-def _remember(outputs: Any, cache: Any, latent: Tensor, projected: Projected | None) -> None:
-    """Note in the cache which latent its text was made with."""
-    if torch.compiler.is_compiling():
-        return
-    if cache is None:
-        cache = getattr(outputs, "past_key_values", None)
-        cache = getattr(outputs, "cache_params", None) if cache is None else cache
-    if cache is not None and hasattr(cache, "__dict__"):
-        setattr(
-            cache, _SEEN, (latent.detach() if latent.requires_grad else latent, _version(latent), projected)
-        )
 
 
 class _Touch(torch.autograd.Function):

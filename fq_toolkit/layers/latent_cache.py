@@ -1,0 +1,86 @@
+"""What a cache knows of the latent of its text: it is projected once, and not exchanged for another."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fq_toolkit.layers.latent_projector import Projected
+
+_SEEN = "_latent_seen"
+
+
+class _Seen(NamedTuple):
+    """What a cache knows of the latent of its text."""
+
+    latent: Tensor
+    version: int
+    projected: Projected | None
+
+
+def _version(tensor: Tensor) -> int:
+    """A number that changes when the tensor is written to."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
+    """What was made of this latent when the cache was begun, if it is still at hand.
+
+    Raises:
+        ValueError: the cache was begun with another latent, or without one.
+    """
+    if cache is None or torch.compiler.is_compiling():
+        return None
+    seen: _Seen | None = getattr(cache, _SEEN, None)
+    if seen is None and latent is None:
+        return None
+    if _is_empty(cache):  # what it knows is of another text, perhaps of other weights
+        if seen is not None:
+            delattr(cache, _SEEN)
+        return None
+    if seen is None or latent is None:
+        had, has = ("with", "without") if latent is None else ("without", "with")
+        raise ValueError(
+            f"the cache was begun {had} a latent and is continued {has} one; "
+            "keep the latent for a whole text, or begin a new cache"
+        )
+    if seen.latent is latent and seen.version == _version(latent):
+        return seen.projected
+    if seen.latent is latent or not _continues(seen.latent.to(latent), latent):
+        raise ValueError(
+            "the latent has changed in the middle of a cached text; "
+            "keep it for a whole text, or begin a new cache"
+        )
+    return None
+
+
+def _continues(begun: Tensor, latent: Tensor) -> bool:
+    """Whether a latent can be the one of a cache, of whose texts some may be copied or gone since."""
+    if begun.shape == latent.shape:
+        return torch.equal(begun, latent)
+    if begun.shape[1:] != latent.shape[1:]:
+        return True
+    return bool((latent[:, None] == begun[None]).flatten(2).all(-1).any(1).all())
+
+
+def _is_empty(cache: Any) -> bool:
+    """Whether a cache holds no text yet."""
+    try:
+        return int(cache.get_seq_length()) == 0
+    except (AttributeError, ValueError):  # a state-space model's, which counts no tokens
+        previous = getattr(cache, "has_previous_state", None)
+        return previous is not None and not (previous() if callable(previous) else previous)
+
+
+def remember(outputs: Any, cache: Any, latent: Tensor, projected: Projected | None) -> None:
+    """Note in the cache which latent its text was made with."""
+    if torch.compiler.is_compiling():
+        return
+    if cache is None:
+        cache = getattr(outputs, "past_key_values", None)
+        cache = getattr(outputs, "cache_params", None) if cache is None else cache
+    if cache is not None and hasattr(cache, "__dict__"):
+        kept = latent.detach() if latent.requires_grad else latent
+        setattr(cache, _SEEN, _Seen(kept, _version(latent), projected))
