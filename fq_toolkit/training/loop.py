@@ -115,7 +115,8 @@ def run_loop(
     if resume:
         step, saved = checkpoints.load()
         seconds_before = restore(task, accelerator, saved, totals)
-        owed = saved.get("row")
+        logged = saved.get("log", {}).get("row")
+        owed = None if logged is None else {"seconds": seconds_before, **logged}
     if main:
         metrics.rewind(step)
     accelerator.wait_for_everyone()
@@ -133,7 +134,7 @@ def run_loop(
         """Write a checkpoint, with the row that belongs to it: a kill may come before that is written."""
         nonlocal last_saved, returns
         seconds = seconds_before + time.monotonic() - started - aside
-        state = capture(task, accelerator, seconds, totals) | {"row": row}
+        state = capture(task, accelerator, seconds, totals, row)
         if main:
             checkpoints.save(step, state)
         accelerator.wait_for_everyone()
@@ -279,14 +280,19 @@ def diverged(what: str, step: int, last_saved: int | None, run: RunFolder) -> Di
     )
 
 
-def capture(task: Task, accelerator: Any, seconds: float, totals: Means) -> dict[str, Any]:
-    """Return the whole state of a run: the task's, and random state and sums of every process."""
+def capture(
+    task: Task, accelerator: Any, seconds: float, totals: Means, row: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Return the whole state of a run: the task's, random states, and apart from them that of the metrics."""
     from accelerate.utils import gather_object
 
     return {
         "task": task.state(),
         "rng": gather_object([rng_state()]),
-        "means": gather_object([totals.state()]),
+        "log": {
+            "means": gather_object([totals.state()]),
+            "row": None if row is None else {k: v for k, v in row.items() if k != "seconds"},
+        },
         "seconds": seconds,
         "num_processes": accelerator.num_processes,
     }
@@ -306,6 +312,6 @@ def restore(task: Task, accelerator: Any, saved: Mapping[str, Any], totals: Mean
     task.load_state(saved["task"])
     set_rng_state(saved["rng"][accelerator.process_index])
     totals.clear()
-    if "means" in saved:  # checkpoints of early development have none
-        totals.load_state(saved["means"][accelerator.process_index], accelerator.device)
+    if "log" in saved:  # older checkpoints have none
+        totals.load_state(saved["log"]["means"][accelerator.process_index], accelerator.device)
     return float(saved["seconds"])
