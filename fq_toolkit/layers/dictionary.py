@@ -252,8 +252,16 @@ class MovingDictionary(StagedStatistics):
         if self.codebook.device.type == "meta":
             return
         self.keep_float32()
-        self.center.copy_(initialization.live_center(self.codebook, self.ema_counts, self.ema_sums))
-        self.nonfinite_rows.zero_()
+        for name in ("codebook", "ema_counts", "ema_sums"):  # assigned as they were saved
+            setattr(self, name, getattr(self, name).contiguous())
+        center = initialization.live_center(self.codebook, self.ema_counts, self.ema_sums)
+        if self.center.device == center.device:
+            self.center.copy_(center)
+            self.nonfinite_rows.zero_()
+        else:  # assigned to a layer on another device, such as meta: what is not saved follows
+            self.center, self.nonfinite_rows = center, torch.zeros_like(self.num_updates)
+        if self.staging:
+            self.make_room_to_stage()
         self.clear_staged()
         self.memory.started = bool(self.initialized)
         self.memory.commits = int(self.num_updates)

@@ -122,9 +122,31 @@ def test_meta_device_and_materialization() -> None:
     layer.to_empty(device="cpu").load_state_dict(source.state_dict())
     x = torch.randn(5, 4)
     assert torch.equal(layer.eval()(x), source.eval()(x))
-    assigned = FeatureQuantizer(4, 8, device="meta")
-    assigned.load_state_dict(source.state_dict(), assign=True)
-    assert torch.equal(assigned.codebook, source.codebook)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("options", [{}, {"update": "manual", "revive": 2.0}, {"codebook_dim": 2}])
+@pytest.mark.parametrize("save", ["as it is", "float64", "transposed"])
+def test_an_assigned_state_is_a_loaded_one(device: str, options: dict, save: str) -> None:
+    source = FeatureQuantizer(4, 8, **options)
+    source(torch.randn(20, 4))
+    state = source.state_dict()
+    change = {"as it is": lambda v: v.clone(), "float64": lambda v: v.double()}
+    change["transposed"] = lambda v: v.t().contiguous().t() if v.ndim == 2 else v.clone()
+    copies = {k: change[save](v) if "." not in k and v.is_floating_point() else v for k, v in state.items()}
+    loaded, assigned = FeatureQuantizer(4, 8, **options), FeatureQuantizer(4, 8, device=device, **options)
+    loaded.load_state_dict(state)
+    assigned.load_state_dict({k: v.clone() for k, v in copies.items()}, assign=True)
+    for _ in range(2):
+        x = torch.randn(9, 4)
+        assert torch.equal(assigned(x), loaded(x))
+        if options.get("update") == "manual":
+            commit_updates(assigned)
+            commit_updates(loaded)
+    assert torch.equal(assigned.eval()(x), loaded.eval()(x))
+    for (name, value), other in zip(assigned.named_buffers(), loaded.buffers(), strict=True):
+        assert value.dtype == other.dtype, name
+        assert torch.equal(value, other), name
 
 
 @pytest.mark.parametrize(
