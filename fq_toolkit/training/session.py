@@ -102,6 +102,9 @@ def make_accelerator(config: Any) -> Any:
         MissingExtraError: without accelerate.
     """
     accelerate = require("accelerate", purpose="training")
+    state = accelerate.state.AcceleratorState
+    if state._shared_state and state().mixed_precision != config.precision:
+        state._reset_state()  # of an earlier run in this process, which is over; processes stay connected
     # Without a GPU it has to be told so, or several processes on CPUs do not find each other.
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     return accelerate.Accelerator(cpu=cpu, mixed_precision=config.precision)

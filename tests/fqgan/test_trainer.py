@@ -102,6 +102,17 @@ def test_looking_more_often_changes_nothing(tiny: FQGANConfig, tmp_path: Path) -
     assert_same_state(tmp_path / "often", tmp_path / "once", "log")  # means of one step, and of four
 
 
+def test_runs_of_different_precision_in_one_process_do_not_know_of_each_other(
+    tiny: FQGANConfig, tmp_path: Path
+) -> None:
+    half = dataclasses.replace(tiny, precision="bf16")
+    runs = [train(config, out=tmp_path / str(i)).run for i, config in enumerate((tiny, half, tiny, half))]
+    assert_same_state(runs[0], runs[2])
+    assert_same_state(runs[1], runs[3])
+    with pytest.raises(AssertionError):
+        assert_same_state(runs[0], runs[1])
+
+
 def test_seeds_and_modes_differ(tiny: FQGANConfig, tmp_path: Path) -> None:
     runs = {
         "a": tiny,
