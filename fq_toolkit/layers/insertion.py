@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from fq_toolkit.layers.feature_quantizer import FeatureQuantizer
@@ -70,7 +72,8 @@ class QuantizationHandle:
             hook.remove()
         modules = dict(self._model.named_modules(remove_duplicate=False))
         for layer in self.layers:
-            del modules[layer.name]._modules[CHILD]
+            if layer.name in modules:  # and where it has been replaced, its quantizer went with it
+                modules[layer.name]._modules.pop(CHILD, None)
         self._model = None
 
 
@@ -150,6 +153,9 @@ def quantize_discriminator(
     hooks: list[RemovableHandle | CoalescedUpdates] = []
     for layer, quantizer in zip(planned, quantizers, strict=True):
         module = modules[layer.name]
+        found = probed[layer.name]
+        if found.device is not None and not torch.is_autocast_enabled(found.device.type):
+            quantizer.to(found.dtype)  # its projections; the dictionary stays float32
         quantizer.train(module.training)
         module.add_module(CHILD, quantizer)
         if not _runs_its_children(module):
@@ -165,6 +171,7 @@ class _Probed(NamedTuple):
 
     shape: tuple[int, ...] | None
     device: torch.device | None
+    dtype: torch.dtype | None
     in_tuple: bool
     calls: int
 
@@ -191,8 +198,10 @@ def _replace_features(output: Any, quantizer: Any) -> Any:
         return quantizer(output)
     quantized = quantizer(features)
     if isinstance(output, Mapping):
-        entries = {key: quantized if value is features else value for key, value in output.items()}
-        return type(output)(**entries) if isinstance(output, dict) else entries
+        entries: Any = copy.copy(output) if isinstance(output, dict) else dict(output)
+        for key in [key for key, value in output.items() if value is features]:
+            entries[key] = quantized
+        return entries
     items = [quantized if item is features else item for item in output]
     if hasattr(output, "_fields"):  # a named tuple
         return type(output)(*items)
@@ -216,18 +225,28 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Run a block in eval mode without grad, and put modes, buffers and random numbers back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer)  # a lazy module finds its shapes in the probe
+    ]
     devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        # A compiled model is run as it was written: the hooks of a probe came after its compilation.
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=devices),
+            torch.compiler.set_stance("force_eager"),
+        ):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for owner, name, buffer, before in buffers:
+                owner._buffers[name] = buffer.copy_(before)  # a forward may have put another in its place
 
 
 def _probe(model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, _Probed]:
@@ -242,7 +261,8 @@ def _probe(model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: A
         calls = seen.pop(name).calls if name in seen else 0
         shape = None if features is None else tuple(features.shape)
         device = None if features is None else features.device
-        seen[name] = _Probed(shape, device, not isinstance(output, Tensor), calls + 1)
+        dtype = None if features is None else features.dtype
+        seen[name] = _Probed(shape, device, dtype, not isinstance(output, Tensor), calls + 1)
 
     hooks = [module.register_forward_hook(note) for module in names]
     args, kwargs = _arguments(example_inputs)
@@ -294,7 +314,7 @@ def _output_shape(name: str, module: nn.Module, probed: Mapping[str, _Probed]) -
 
 
 def _codes_of(name: str, num_codes: int | Mapping[str, int]) -> int:
-    if isinstance(num_codes, int):
+    if not isinstance(num_codes, Mapping):
         return num_codes
     if name not in num_codes:
         raise ValueError(f"num_codes has no entry for {name!r}; it has {', '.join(map(repr, num_codes))}")

@@ -4,7 +4,7 @@ import copy
 import io
 import logging
 import pickle
-from collections import namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from pathlib import Path
 
 import pytest
@@ -138,6 +138,76 @@ def test_the_probe_touches_nothing() -> None:
     same(everything(critic), now)
 
 
+class Counting(nn.Module):
+    """Puts a new tensor in the place of its buffer, whatever the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return x * 1
+
+
+def test_the_probe_puts_replaced_buffers_back() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), Counting())
+    quantize_discriminator(net, layers=["0"], num_codes=2, example_inputs=torch.randn(4, 3))
+    assert float(net[1].calls) == 0
+
+
+def test_lazy_modules_find_their_shapes_in_the_probe() -> None:
+    net = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(1))
+    x = torch.randn(2, 3, 5, 5)
+    quantize_discriminator(net, layers=["1"], num_codes=2, example_inputs=x)
+    net(x).sum().backward()
+    assert int(net[1].feature_quantizer.num_updates) == 1
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "inside"])
+def test_a_model_that_was_compiled_before(how: str) -> None:
+    net, x = nn.Sequential(OrderedDict(body=Block(3, 4), tail=nn.Flatten())), torch.randn(4, 3, 6, 6)
+    runs: nn.Module = torch.compile(net, backend="eager") if how != "in place" else net
+    if how == "in place":
+        net.compile(backend="eager")
+    runs(x)
+    with torch.no_grad():
+        runs.eval()(x)
+    runs.train()
+    target = runs if how == "wrapped" else net
+    name = "_orig_mod.body" if how == "wrapped" else "body"
+    handle = quantize_discriminator(target, layers=[name], num_codes=2, example_inputs=x)
+    runs(x.requires_grad_()).sum().backward()
+    assert int(net.body.feature_quantizer.num_updates) == 1
+    handle.remove()
+    runs.eval()
+    assert torch.equal(runs(x), net.forward(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_projections_have_the_dtype_of_the_network(dtype: torch.dtype) -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Flatten()).to(dtype), torch.randn(4, 3, 2, 2, dtype=dtype)
+    quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=x, codebook_dim=2)
+    assert net(x).dtype == dtype
+    assert net[0].feature_quantizer.codebook.dtype == torch.float32
+
+
+def test_under_autocast_projections_stay_float32() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Flatten()), torch.randn(4, 3, 2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=x, codebook_dim=2)
+        net(x).sum().backward()
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_remove_leaves_replaced_modules_alone() -> None:
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(2, 1)), torch.randn(4, 3)
+    handle = quantize_discriminator(net, layers=["0", "1"], num_codes=2, example_inputs=x)
+    net[0] = nn.Linear(3, 3)
+    handle.remove()
+    assert not any(isinstance(module, FeatureQuantizer) for module in net.modules())
+
+
 def test_outputs_pass_through_the_dictionary() -> None:
     critic, inputs = Critic(), example()
     quantize_discriminator(critic, layers=["blocks.1.0"], num_codes=8, example_inputs=inputs)
@@ -172,7 +242,24 @@ def test_tuple_outputs_keep_their_type() -> None:
     assert (out.features[:, None] == codebook[None]).all(dim=2).any(dim=1).all()
 
 
-@pytest.mark.parametrize("container", [tuple, list, lambda items: {"a": items[0], "b": items[1]}])
+def transformers_output(items: tuple) -> object:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    return BaseModelOutputWithPooling(*items)
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        tuple,
+        list,
+        lambda items: {"a": items[0], "b": items[1]},
+        lambda items: {0: items[0], 1: items[1]},
+        lambda items: defaultdict(list, enumerate(items)),
+        lambda items: OrderedDict(enumerate(items)),
+        transformers_output,
+    ],
+)
 def test_other_containers(container) -> None:
     class Several(nn.Module):
         def forward(self, x: Tensor) -> object:
@@ -190,7 +277,10 @@ def test_other_containers(container) -> None:
     quantize_discriminator(net, layers=["inner"], num_codes=2, example_inputs=x)
     out = net(x)
     first, second = out.values() if isinstance(out, dict) else out
-    assert type(out) in (tuple, list, dict)
+    like = container((x, x.sum(dim=1)))
+    assert type(out) is type(like)
+    assert list(out) == list(like) if isinstance(out, dict) else len(out) == 2
+    assert getattr(out, "default_factory", None) is getattr(like, "default_factory", None)
     assert torch.equal(second, x.sum(dim=1))
     assert len(first.unique(dim=0)) <= 2
 
