@@ -95,11 +95,11 @@ def read_npz(path: Path) -> LabelledBytes:
                 raise ConfigError(
                     f"{path} has the arrays {', '.join(file.files)}; expected one of {', '.join(IMAGE_KEYS)}"
                 )
-            images = file[image_key]
+            images = _channels_first(file[image_key], path)
             labels = file[label_key] if label_key else np.zeros(len(images), np.int64)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    images = _to_bytes(_channels_first(images, path), path)
+    images = _to_bytes(images, path)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(
             f"{path}: labels are {labels.dtype} {labels.shape}; expected integers ({len(images)},)"

@@ -150,7 +150,9 @@ def plot_meeting(
             groups.append((place, is_real, rows[torch.randperm(len(rows), generator=draws)[:per_code]]))
     points = torch.cat([rows for _, _, rows in groups])
     perplexity = min(30.0, max(1.0, (len(points) - 1) / 4))
-    flat = manifold.TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(points.numpy())
+    flat = manifold.TSNE(init="pca", perplexity=perplexity, random_state=seed % 2**32).fit_transform(
+        points.numpy()
+    )
 
     figure = figures.Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.add_subplot()

@@ -11,9 +11,9 @@ from fq_toolkit.training.train_command import first_look, run_plot_command, run_
 
 TRAIN_HELP = """Train an FQ-GAN.
 
-With no options: scikit-learn's digits at 16x16, a class-conditional hinge GAN with spectral norm and feature
-quantization. The run folder then holds config.json, metrics.csv, checkpoints/, samples.png, curves.png and
-evaluation.json. Ctrl-C saves; --resume goes on bit by bit."""
+With no options: scikit-learn's digits at 16x16, a class-conditional hinge GAN with spectral norm; add
+--fq regularize for feature quantization. The run folder then holds config.json, metrics.csv, checkpoints/,
+samples.png, curves.png and evaluation.json. Ctrl-C saves; --resume goes on bit by bit."""
 
 
 def train_command(arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Image datasets: scikit-learn's digits by name, and everything else by its path."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from fq_toolkit.fqgan.pixels import Images, StoredImages, resize_and_crop
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
+
+log = logging.getLogger("fq_toolkit")
 
 
 class ImageDataset(NamedTuple):
@@ -143,6 +146,15 @@ def _from_bytes(path: Path, data: LabelledBytes, size: int, extractor: str) -> I
             "labels count the classes from 0 without gaps"
         )
     pixels = torch.from_numpy(data.images.copy())
+    if 0 in pixels.shape[1:]:
+        raise ConfigError(f"{path} holds images of {pixels.shape[2]}x{pixels.shape[3]} pixels")
+    there = len(set(data.labels.tolist()))
+    if 0 < there < data.num_classes:
+        log.warning(
+            "%s: labels go from 0 to %d, but only %d of them have images; a conditional GAN learns nothing "
+            "about the others (labels count the classes from 0 without gaps)",
+            *(path, data.num_classes - 1, there),
+        )
     if size and len(pixels):
         pixels = resize_and_crop(pixels, size)
     if extractor == "cifar-cnn" and pixels.shape[2:] != (32, 32):

@@ -17,7 +17,7 @@ ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", "
 MEMORY_LIMIT = 4 * 2**30
 _THREADS, _NAMED = 8, 5
 _TURNED_BY_CAMERAS = ("JPEG", "MPO", "TIFF", "WEBP")  # a look at the notes of others decodes the picture
-_GRAY = ("1", "L", "I;16", "I;16B", "I;16L", "I", "F")
+_GRAY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I")
 
 
 def is_image(path: Path) -> bool:
@@ -33,7 +33,8 @@ def read_image(path: Path, *, channels: int, size: int = 0) -> Tensor:
     """Read one picture -> uint8 (channels, H, W).
 
     Transparent parts become white, 16-bit grays lose their lower half, of a moving picture the first frame
-    is taken, and the rotation that a camera notes is done.
+    is taken, and the rotation that a camera notes is done. Numbers of 32 bits have no white that is known,
+    and are refused.
 
     Args:
         path: the file.
@@ -41,19 +42,22 @@ def read_image(path: Path, *, channels: int, size: int = 0) -> Tensor:
         size: scale the shorter side to this and cut out the middle; 0 leaves the size as it is.
 
     Raises:
-        ValueError: when the file is broken.
+        ValueError: when the file is broken, or holds numbers instead of brightness.
         OSError: when it cannot be read.
     """
     pictures = require("PIL.Image", purpose="reading images")
     with _open(path) as picture:
+        _demand_brightness(picture)
+        clear = picture.info.get("transparency") if picture.mode.startswith("I") else None
         if picture.format in _TURNED_BY_CAMERAS:
             picture = require("PIL.ImageOps", purpose="reading images").exif_transpose(picture)
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        if picture.mode in ("RGBA", "LA", "PA") or (clear is None and "transparency" in picture.info):
             picture = picture.convert("RGBA")
             picture = pictures.alpha_composite(pictures.new("RGBA", picture.size, "white"), picture)
         elif picture.mode.startswith("I"):  # 16 bits, in pillow's 32-bit mode after it was turned
             deep = np.asarray(picture, dtype=np.int64)
-            picture = pictures.fromarray((deep >> 8).clip(0, 255).astype(np.uint8))
+            gray = (deep >> 8).clip(0, 255).astype(np.uint8)
+            picture = pictures.fromarray(np.where(deep == clear, 255, gray).astype(np.uint8))
         picture = picture.convert("L" if channels == 1 else "RGB")
         if size:
             width, height = picture.size
@@ -66,10 +70,17 @@ def read_image(path: Path, *, channels: int, size: int = 0) -> Tensor:
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
 
 
+def _demand_brightness(picture: Any) -> None:
+    """Refuse floats, and 32-bit integers of a format that can say what is meant by 16 bits."""
+    if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
+        raise ValueError(f"32-bit numbers (mode {picture.mode}), of which 8 bits cannot be made; convert it")
+
+
 def _look(path: Path) -> "tuple[tuple[int, int], str] | str":
     """Return size and mode of a picture from its head alone, or what is wrong with it."""
     try:
         with _open(path) as picture:
+            _demand_brightness(picture)
             size, mode = picture.size, picture.mode
             turned = picture.format in _TURNED_BY_CAMERAS and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (size[::-1] if turned else size), mode

@@ -38,7 +38,7 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
         ['b', 'class2', 'class10']
     """
     parts = re.split(r"(\d+)", name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def images_in(folder: Path) -> list[Path]:

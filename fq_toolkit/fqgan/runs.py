@@ -231,6 +231,13 @@ def make_evaluator(run: TrainedRun, *, extractor: str | None = None) -> Evaluato
     return Evaluator(run.data, ruler, make_accelerator(run.config))
 
 
+def _sample_count(run: TrainedRun, samples: int | None) -> int:
+    """Return how many images to measure: those asked for, or as many as the run's options say."""
+    if samples is not None and samples < 2:
+        raise ConfigError(f"samples is {samples}; expected at least 2")
+    return run.config.eval_samples if samples is None else samples
+
+
 def evaluate_run(run: TrainedRun, *, samples: int | None = None, extractor: str | None = None) -> Evaluation:
     """Measure a run again and write ``evaluation.json``.
 
@@ -239,8 +246,8 @@ def evaluate_run(run: TrainedRun, *, samples: int | None = None, extractor: str 
         samples: generated images; by default as many as the run's options say.
         extractor: see :func:`make_evaluator`.
     """
-    evaluator = make_evaluator(run, extractor=extractor)
-    result = evaluator(run.sampler(), samples=samples or run.config.eval_samples)
+    count = _sample_count(run, samples)
+    result = make_evaluator(run, extractor=extractor)(run.sampler(), samples=count)
     write_evaluation(run.folder, run.config, result, step=run.step, seconds=run.seconds)
     return result
 
@@ -260,9 +267,10 @@ def evaluate_truncations(
         samples: as in :func:`evaluate_run`.
         extractor: see :func:`make_evaluator`.
     """
+    count = _sample_count(run, samples)
     samplers = [run.sampler(truncation=truncation) for truncation in truncations]
     evaluator = make_evaluator(run, extractor=extractor)
-    found = [evaluator(sampler, samples=samples or run.config.eval_samples) for sampler in samplers]
+    found = [evaluator(sampler, samples=count) for sampler in samplers]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["truncation", "step", *Evaluation._fields])

@@ -13,6 +13,8 @@ from fq_toolkit.training.batchnorm import recalibrate_batchnorm
 from fq_toolkit.training.extras import require
 
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 250
+# More images than this are made one part after the other.
+FORWARD = 250
 
 
 class Sampler:
@@ -47,7 +49,10 @@ class Sampler:
     @torch.no_grad()
     def images(self, z: Tensor, labels: Tensor) -> Tensor:
         """Return the float32 images in [-1, 1] of noise (n, latent_size) and labels (n,), (n, C, H, W)."""
-        labels = labels.to(self.device)
+        parts = zip(z.split(FORWARD), labels.to(self.device).split(FORWARD), strict=True)
+        return torch.cat([self._forward(*part) for part in parts])
+
+    def _forward(self, z: Tensor, labels: Tensor) -> Tensor:
         if self._has_styles and self.truncation is not None:
             made = self.generator.truncated(z, labels, self.truncation)  # type: ignore[operator]
         else:
@@ -60,10 +65,11 @@ class Sampler:
 
     def recalibrate(self) -> None:
         """Recompute the batch-norm statistics of the generator from fresh noise over all classes in turn."""
-        labels = torch.arange(CALIBRATION_SIZE, device=self.device) % self.num_classes
+        places = torch.arange(CALIBRATION_BATCHES * CALIBRATION_SIZE, device=self.device)
+        parts = iter((places % self.num_classes).split(CALIBRATION_SIZE))
         recalibrate_batchnorm(
             self.generator,
-            lambda: self.generator(self.noise(CALIBRATION_SIZE), labels),
+            lambda: self.generator(self.noise(CALIBRATION_SIZE), next(parts)),
             batches=CALIBRATION_BATCHES,
         )
 

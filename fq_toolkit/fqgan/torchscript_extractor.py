@@ -43,6 +43,7 @@ class TorchScriptExtractor:
         schema = getattr(getattr(self._module, "forward", None), "schema", None)
         arguments = [argument.name for argument in schema.arguments] if schema is not None else []
         self._asks = "return_features" in arguments
+        self.dim = 0  # not known yet
         self.dim = int(self(torch.zeros(2, 3, 64, 64)).features.shape[1])
 
     @torch.no_grad()
@@ -68,5 +69,21 @@ class TorchScriptExtractor:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             raise ConfigError(
                 f"{self.path} returned {shape} for {len(images)} images; expected features (n, dim)"
+            )
+        if self.dim and features.shape[1] != self.dim:
+            raise ConfigError(
+                f"{self.path} returned {features.shape[1]} features for {tuple(pixels.shape)} and {self.dim} for "
+                "64x64 pixels; expected as many for every size: pool over positions, or resize inside"
+            )
+        if logits is not None:
+            classes = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+                raise ConfigError(
+                    f"{self.path} returned class logits {classes} for {len(images)} images; "
+                    "expected (n, classes)"
+                )
+        if not all(bool(values.isfinite().all()) for values in (features, logits) if values is not None):
+            raise ConfigError(
+                f"{self.path} returned values that are not finite for {tuple(pixels.shape)} bytes"
             )
         return Extracted(features.float(), logits)

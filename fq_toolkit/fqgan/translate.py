@@ -80,7 +80,8 @@ def translate_folder(run: TranslatorRun, source: Path, out: Path, *, to: str) ->
         How many pictures were written.
 
     Raises:
-        ConfigError: when there are no pictures, files are broken, or two would get one name.
+        ConfigError: when there are no pictures, files are broken, two would get one name, or ``out`` is
+            where they lie.
         RunError: when a file cannot be written.
     """
     if not source.exists():
@@ -88,6 +89,8 @@ def translate_folder(run: TranslatorRun, source: Path, out: Path, *, to: str) ->
     paths = images_in(source) if source.is_dir() else [source] * is_image(source)
     if not paths:
         raise ConfigError(f"{source} holds no images")
+    if out.resolve() in {path.parent.resolve() for path in paths}:
+        raise ConfigError(f"the pictures lie in {out}: translations would replace them; give another --out")
     names = [f"{path.stem}.png" for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:

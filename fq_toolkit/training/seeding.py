@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from fq_toolkit.training.errors import ConfigError
+
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (all devices)."""
+    """Seed python, numpy and torch (all devices).
+
+    Raises:
+        ConfigError: for a seed that torch does not take.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"the seed is {seed}; expected a number of at most 64 bits")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -389,3 +389,49 @@ def test_the_shared_files() -> None:
     mnist = load_dataset(str(shared("t10k-images-idx3-ubyte.gz")), size=32)
     assert mnist.images.shape == (10_000, 1, 32, 32)
     assert mnist.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pictures_of_numbers_are_refused_and_not_black(tmp_path: Path, dtype: type) -> None:
+    numbers = np.linspace(0, 1 if dtype is np.float32 else 255, 64).reshape(8, 8).astype(dtype)
+    Image.fromarray(numbers).save(tmp_path / "0.tif")
+    with pytest.raises(ConfigError, match=r"0\.tif: ValueError: 32-bit numbers"):
+        load_dataset(str(tmp_path))
+
+
+def test_deep_gray_with_a_transparent_level_keeps_its_levels(tmp_path: Path) -> None:
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(deep).save(tmp_path / "0.png", transparency=5000)
+    expected = np.where(deep == 5000, 255, deep >> 8)
+    assert np.array_equal(bytes_of(load_dataset(str(tmp_path)).images)[0, 0], expected)
+
+
+def test_gray_with_alpha_is_gray(tmp_path: Path) -> None:
+    rgb = write_image(tmp_path / "0.png", mode="LA")
+    assert np.array_equal(
+        bytes_of(load_dataset(str(tmp_path)).images)[0, 0], np.array(Image.fromarray(rgb).convert("L"))
+    )
+
+
+def test_any_name_can_be_sorted(tmp_path: Path) -> None:
+    for name in ("10²", "²", "٣", "½", "Ⅷ3"):
+        write_image(tmp_path / name / "²³1²¹.png")
+    assert load_dataset(str(tmp_path)).num_classes == 5
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 0, 0), (5, 8, 0), (5, 0, 8, 3)])
+@pytest.mark.parametrize("size", [0, 8])
+def test_arrays_without_pixels_are_refused(tmp_path: Path, shape: tuple[int, ...], size: int) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros(shape, np.uint8))
+    with pytest.raises(ConfigError, match=r"a\.npz"):
+        load_dataset(str(tmp_path / "a.npz"), size=size)
+
+
+def test_labels_with_gaps_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = np.zeros((4, 8, 8), np.uint8)
+    np.savez(tmp_path / "from0.npz", x=images, y=[0, 1, 2, 1])
+    np.savez(tmp_path / "from1.npz", x=images, y=[1, 2, 3, 1])
+    load_dataset(str(tmp_path / "from0.npz"))
+    assert not caplog.records
+    load_dataset(str(tmp_path / "from1.npz"))
+    assert "labels go from 0 to 3, but only 3 of them have images" in caplog.text

@@ -159,6 +159,37 @@ def test_torchscript_files_that_do_not_fit(tmp_path: Path) -> None:
         load_extractor(f"mine:{script(Wrong(), tmp_path / 'wrong.pt')}", data)
 
 
+class Unpooled(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().flatten(1)
+
+
+class NoRows(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images.float().mean(dim=(2, 3)), images.float().mean(dim=(1, 2, 3))
+
+
+class Endless(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images.float().mean(dim=(2, 3)), images.float().amax(dim=(2, 3)).log().neg()
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Unpooled(), "returned 768 features for .* and 12288 for 64x64 pixels"),
+        (NoRows(), r"returned class logits \(2,\) for 2 images"),
+        (Endless(), "returned values that are not finite"),
+    ],
+)
+def test_a_torchscript_file_that_returns_what_cannot_be_measured(
+    tmp_path: Path, module: nn.Module, message: str
+) -> None:
+    choice = f"mine:{script(module, tmp_path / 'a.pt')}"
+    with pytest.raises(ConfigError, match=message):
+        load_extractor(choice, load_digits())(torch.full((4, 1, 16, 16), -1.0))
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [

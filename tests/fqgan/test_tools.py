@@ -182,6 +182,63 @@ def test_commands(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         commands.train_command(["--preset", "u-gat-it"])
 
 
+@pytest.mark.parametrize("words", [["--samples", "0"], ["--samples", "1"], ["--samples", "-5"]])
+def test_a_number_of_samples_that_cannot_be_measured(finished: Path, words: list[str]) -> None:
+    for more in ([], ["--truncations", "0.5"]):
+        with pytest.raises(ConfigError, match=r"samples is .*; expected at least 2"):
+            commands.evaluate_command(finished, words + more)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40, 2**70])
+def test_any_seed_works_or_is_refused(finished: Path, tmp_path: Path, seed: int) -> None:
+    small = ["--block", "0", "--images", "20", "--codes", "1", "--patches", "1", "--seed", str(seed)]
+    for command, words in (
+        (commands.codebook_command, [*small, "--out", str(tmp_path)]),
+        (commands.sample_command, ["--rows", "1", "--seed", str(seed), "--out", str(tmp_path / "a.png")]),
+    ):
+        if seed < 2**64:
+            assert command(finished, words) == 0
+        else:
+            with pytest.raises(ConfigError, match="at most 64 bits"):
+                command(finished, words)
+
+
+class Counted(nn.Module):
+    """A generator whose images are their labels' numbers, and which notes what it is asked for."""
+
+    latent_size = 4
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.norm = nn.BatchNorm2d(1, affine=False)
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.asked: list[Tensor] = []
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        self.asked.append(labels)
+        images = (labels / self.num_classes)[:, None, None, None].expand(-1, 1, 2, 2)
+        return self.norm(images) if self.training else images
+
+
+@pytest.mark.parametrize("num_classes", [1, 10, 100, 1000])
+def test_statistics_are_those_of_all_classes(num_classes: int) -> None:
+    generator = Counted(num_classes)
+    Sampler(generator).recalibrate()
+    counts = torch.bincount(torch.cat(generator.asked), minlength=num_classes)
+    assert counts.min() == counts.max() == 2000 // num_classes
+    mean = torch.arange(num_classes).float().mean() / num_classes
+    torch.testing.assert_close(generator.norm.running_mean, mean.view(1))
+
+
+def test_many_images_are_made_in_parts() -> None:
+    generator = Counted(1000)
+    labels = torch.arange(1000).flip(0)
+    images = Sampler(generator.eval())(labels)
+    assert torch.equal(images[:, 0, 0, 0], labels / 1000)
+    assert max(len(part) for part in generator.asked) <= 250
+
+
 def test_titles_of_columns_are_class_names(finished: Path) -> None:
     from fq_toolkit.fqgan.runs import class_titles
 

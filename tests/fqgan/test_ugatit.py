@@ -292,6 +292,11 @@ def test_a_folder_is_translated(finished: Path, tmp_path: Path) -> None:
     assert sizes == {"0.png": (16, 16), "1.png": (16, 16)}
     there, back = (np.asarray(Image.open(tmp_path / name / "0.png")) for name in ("out", "back"))
     assert not np.array_equal(there, back)
+    mine = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    for source in (tmp_path / "in", tmp_path / "in" / "0.png"):
+        with pytest.raises(ConfigError, match="translations would replace them; give another --out"):
+            translate_folder(run, source, tmp_path / "out" / ".." / "in", to="B")
+    assert mine == {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
     write_image(tmp_path / "in" / "1.jpg")
     with pytest.raises(ConfigError, match=r"several images that would become 1\.png"):
         translate_folder(run, tmp_path / "in", tmp_path / "out", to="B")
