@@ -211,6 +211,8 @@ def ndh_items(
     items = []
     for position, record in enumerate(records):
         identifier, where = _named(source, position, record, "inst_idx")
+        if not identifier.isdigit() or str(int(identifier)) != identifier:
+            raise DataError(f"{where}: inst_idx must be a number from 0: submissions are told apart by it")
         planner = strings(record, "planner_path", where)
         chosen: Sequence[str] = planner
         if target != "planner":

@@ -14,6 +14,7 @@ from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.navigator_training import FREE_ON_RESUME, NavigatorTraining, Trace, build_follower
 from fq_toolkit.prevalent.r2r_data import Split
 from fq_toolkit.prevalent.scoring import HannaScores, hanna_scores
+from fq_toolkit.prevalent.split_checks import check_split
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
@@ -88,6 +89,7 @@ class HannaTraining(NavigatorTraining):
 
     def __init__(self, config: HannaConfig, data: HannaData, accelerator: Any) -> None:
         seed_everything(config.seed)
+        check_split(data.train)
         texts = [item.instruction for item in data.train.items]
         spoken = [f"<ORA> {text} <TAR> {texts[0]}" for text in data.texts]
         agent = build_follower(config, [*texts, *spoken])

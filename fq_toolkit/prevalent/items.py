@@ -47,7 +47,7 @@ def unreachable(item: NavItem, where: str) -> DataError:
 
 
 def check_items(items: Iterable[NavItem], world: NavWorld, *, source: str = "items") -> None:
-    """Check that all viewpoints exist and that a goal of each item can be reached from its start.
+    """Check that all viewpoints exist, and that of each item a goal and a region can be reached.
 
     Args:
         items: the tasks.
@@ -64,9 +64,13 @@ def check_items(items: Iterable[NavItem], world: NavWorld, *, source: str = "ite
             numbers = [scan.locate(v) for v in item.path + item.goals + item.regions]
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        goals = numbers[len(item.path) : len(item.path) + len(item.goals)]
-        if goals and not np.isfinite(scan.distances[numbers[0], goals]).any():
-            raise unreachable(item, where)
+        after = len(item.path) + len(item.goals)
+        for ends, names in (
+            (numbers[len(item.path) : after], item.goals),
+            (numbers[after:], item.regions),
+        ):
+            if ends and not np.isfinite(scan.distances[numbers[0], ends]).any():
+                raise unreachable(item._replace(goals=names), where)
 
 
 def check_unique(items: Iterable[NavItem], *, source: str) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 
 REPLACED, RANDOM = 0.8, 0.1  # of the chosen words; the rest stays as it is
@@ -18,7 +19,7 @@ class WordMasker:
         share: of the words that are chosen, each on its own.
 
     Raises:
-        ValueError: for a vocabulary of special tokens alone.
+        DataError: for a vocabulary of special tokens alone.
 
     Example:
         >>> vocabulary = Vocabulary.train(["turn left at the sofa"])
@@ -34,7 +35,7 @@ class WordMasker:
         special = vocabulary.special_ids
         words = [number for number in range(len(vocabulary)) if number not in special]
         if not words:
-            raise ValueError("the vocabulary has no words, only special tokens")
+            raise DataError("the vocabulary has no words, only special tokens: are all instructions empty?")
         self.share, self.mask = share, vocabulary.mask
         self._words = torch.tensor(words)
         self._special = torch.zeros(len(vocabulary), dtype=torch.bool)

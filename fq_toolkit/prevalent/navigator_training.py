@@ -22,6 +22,7 @@ from fq_toolkit.prevalent.navigator_config import NavigatorConfig
 from fq_toolkit.prevalent.predictions import save_predictions
 from fq_toolkit.prevalent.pretraining import VOCABULARY
 from fq_toolkit.prevalent.r2r_data import Split
+from fq_toolkit.prevalent.split_checks import check_goals, check_split
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.prevalent.vocabulary_growth import add_words
 from fq_toolkit.training.atomic import write_atomic
@@ -116,7 +117,8 @@ class NavigatorTraining(ABC):
         accelerator: an ``accelerate.Accelerator``.
 
     Raises:
-        DataError: naming file and item, for an instruction that is longer than the limit.
+        DataError: naming file and item, for an instruction that is longer than the limit, items without goal,
+            a split without items, and viewpoints without features.
     """
 
     name = "navigator"
@@ -134,6 +136,9 @@ class NavigatorTraining(ABC):
         accelerator: Any,
         extra: Mapping[str, nn.Module] | None = None,
     ) -> None:
+        for split in (train, *validation.values()):
+            check_split(split)
+            check_goals(split)
         self.options, self.train, self.validation, self.accelerator = config, train, validation, accelerator
         device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
         self.networks = nn.ModuleDict({"agent": agent, **(extra or {})}).to(device)

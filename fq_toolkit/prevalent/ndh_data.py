@@ -82,10 +82,27 @@ def _real(config: NDHConfig) -> NDHData:
     items = load_ndh(source, target=config.target, world=world, held_out=found.get("val_unseen", ()))
     check_dialogs(items, [item for rows in found.values() for item in rows], source=str(source))
     features = open_features(config.features, world, dim=config.feature_dim)
-    train = Split("train", items, world, features, config.features == SYNTHETIC)
-    validation = {name: train._replace(name=name, items=rows) for name, rows in found.items()}
+    train = Split("train", items, world, features, config.features == SYNTHETIC, str(source))
+    validation = {
+        name: train._replace(name=name, items=rows, source=str(files[name])) for name, rows in found.items()
+    }
     planner = {name: load_planner_goals(path) for name, path in {"train": source, **files}.items()}
+    for split in (train, *validation.values()):
+        check_planner(split, planner[split.name])
     return NDHData(train, validation, planner)
+
+
+def check_planner(split: Split, planner: Mapping[str, str]) -> None:
+    """Check that the planner's goals exist: scores need them, whosever path is the annotated one.
+
+    Raises:
+        DataError: naming source and item.
+    """
+    for item in split.items:
+        try:
+            split.world.scan(item.scan).locate(planner[item.instr_id])
+        except DataError as error:
+            raise DataError(f"{split.source}: item {item.instr_id!r}: planner_path: {error}") from error
 
 
 def check_dialogs(training: Iterable[NavItem], held_out: Iterable[NavItem], *, source: str) -> None:

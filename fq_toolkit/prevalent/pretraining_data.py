@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fq_toolkit.prevalent.angles import VIEWS
 from fq_toolkit.prevalent.annotations import load_r2r
 from fq_toolkit.prevalent.data_fingerprint import fingerprint
 from fq_toolkit.prevalent.feature_sources import SYNTHETIC, open_features
@@ -17,7 +18,7 @@ from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.pretraining_config import MINIWORLD, UNSEEN, PretrainingConfig
 from fq_toolkit.prevalent.pretraining_steps import PretrainingSteps
 from fq_toolkit.prevalent.triplet_files import FittedTriplets, fit_triplets, read_triplets
-from fq_toolkit.prevalent.triplets import TOKENS, Triplet, collect_triplets
+from fq_toolkit.prevalent.triplets import TOKENS, ActionLabel, Triplet, action_label, collect_triplets
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world import NavWorld
 
@@ -86,6 +87,8 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
 
     def triplets(found: Iterable[NavItem | Triplet], world: NavWorld, name: str) -> FittedTriplets:
         found = list(found)
+        if not found:
+            raise DataError(f"{name}: no instruction")
         items = [entry for entry in found if isinstance(entry, NavItem)]
         bodies = fit_items(items, vocabulary, source=name, limit=limit, long_instructions=policy)
         texts = [item.instruction for item in items]
@@ -98,10 +101,13 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
             long_instructions=policy,
         )
         check_tokens(read.triplets, vocabulary, source=name)
-        return FittedTriplets([*read.triplets, *made], read.cut + bodies.cut, read.full)
+        numbered = [renumber(triplet, world, config.action_label, source=name) for triplet in read.triplets]
+        return FittedTriplets([*numbered, *made], read.cut + bodies.cut, read.full)
 
     annotated = triplets(source.train, source.world, source.train_name)
-    extra = triplets(more, source.world, str(config.augmented))
+    extra = FittedTriplets([], 0, 0)
+    if config.augmented is not None:
+        extra = triplets(more, source.world, config.augmented)
     real, synthesised = annotated.triplets, extra.triplets
     if config.synthesised_share is not None:
         real, synthesised = mix(real, synthesised, config.synthesised_share, seed=config.seed)
@@ -154,6 +160,30 @@ def check_tokens(triplets: list[Triplet], vocabulary: Vocabulary, *, source: str
                 f"{source}: triplet {triplet.instr_id!r} has token {max(triplet.tokens)}, but the vocabulary "
                 f"has {len(vocabulary)}: give the vocabulary that the triplets were encoded with"
             )
+
+
+def renumber(triplet: Triplet, world: NavWorld, kind: ActionLabel, *, source: str) -> Triplet:
+    """Return a triplet of a file, whose actions are numbered as released, with the numbering of the head.
+
+    Raises:
+        DataError: naming the source and the triplet, for an action that no head has, a viewpoint that does
+            not exist, or a step over a non-edge.
+    """
+    where = f"{source}: triplet {triplet.instr_id!r}"
+    if kind == "prevalent":
+        if max(triplet.actions) >= VIEWS:
+            raise DataError(f"{where} has action {max(triplet.actions)}; expected 0 to {VIEWS - 1}")
+        return triplet
+    ways = zip(triplet.path, [*(pose.viewpoint for pose in triplet.path[1:]), None], strict=True)
+    try:
+        return triplet._replace(
+            actions=tuple(
+                action_label(world, pose.scan, pose.viewpoint, pose.view, target, kind=kind)
+                for pose, target in ways
+            )
+        )
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def mix(

@@ -97,12 +97,17 @@ def shuffle_instructions(items: Sequence[NavItem], *, seed: int) -> list[NavItem
         items: at least two.
         seed: of the exchange.
 
+    Raises:
+        DataError: for fewer items.
+
     Example:
         >>> items = MiniWorld(0).items(5)
         >>> exchanged = shuffle_instructions(items, seed=0)
         >>> any(a.instruction == b.instruction for a, b in zip(items, exchanged))
         False
     """
+    if len(items) < 2:
+        raise DataError(f"instructions cannot be exchanged among {len(items)} items: it takes at least two")
     order = np.random.default_rng(seed).permutation(len(items))
     source = np.empty_like(order)
     source[order] = np.roll(order, 1)  # one cycle, so nothing stays in its place
@@ -160,6 +165,4 @@ def _augmented(config: R2RConfig, train: Split, validation: dict[str, Split]) ->
     held_out = [item for split in validation.values() for item in split.items]
     check_items(items, train.world, source=config.augmented)
     check_disjoint(items, held_out, source=config.augmented)
-    if not items:
-        raise DataError(f"{config.augmented}: no instruction")
     return train._replace(name="augmented", items=items, source=config.augmented)

@@ -29,6 +29,7 @@ from fq_toolkit.prevalent.r2r_data import R2RData, Split, load_r2r_data
 from fq_toolkit.prevalent.r2r_evaluation import R2REvaluation, score_split
 from fq_toolkit.prevalent.scoring import R2RScores
 from fq_toolkit.prevalent.speaker import Speaker
+from fq_toolkit.prevalent.split_checks import check_goals, check_split
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world import NavWorld
 from fq_toolkit.training.errors import ConfigError
@@ -88,6 +89,8 @@ class R2RTraining(NavigatorTraining):
         self.augmented = data.augmented
         if data.augmented is not None:
             more = data.augmented
+            check_split(more)
+            check_goals(more)
             self.cut[more.name] = agent.fit(more.items, source=more.source).cut
         self.other_order = None if data.augmented is None else self._order_of(data.augmented)
         self.exploration: Exploration | None = None

@@ -18,6 +18,7 @@ from fq_toolkit.prevalent.r2r_data import R2RData, load_r2r_data
 from fq_toolkit.prevalent.speaker import Speaker
 from fq_toolkit.prevalent.speaker_config import TRAINER, SpeakerConfig
 from fq_toolkit.prevalent.speaker_evaluation import SpeakerEvaluation, bleu, tell
+from fq_toolkit.prevalent.split_checks import check_split, check_ways
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.loop import LoopResult
@@ -39,13 +40,17 @@ class SpeakerTraining:
         accelerator: an ``accelerate.Accelerator``.
 
     Raises:
-        DataError: naming file and item, for an instruction to train on that is longer than the limit.
+        DataError: naming file and item, for an instruction to train on that is longer than the limit, paths
+            over a non-edge or of too many steps, a split without items, and viewpoints without features.
     """
 
     def __init__(self, config: SpeakerConfig, data: R2RData, accelerator: Any) -> None:
         self.config, self.data, self.accelerator = config, data, accelerator
         device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
         items = data.train.items
+        for split in (data.train, *data.validation.values()):
+            check_split(split)
+            check_ways(split)
         seed_everything(config.seed)
         vocabulary = Vocabulary.train(item.instruction for item in items)
         self.speaker = Speaker(

@@ -151,6 +151,11 @@ def read_triplets(path: str | Path, *, held_out: Iterable[NavItem] = ()) -> list
             ids = tuple(int(token) for token in tokens)
         except (TypeError, ValueError) as error:
             raise DataError(f"{where}: an action embedding or a token id is no number ({error})") from error
+        used = _used(tokens)
+        if not used or not all(type(token) is int and token for token in tokens[:used]):
+            raise DataError(
+                f"{where}: instr_encoding must be token ids, then 0 as padding; got {tokens[:80]}"
+            )
         found.append(Triplet(name, tuple(poses), tuple(actions), moves, ids))
     paths = [
         NavItem(t.instr_id, t.path[0].scan, 0.0, tuple(pose.viewpoint for pose in t.path), (), "")
