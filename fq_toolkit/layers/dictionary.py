@@ -150,11 +150,11 @@ class MovingDictionary(StagedStatistics):
             self.keep_float32()
         codebook, center = self.codebook, self.center
         eager = not torch.compiler.is_compiling()
-        strength = self.strength(self.memory.commits) if callable(self.strength) else self.strength
-        if eager and callable(self.strength):
-            strength = between("strength(step)", float(strength), 0, 1)
-        checkpointed = eager and self.training and task is None and checkpointing.may_be_checkpointed()
-        if self.training and needs_grad:
+        strength = self.strength if isinstance(self.strength, float) else self._scheduled(self.strength)
+        # In evaluation too: a training forward may come before the backward pass.
+        differentiated = self.training or torch.is_grad_enabled()
+        checkpointed = eager and differentiated and task is None and checkpointing.may_be_checkpointed()
+        if needs_grad:
             codebook = codebook.clone()  # the backward pass needs the dictionary as it was
         if checkpointed:
             lost = checkpointing.remember(self, codebook, center, strength)
@@ -165,6 +165,15 @@ class MovingDictionary(StagedStatistics):
                     "region"
                 )
         return Dictionary(codebook, center, strength)
+
+    def _scheduled(self, strength: Callable[[int], float]) -> float:
+        """What a schedule says for the number of updates so far."""
+        if torch.compiler.is_compiling():
+            return strength(self.memory.commits)
+        # An averaged copy of a model gets its buffers from elsewhere: outside training they are asked.
+        ask = not self.training and not self.num_updates.is_meta and not tracing.under_transform()
+        step = int(self.num_updates) if ask else self.memory.commits
+        return between("strength(step)", float(strength(step)), 0, 1)
 
     def learn(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fq_toolkit.layers import FeatureQuantizer, collect_commitment, commitment_loss, frozen
 from fq_toolkit.layers.commitment import MAX_UNREAD
@@ -63,6 +64,27 @@ def test_calls_without_grad_are_not_recorded() -> None:
     layer = FeatureQuantizer(4, 8)
     layer(torch.randn(4, 4))
     assert not layer.ledger.losses()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("mode", ["straight_through", "regularize", "rotation"])
+def test_an_evaluation_can_be_differentiated_after_a_training_forward(mode: str, checkpointed: bool) -> None:
+    layer = FeatureQuantizer(4, 8, mode=mode, decay=0.5)
+    layer(torch.randn(20, 4))
+    x = torch.randn(6, 4, requires_grad=True)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        out = layer.quantize(x)
+        return out.quantized.sin().sum() + out.loss.sum()
+
+    layer.eval()
+    (expected,) = torch.autograd.grad(loss(x), x)
+    late = checkpoint(loss, x, use_reentrant=False) if checkpointed else loss(x)
+    layer.train()
+    for _ in range(3):
+        layer(torch.randn(20, 4) + 1)
+    (got,) = torch.autograd.grad(late, x)
+    assert torch.equal(got, expected)
 
 
 class Tag:

@@ -1,5 +1,7 @@
 """When and how the dictionary moves: starts, policies, accumulation, revival, warm-up."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -231,3 +233,16 @@ def test_regularize_returns_the_very_features() -> None:
     commitment_loss(quantized).backward()
     assert net[0].weight.grad.abs().sum() > 0
     assert net[1].weight.grad is None
+
+
+def test_an_averaged_copy_follows_the_schedule_of_its_original() -> None:
+    """Averages of models copy buffer by buffer; the copy must then compute what the original computes."""
+    model = FeatureQuantizer(4, 8, strength=lambda step: min(1.0, step / 4))
+    average = copy.deepcopy(model).eval()
+    for _ in range(6):
+        model(torch.randn(20, 4))
+        for ours, theirs in zip(average.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+        x = torch.randn(5, 4)
+        assert torch.equal(average(x), model.eval()(x))
+        model.train()
