@@ -83,7 +83,5 @@ class TorchScriptExtractor:
                     "expected (n, classes)"
                 )
         if not all(bool(values.isfinite().all()) for values in (features, logits) if values is not None):
-            raise ConfigError(
-                f"{self.path} returned values that are not finite for {tuple(pixels.shape)} bytes"
-            )
+            raise ConfigError(f"{self.path} returned values that are not finite for {len(images)} images")
         return Extracted(features.float(), logits)

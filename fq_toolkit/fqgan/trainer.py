@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from fq_toolkit.fqgan.config import TRAINER, FQGANConfig
+from fq_toolkit.fqgan.data_identity import check_data, fingerprint
 from fq_toolkit.fqgan.datasets import ImageDataset, load_dataset
 from fq_toolkit.fqgan.evaluation import EVALUATION_SEED, Evaluation, Evaluator, evaluation_columns
 from fq_toolkit.fqgan.extractors import load_extractor
@@ -126,10 +128,17 @@ class FQGAN(GANUpdates):
         weights = [*self.generator.parameters(), *self.discriminator.parameters()]
         return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """What :func:`fq_toolkit.fqgan.data_identity.fingerprint` says of the images."""
+        data = self.data
+        return fingerprint([data.images], data.labels, data.class_names)
+
     def state(self) -> dict[str, Any]:
-        """Return networks (with dictionaries), average, optimizers and the place in the data."""
+        """Return networks (with dictionaries), average, optimizers, the data and the place in it."""
         scaler = self.accelerator.scaler
         return {
+            "data": self.data_fingerprint,
             "generator": dict(self.generator.state_dict()),
             "discriminator": dict(self.discriminator.state_dict()),
             "average": self.average.state_dict(),
@@ -141,7 +150,12 @@ class FQGAN(GANUpdates):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: when the images are not those of the run.
+        """
+        check_data(state, self.data_fingerprint, self.config.data)
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         self.average.load_state_dict(state["average"])

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fq_toolkit.fqgan.data_identity import check_data, fingerprint
 from fq_toolkit.fqgan.quantization import read_dictionary
 from fq_toolkit.fqgan.sampling import save_grid
 from fq_toolkit.fqgan.translate import PREVIEW_TITLES, preview_images
@@ -108,10 +110,16 @@ class UGATIT(UGATITUpdates):
         weights = [*self.translators.parameters(), *self.critics.parameters()]
         return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """What :func:`fq_toolkit.fqgan.data_identity.fingerprint` says of the training images."""
+        return fingerprint([self.data.train_a, self.data.train_b])
+
     def state(self) -> dict[str, Any]:
-        """Return networks (with dictionaries), optimizers and the places in the data."""
+        """Return networks (with dictionaries), optimizers, the data and the places in it."""
         scaler = self.accelerator.scaler
         return {
+            "data": self.data_fingerprint,
             "translators": dict(self.translators.state_dict()),
             "critics": dict(self.critics.state_dict()),
             "g_optimizer": self.g_optimizer.state_dict(),
@@ -121,7 +129,12 @@ class UGATIT(UGATITUpdates):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: when the images are not those of the run.
+        """
+        check_data(state, self.data_fingerprint, self.config.data)
         self.translators.load_state_dict(state["translators"])
         self.critics.load_state_dict(state["critics"])
         load_optimizer(self.g_optimizer, state["g_optimizer"])
