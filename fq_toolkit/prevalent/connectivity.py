@@ -62,7 +62,12 @@ def read_scan(folder: Path, name: str) -> Scan:
             raise DataError(f"{where}: unobstructed has {len(rows[-1])} entries; expected {len(records)}")
     try:
         pose = np.array(poses, dtype=np.float64).reshape(-1, 16)
-        unobstructed = np.array(rows, dtype=bool).reshape(len(records), len(records))
+        entries = np.array(rows).reshape(len(records), len(records))
+        if entries.dtype.kind not in "bi" and len(records):
+            raise ValueError("an edge is true or false")
+        unobstructed = entries.astype(bool)
+        if not np.array_equal(unobstructed, entries):
+            raise ValueError("an edge is true or false")
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: a pose or a row of unobstructed holds something else ({error})") from error
     np.fill_diagonal(unobstructed, False)

@@ -27,6 +27,27 @@ def check_width(found: int, expected: int | None, where: str) -> None:
         raise DataError(f"{where}: features have width {found}; expected {expected}")
 
 
+def check_finite(rows: np.ndarray, where: str) -> np.ndarray:
+    """Return features, or say that some are no numbers.
+
+    Raises:
+        DataError: for NaN or infinity, such as half precision makes of numbers above 65504.
+    """
+    if not np.isfinite(rows).all():
+        raise DataError(f"{where}: features are not all finite in {rows.dtype}: NaN, infinite or too large")
+    return rows
+
+
+def half(rows: np.ndarray, where: str) -> np.ndarray:
+    """Return features as float16.
+
+    Raises:
+        DataError: as `check_finite`.
+    """
+    with np.errstate(over="ignore"):  # the check says it
+        return check_finite(rows.astype(np.float16), where)
+
+
 def split_key(key: str, where: str) -> tuple[str, str]:
     """Split ``SCAN_VIEWPOINT`` at its last underscore.
 
@@ -79,13 +100,15 @@ def read_tsv(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.nda
                 )
             dim = width if dim is None else dim
             check_width(width, dim, where)
-            rows.append(np.frombuffer(raw, dtype="<f4").reshape(VIEWS, width).astype(np.float16))
+            rows.append(half(np.frombuffer(raw, dtype="<f4").reshape(VIEWS, width), where))
             keys.append(key)
     return keys, np.stack(rows)
 
 
 def map_npz(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """Map a npz with ``keys`` (n,) and ``features`` (n, 36, D) into memory; pages are read on use.
+    """Map a npz with ``keys`` and ``features`` (n, 36, D) into memory; pages are read on use.
+
+    Keys are (n, 2), scan and viewpoint, or (n,) of the form SCAN_VIEWPOINT.
 
     Args:
         path: an uncompressed npz, as `FeatureStore.save_npz` writes it.
@@ -117,7 +140,9 @@ def map_npz(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.ndar
                 reader = np.lib.format.read_array_header_2_0
             shape, fortran, dtype = reader(file)
             offset = file.tell()
-        if fortran or len(shape) != 3 or shape[:2] != (len(keys), VIEWS) or dtype.kind != "f":
+        if keys.ndim not in (1, 2) or keys.shape[1:] not in ((), (2,)):
+            raise DataError(f"{path}: keys have shape {keys.shape}; expected (n, 2), scan and viewpoint")
+        if fortran or len(shape) != 3 or shape[:2] != (len(keys), VIEWS) or dtype.kind != "f" or not shape[2]:
             raise DataError(
                 f"{path}: features are {dtype} of shape {shape}; expected floats ({len(keys)}, {VIEWS}, D), "
                 "one row per key"
@@ -130,6 +155,8 @@ def map_npz(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.ndar
             f"{path} is no readable npz of keys and features ({error}): truncated or damaged"
         ) from error
     check_width(shape[2], dim, str(path))
+    if keys.ndim == 2:
+        return [(str(scan), str(viewpoint)) for scan, viewpoint in keys], array
     return [split_key(str(key), str(path)) for key in keys], array
 
 
@@ -181,13 +208,15 @@ class Hdf5Rows:
         """Return one panorama, float32 (36, D).
 
         Raises:
-            DataError: when its data cannot be read.
+            DataError: when its data cannot be read, or are not finite.
         """
         name = self._names[index]
+        where = f"{self._path}: dataset {name!r}"
         try:
-            return np.asarray(self._file()[name][()], dtype=np.float32)
+            row = np.asarray(self._file()[name][()], dtype=np.float32)
         except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(f"{self._path}: dataset {name!r} cannot be read ({error}): truncated?") from error
+            raise DataError(f"{where} cannot be read ({error}): truncated?") from error
+        return check_finite(row, where)
 
 
 class SyntheticRows:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fq_toolkit.prevalent.angles import VIEWS
-from fq_toolkit.prevalent.feature_files import Hdf5Rows, SyntheticRows, map_npz, read_tsv
+from fq_toolkit.prevalent.feature_files import Hdf5Rows, SyntheticRows, half, map_npz, read_tsv
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.world import NavWorld
 from fq_toolkit.training.errors import RunError
@@ -203,18 +203,18 @@ class FeatureStore:
 
         Raises:
             ValueError: for another ending.
+            DataError: for features that are not finite in float16.
             RunError: when it cannot be written.
         """
         path = Path(path)
         if path.suffix != ".npz":
             raise ValueError(f"a file of features must end in .npz, got {path}")
-        names = np.array([f"{scan}_{viewpoint}" for scan, viewpoint in self.keys])
         array = np.empty((len(self), VIEWS, self.dim), dtype=np.float16)
         for row in range(len(self)):
-            array[row] = self.panorama(np.array([row]))[0]
+            array[row] = half(self.panorama(np.array([row]))[0], "_".join(self.keys[row]))
         temporary = path.with_name(f".{path.stem}.tmp.npz")
         try:
-            np.savez(temporary, keys=names, features=array)
+            np.savez(temporary, keys=np.array(self.keys), features=array)
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)

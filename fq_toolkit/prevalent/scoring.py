@@ -68,7 +68,9 @@ def _measure(
     predictions: Path | str,
     **options: Any,
 ) -> PathMetrics:
-    """Measure the trajectories; items without goal cannot be scored."""
+    """Measure the trajectories; nothing, and items without goal, cannot be scored."""
+    if not items:
+        raise DataError(f"{annotations}: no instruction")
     for item in items:
         if not item.goals:
             raise DataError(

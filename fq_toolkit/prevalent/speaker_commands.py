@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 from fq_toolkit.prevalent.commands import data_errors
+from fq_toolkit.prevalent.files import DataError, read_json
 from fq_toolkit.prevalent.speaker_config import TRAINER, SpeakerConfig, preset
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
@@ -44,9 +45,13 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
         folder = RunFolder.open(run)
         config = load_config(SpeakerConfig, folder.config, trainer=TRAINER)
+        saved = read_json(folder.evaluation) if folder.evaluation.exists() else {}
+        if not isinstance(saved, dict):
+            raise DataError(
+                f"{folder.evaluation} holds {type(saved).__name__}; expected an object: remove it"
+            )
         speaker, data = Speaker.from_pretrained(run), load_r2r_data(config.data_options())
         told = {name: tell(speaker, split) for name, split in data.validation.items()}
-        saved = json.loads(folder.evaluation.read_text("utf-8")) if folder.evaluation.exists() else {}
         result = SpeakerEvaluation(
             {name: bleu(entries) for name, entries in told.items()},
             {name: len(entries) for name, entries in told.items()},
@@ -100,6 +105,10 @@ def augment_command(run: Path, arguments: list[str]) -> int:
                 "paths and instructions must be at least 1 and 0 < min_edges <= max_edges, got "
                 f"{paths}, {instructions}, {min_edges}, {max_edges}"
             )
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; expected 0 or more")
+        if out.is_dir() or not out.parent.is_dir():
+            raise RunError(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "no such folder"))
         config = load_config(SpeakerConfig, RunFolder.open(run).config, trainer=TRAINER)
         speaker, data = Speaker.from_pretrained(run), load_r2r_data(config.data_options())
         records = augment_records(
