@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 
 def at_least_one(name: str, value: Any) -> int:
     """The integer ``value`` if it is positive, else TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):  # NumPy's integers are such too
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
+    return int(value)
 
 
 def between(name: str, value: Any, low: float, high: float, open_above: bool = False) -> float:
     """The number ``value`` if it is in ``[low, high]`` (``[low, high)``), else TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
     open_above = open_above or math.isinf(high)
-    inside = low <= value < high if open_above else low <= value <= high
+    inside = low <= number < high if open_above else low <= number <= high
     if not inside:  # also for NaN
         raise ValueError(f"{name} must be in [{low:g}, {high:g}{')' if open_above else ']'}, got {value}")
-    return float(value)
+    return number
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -150,7 +150,7 @@ class MovingDictionary(StagedStatistics):
             self.keep_float32()
         codebook, center = self.codebook, self.center
         eager = not torch.compiler.is_compiling()
-        strength = self.strength if isinstance(self.strength, float) else self._scheduled(self.strength)
+        strength = self._scheduled(self.strength) if callable(self.strength) else self.strength
         # In evaluation too: a training forward may come before the backward pass.
         differentiated = self.training or torch.is_grad_enabled()
         checkpointed = eager and differentiated and task is None and checkpointing.may_be_checkpointed()

@@ -1,9 +1,16 @@
 """Bad settings and bad inputs: a clear error, and nothing half-written."""
 
+import numpy as np
 import pytest
 import torch
 
-from fq_toolkit.layers import FeatureQuantizer, ResidualQuantizer, commitment_loss, quantize
+from fq_toolkit.layers import (
+    FeatureQuantizer,
+    ResidualQuantizer,
+    commitment_loss,
+    quantize,
+    quantize_discriminator,
+)
 from fq_toolkit.layers.updates import commit_updates
 
 SETTINGS = [
@@ -124,3 +131,17 @@ def test_models_without_quantizers() -> None:
         commitment_loss(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match='update="manual"'):
         commit_updates(FeatureQuantizer(2, 2))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    layer = FeatureQuantizer(
+        np.int64(4), np.int32(8), decay=np.float32(0.5), strength=np.float64(0.5), heads=np.int64(2)
+    )
+    plain = FeatureQuantizer(4, 8, decay=0.5, strength=0.5, heads=2)
+    x = torch.randn(6, 4)
+    assert torch.equal(layer(x), plain(x))
+    assert type(layer.num_codes) is int
+    assert type(layer.decay) is float
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    handle = quantize_discriminator(net, layers=["0"], num_codes=np.int64(8), example_inputs=x)
+    assert handle.layers[0].num_codes == 8

@@ -235,6 +235,14 @@ def test_regularize_returns_the_very_features() -> None:
     assert net[1].weight.grad is None
 
 
+def test_strength_can_be_set_between_steps() -> None:
+    layer, x = FeatureQuantizer(4, 8, init="normal").eval(), torch.randn(5, 4)
+    quantized = layer(x)
+    for strength, expected in ((0, x), (1, quantized), (0.0, x), (lambda step: 1, quantized)):
+        layer.strength = strength
+        assert torch.equal(layer(x), expected)
+
+
 def test_an_averaged_copy_follows_the_schedule_of_its_original() -> None:
     """Averages of models copy buffer by buffer; the copy must then compute what the original computes."""
     model = FeatureQuantizer(4, 8, strength=lambda step: min(1.0, step / 4))
