@@ -67,22 +67,35 @@ class MovingDictionary(StagedStatistics):
         self.process_group = distributed.ProcessGroupReference(process_group)
         self.memory = HostMemory()
 
-        codebook, counts, sums = initialization.start_values(
-            self.init, num_codes, codebook_dim, self.ema == "debiased", device
-        )
-        if metric == "cosine":
-            codebook = F.normalize(codebook, dim=1)
-        self.memory.started = self.init not in initialization.FROM_DATA
+        codebook = torch.empty(num_codes, codebook_dim, dtype=torch.float32, device=device)
         self.register_buffer("codebook", codebook)
-        self.register_buffer("ema_counts", counts)
-        self.register_buffer("ema_sums", sums)
+        self.register_buffer("ema_counts", codebook.new_empty(num_codes))
+        self.register_buffer("ema_sums", torch.empty_like(codebook))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("initialized", torch.tensor(self.memory.started, device=device))
-        self.register_buffer("center", codebook.mean(dim=0), persistent=False)
+        self.register_buffer("initialized", torch.tensor(False, device=device))
+        self.register_buffer("center", codebook.new_empty(codebook_dim), persistent=False)
         skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.register_buffer("nonfinite_rows", skipped, persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start afresh: what ``to_empty`` leaves, on a model built on the meta device, is no dictionary."""
+        codebook, counts, sums = initialization.start_values(
+            self.init, self.num_codes, self.codebook_dim, self.ema == "debiased", self.codebook.device
+        )
+        if self.metric == "cosine":
+            codebook = F.normalize(codebook, dim=1)
+        for own, value in ((self.codebook, codebook), (self.ema_counts, counts), (self.ema_sums, sums)):
+            own.copy_(value)
+        self.center.copy_(codebook.mean(dim=0))
+        self.num_updates.zero_()
+        self.nonfinite_rows.zero_()
+        self.memory.started, self.memory.commits = self.init not in initialization.FROM_DATA, 0
+        self.initialized.fill_(self.memory.started)
         if self.staging:
             self.make_room_to_stage()
+        self.clear_staged()
 
     # --- what a forward asks for ----------------------------------------------------------------------------
 

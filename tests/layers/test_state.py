@@ -1,11 +1,13 @@
 """Float32 state through every cast, strict loading, and the states of the two references."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fq_toolkit.layers import FeatureQuantizer, commit_updates, commitment_loss
 from tests.layers.oracles import ReleasedOracle
@@ -122,6 +124,26 @@ def test_meta_device_and_materialization() -> None:
     layer.to_empty(device="cpu").load_state_dict(source.state_dict())
     x = torch.randn(5, 4)
     assert torch.equal(layer.eval()(x), source.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"init": "normal", "update": "manual"}, {"init": "uniform", "metric": "cosine"}]
+)
+def test_reset_after_to_empty_is_a_new_layer(options: dict) -> None:
+    torch.manual_seed(0)
+    new = FeatureQuantizer(4, 8, **options)
+    layer = FeatureQuantizer(4, 8, device="meta", **options).to_empty(device="cpu")
+    for buffer in layer.buffers():
+        buffer.fill_(7)
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    for (name, value), other in zip(layer.named_buffers(), new.buffers(), strict=True):
+        assert torch.equal(value, other), name
+    x = torch.randn(20, 4)
+    assert torch.equal(layer(x), new(x))
+    layer.reset_parameters()
+    assert int(layer.num_updates) == 0
+    assert bool(layer.initialized) == ("init" in options)
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
@@ -336,3 +358,20 @@ def test_projections_work_in_the_dtype_of_the_model(metric: str, dtype: torch.dt
     assert out.quantized.dtype == dtype
     assert torch.isfinite(x.grad).all()
     torch.testing.assert_close(layer.decode(out.indices), out.quantized, rtol=1e-2, atol=1e-2)
+
+
+def test_a_model_averaged_by_torch() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), FeatureQuantizer(4, 8, decay=0.5))
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True)
+    expected = None
+    for _ in range(4):
+        net(torch.randn(20, 4))
+        average.update_parameters(net)
+        codes = net[1].codebook
+        expected = codes.clone() if expected is None else 0.75 * expected + 0.25 * codes
+    copied = average.module[1]
+    torch.testing.assert_close(copied.codebook, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it has started
+        out = copied.eval().quantize(torch.randn(6, 4))
+    assert torch.equal(out.quantized, copied.codebook[out.indices])
