@@ -1,5 +1,6 @@
 """Options of the FQ-GAN trainer, and the presets."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -139,8 +140,8 @@ class FQGANConfig:
             "checkpoint_every", "evaluate_every", "fq_warmup", "fq_revive", "commitment", "seed",
             "image_size", "train_images", "attention", "shared_size", "r1_weight", "path_weight",
         ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more, and finite")
         for name in ("g_lr", "d_lr", "adam_eps"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 < {name} < 1")

@@ -72,8 +72,8 @@ class TorchScriptExtractor:
             )
         if self.dim and features.shape[1] != self.dim:
             raise ConfigError(
-                f"{self.path} returned {features.shape[1]} features for {tuple(pixels.shape)} and {self.dim} for "
-                "64x64 pixels; expected as many for every size: pool over positions, or resize inside"
+                f"{self.path} returned {features.shape[1]} features for {tuple(pixels.shape)} and {self.dim} "
+                "for 64x64 pixels; expected as many for every size: pool over positions, or resize inside"
             )
         if logits is not None:
             classes = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

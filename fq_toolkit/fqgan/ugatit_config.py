@@ -1,5 +1,6 @@
 """Options of the U-GAT-IT trainer, and its presets."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -107,8 +108,8 @@ class UGATITConfig:
             *("checkpoint_every", "evaluate_every", "fq_warmup", "fq_revive", "commitment", "seed"),
             *("weight_decay", "adversarial_weight", "cycle_weight", "identity_weight", "cam_weight"),
         ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more, and finite")
         check_strength(self.fq_strength)
         if not 0 < self.lr < 1:
             raise ConfigError(f"lr is {self.lr}; expected 0 < lr < 1")

@@ -81,6 +81,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot read {path}: {explain(error)}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"cannot read {path}: it is damaged ({error}). Remove or repair it.") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
     if "step" not in (reader.fieldnames or ()):
         raise RunError(f"{path} has no column 'step'; it is not the metrics file of a run")

@@ -46,15 +46,23 @@ class RunFolder:
             raise RunError(f"cannot write into the run folder {self.path}: {explain(error)}") from error
 
     def check_free(self) -> None:
-        """Look whether the folder is free for a new run.
+        """Look whether the folder is free for a new run, and can be made.
 
         Raises:
-            RunError: when it already holds one.
+            RunError: when it already holds one or what one left, or a part of its path is a file.
         """
+        above = next(place for place in (self.path, *self.path.parents) if place.exists())
+        if not above.is_dir():
+            raise RunError(f"cannot create the run folder {self.path}: {above} is a file, not a folder")
         if self.config.exists():
             raise RunError(
                 f"{self.path} already holds a run: go on with it (--resume {self.path}) "
                 "or choose another --out"
+            )
+        if steps := self.checkpoints().steps():
+            raise RunError(
+                f"{self.path} has no config.json and a checkpoint of step {steps[-1]}, which a new run would "
+                "come upon: remove it or choose another --out"
             )
 
     @classmethod

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -119,6 +120,8 @@ def test_digits() -> None:
         ({"g_lr": 0.0}, "g_lr is 0.0"),
         ({"g_lr": float("nan")}, "g_lr is nan"),
         ({"commitment": -1.0}, "commitment is -1.0; expected 0 or more"),
+        ({"commitment": math.inf}, "commitment is inf; expected 0 or more, and finite"),
+        ({"r1_weight": math.nan}, "r1_weight is nan; expected 0 or more, and finite"),
         ({"commitment": float("nan")}, "commitment is nan"),
         ({"betas": (0.0, 1.0)}, "betas are"),
         ({"batch_size": 1}, "at least 2"),

@@ -44,6 +44,9 @@ def test_a_foreign_metrics_file(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n")
     with pytest.raises(RunError, match="no column 'step'"):
         read_metrics(path)
+    path.write_bytes(b"step\n\xff\n")
+    with pytest.raises(RunError, match="it is damaged"):
+        read_metrics(path)
 
 
 def test_curves(tmp_path: Path) -> None:

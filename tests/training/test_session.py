@@ -109,6 +109,18 @@ def test_a_folder_that_is_taken_is_refused_before_anything_is_built(tmp_path: Pa
     assert (run / "config.json").read_text() == before
 
 
+def test_what_is_in_the_way_of_a_folder_is_told_before_anything_is_built(tmp_path: Path) -> None:
+    cannot_be_built = WalkConfig(rate=-1.0)
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below" / "run"):
+        with pytest.raises(RunError, match="file is a file"):
+            train(WALK, cannot_be_built, out=out)
+    run = train(WALK, WalkConfig(), out=tmp_path / "run").run
+    (run / "config.json").unlink()
+    with pytest.raises(RunError, match=r"has no config\.json and a checkpoint of step 4"):
+        train(WALK, cannot_be_built, out=run)
+
+
 def test_a_run_that_stops_before_its_first_row_is_saved(tmp_path: Path) -> None:
     result = train(WALK, WalkConfig(log_every=3), out=tmp_path / "run", stop_after=1)
     assert result.step == 1
