@@ -1,5 +1,6 @@
 """Options of the pretraining, and the presets."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -137,7 +138,7 @@ class PretrainingConfig(InstructionLimit):
         for name in ("warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
-        if min(self.loss_weights) < 0 or max(self.loss_weights) == 0:
+        if not all(0 <= weight < math.inf for weight in self.loss_weights) or not any(self.loss_weights):
             raise ConfigError(
                 f"loss_weights are {self.loss_weights}; expected two numbers from 0, one of them above"
             )

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fq_toolkit.prevalent.commands import data_errors
@@ -110,7 +111,9 @@ def augment_command(run: Path, arguments: list[str]) -> int:
         if out.is_dir() or not out.parent.is_dir():
             raise RunError(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "no such folder"))
         config = load_config(SpeakerConfig, RunFolder.open(run).config, trainer=TRAINER)
-        speaker, data = Speaker.from_pretrained(run), load_r2r_data(config.data_options())
+        # Without the run's limit: what is held out is held out, also what a trial did not measure.
+        data = load_r2r_data(replace(config.data_options(), limit=None))
+        speaker = Speaker.from_pretrained(run)
         records = augment_records(
             training_world(data.train.world, data.train.items),
             data.train.features,

@@ -140,3 +140,32 @@ def test_augment_refuses_before_the_work(
     ):
         assert main(["augment", str(speaker_run), *words]) == status
         assert "fq-toolkit:" in capsys.readouterr().err
+
+
+def test_augment_keeps_off_all_held_out_paths_of_a_run_with_a_limit(tmp_path: Path) -> None:
+    """A limit is for trials; what is held out is held out."""
+    world, folder = MiniWorld(0, num_scans=1, feature_dim=8), tmp_path / "data"
+    records = json.loads(world.write(folder, 120, instructions=1).read_text())
+    unique = list({tuple(record["path"]): record for record in records}.values())
+    (folder / "R2R_train.json").write_text(json.dumps(unique[:2]))
+    (folder / "R2R_val_seen.json").write_text(json.dumps(unique[2:]))
+    for file in folder.glob("*_connectivity.json"):
+        (tmp_path / "graphs").mkdir(exist_ok=True)
+        file.rename(tmp_path / "graphs" / file.name)
+    graphs = tmp_path / "graphs"
+    if not graphs.exists():
+        world.to_connectivity_json(graphs)
+    run, out = tmp_path / "run", tmp_path / "more.json"
+    words = ["--data", str(folder), "--connectivity", str(graphs), "--limit", "1", "--steps", "1"]
+    options = ["--batch-size", "2", "--feature-dim", "8", "--device", "cpu", "--out", str(run)]
+    assert main(["train", "speaker", *words, *options]) == 0
+    free = ["--paths", "60", "--min-edges", "2", "--max-edges", "9", "--min-length", "1"]
+    assert main(["augment", str(run), "--out", str(out), *free]) == 0
+    drawn = {tuple(record["path"]) for record in json.loads(out.read_text())}
+    assert not drawn & {tuple(record["path"]) for record in unique[2:]}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_of_losses_are_numbers(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "prevalent", "--loss-weights", value, "1", "--print-config"]) == 2
+    assert "loss_weights" in capsys.readouterr().err
