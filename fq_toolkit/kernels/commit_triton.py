@@ -89,7 +89,8 @@ def _commit_kernel(
             d = i_d + tl.arange(0, BLOCK_D)
             m_tile = m_write[:, None] & (d < DIM)[None, :]
             b_sum = tl.load(ema_sums + p_row + d[None, :], mask=m_tile, other=0.0)
-            b_sum = decay * b_sum + rest * tl.load(sums + p_row + d[None, :], mask=m_tile, other=0.0)
+            b_added = tl.load(sums + p_row + d[None, :], mask=m_tile, other=0.0)
+            b_sum = tl.where(tl.abs(b_added) < float("inf"), decay * b_sum + rest * b_added, b_sum)
             b_code = tl.div_rn(b_sum * scale, tl.broadcast_to(b_smoothed[:, None], [BLOCK_K, BLOCK_D]))
             if REVIVE:
                 b_candidate = tl.load(candidates + p_row + d[None, :], mask=m_tile, other=0.0)
@@ -109,7 +110,8 @@ def _commit_kernel(
             b_column += tl.sum(b_sum.to(tl.float64), axis=0)
         b_mean = (b_column / tl.maximum(rows, 1.0)).to(tl.float32)
         b_center = tl.load(center + d, mask=m_d, other=0.0)
-        tl.store(center + d, decay * b_center + rest * b_mean, mask=m_d)
+        b_center = tl.where(tl.abs(b_mean) < float("inf"), decay * b_center + rest * b_mean, b_center)
+        tl.store(center + d, b_center, mask=m_d)
 
     tl.debug_barrier()  # the ticket of one thread stands for what all threads have read and written
     if tl.atomic_add(ticket, 1, sem="acq_rel") == programs - 1:

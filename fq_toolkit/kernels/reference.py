@@ -296,7 +296,8 @@ def ema_commit_(
 
     With ``debias`` both are divided by ``1 - l^t`` before ``E`` is formed.  A code whose (debiased) count
     falls below ``revive`` restarts from its candidate row with ``n = 1`` and ``m = E = candidate``.  A batch
-    without a single valid row changes nothing.  Everything happens without a look at a value from the host.
+    without a single valid row changes nothing, and a sum too large for float32 does not enter its moving sum,
+    which would stay infinite for ever.  Everything happens without a look at a value from the host.
 
     Args:
         codebook: ``(K, C)`` float32, changed.
@@ -316,7 +317,7 @@ def ema_commit_(
     active = batch_rows > 0
     num_updates += active.to(num_updates.dtype)
     new_counts = decay * ema_counts + (1 - decay) * counts.to(torch.float32)
-    new_sums = decay * ema_sums + (1 - decay) * sums
+    new_sums = torch.where(torch.isfinite(sums), decay * ema_sums + (1 - decay) * sums, ema_sums)
     correction = 1 - torch.pow(torch.tensor(decay, dtype=torch.float64, device=counts.device), num_updates)
     scale = (1 / correction).to(torch.float32) if debias else torch.ones_like(correction, dtype=torch.float32)
     seen, moved = new_counts * scale, new_sums * scale
@@ -329,7 +330,7 @@ def ema_commit_(
         new_sums = torch.where(restart[:, None], candidates, new_sums)
         new_codebook = torch.where(restart[:, None], candidates, new_codebook)
     mean = (sums.double().sum(dim=0) / batch_rows).to(torch.float32)
-    new_center = decay * center + (1 - decay) * mean
+    new_center = torch.where(torch.isfinite(mean), decay * center + (1 - decay) * mean, center)
     codebook.copy_(torch.where(active, new_codebook, codebook))
     ema_counts.copy_(torch.where(active, new_counts, ema_counts))
     ema_sums.copy_(torch.where(active, new_sums, ema_sums))

@@ -57,6 +57,18 @@ def test_equals_the_reference(commit, num_codes, dim, debias, revive, decay):
     assert state[-1] == 5
 
 
+def test_sums_that_are_not_finite(commit):
+    state = fresh_state(5, 6)
+    wanted = [tensor.clone() for tensor in state]
+    sums = torch.randn(5, 6)
+    sums[1, 2], sums[3, 4] = float("inf"), float("nan")
+    args = (torch.ones(5), sums, None, 0.75, 1e-5, False, 0.0)
+    state = commit(state, *args)
+    reference.ema_commit_(*wanted, *args)
+    assert_same(state, wanted)
+    assert all(torch.isfinite(tensor).all() for tensor in state[:-1])
+
+
 def test_more_codes_than_one_scan(commit):
     state = fresh_state(1100, 3)
     wanted = [tensor.clone() for tensor in state]

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fq_toolkit.kernels import ops
 from fq_toolkit.layers import FeatureQuantizer, commitment_loss, quantize
 from tests.layers.oracles import float64_argmin
 
@@ -193,3 +194,34 @@ def test_statistics_add_up_exactly_beyond_2_to_the_24() -> None:
     assert int(doubled.skipped) == 2 * (2**25 + 3)
     assert int(doubled.samples) == 6
     assert float(doubled.loss.sum()) == 6.0
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, 3e38), (torch.float64, 1e200)])
+def test_sums_beyond_float32_pass(backend: str, dtype: torch.dtype, value: float) -> None:
+    """Rows that are finite but add up to infinity: the dictionary finds back to the features that follow."""
+    layer = FeatureQuantizer(4, 8, decay=0.25)
+    layer(torch.randn(64, 4))
+    x = torch.randn(64, 4, dtype=dtype)
+    x[3:5] = value
+    layer(x)
+    for _ in range(80):
+        layer(torch.randn(64, 4))
+    assert layer.codebook.abs().max() < 10
+    assert layer.center.abs().max() < 10
+    assert layer.dead_codes() <= 1
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_sum_that_is_not_finite_moves_nothing_but_its_count(backend: str, bad: float) -> None:
+    torch.manual_seed(0)
+    state = [torch.randn(5, 3), torch.rand(5) + 1, torch.randn(5, 3), torch.randn(3), torch.tensor(2)]
+    sums, counts = torch.randn(5, 3), torch.ones(5)
+    sums[1, 2] = bad
+    moved = [tensor.clone() for tensor in state]
+    ops.ema_commit_(*moved, counts, sums, None, 0.75, 1e-5, False, 0.0)
+    expected = 0.75 * state[2] + 0.25 * sums
+    expected[1, 2] = state[2][1, 2]
+    torch.testing.assert_close(moved[2], expected)
+    assert torch.isfinite(moved[0]).all()
+    torch.testing.assert_close(moved[3][:2], 0.75 * state[3][:2] + 0.25 * sums[:, :2].mean(dim=0))
+    assert torch.equal(moved[3][2], state[3][2])

@@ -44,7 +44,7 @@ void commit(const CommitArguments& a) {
     const float smoothed = (seen + eps) / (total + smoothing) * total;
     for (int64_t c = 0; c < a.channels; c++) {
       mean[c] += added[c];
-      moving[c] = keep * moving[c] + take * added[c];
+      if (std::isfinite(added[c])) moving[c] = keep * moving[c] + take * added[c];
       code[c] = moving[c] * scale / smoothed;
     }
     const float* candidate = a.candidates ? a.candidates + k * a.channels : nullptr;
@@ -54,8 +54,10 @@ void commit(const CommitArguments& a) {
       std::copy(candidate, candidate + a.channels, code);
     }
   }
-  for (int64_t c = 0; c < a.channels; c++)
-    a.center[c] = keep * a.center[c] + take * static_cast<float>(mean[c] / batch_rows);
+  for (int64_t c = 0; c < a.channels; c++) {
+    const float middle = static_cast<float>(mean[c] / batch_rows);
+    if (std::isfinite(middle)) a.center[c] = keep * a.center[c] + take * middle;
+  }
 }
 
 }  // namespace
