@@ -104,7 +104,7 @@ def codebook_report(model: nn.Module) -> CodebookReport:
         A report to print, to plot, or to read row by row.
 
     Raises:
-        ValueError: the model holds no quantizer.
+        ValueError: the model holds no quantizer, or one on the meta device.
 
     Example:
         >>> import torch
@@ -116,6 +116,10 @@ def codebook_report(model: nn.Module) -> CodebookReport:
     """
     rows = []
     for name, layer in quantizers(model):
+        if layer.codebook.is_meta:
+            raise ValueError(
+                f"{name or type(layer).__name__} is on the meta device: it has no values to report"
+            )
         loss = layer.last_loss()
         rows.append(
             CodebookRow(

@@ -7,6 +7,7 @@ import torch
 from fq_toolkit.layers import (
     FeatureQuantizer,
     ResidualQuantizer,
+    codebook_report,
     commitment_loss,
     quantize,
     quantize_discriminator,
@@ -145,3 +146,8 @@ def test_numbers_of_numpy_are_numbers() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(4, 3))
     handle = quantize_discriminator(net, layers=["0"], num_codes=np.int64(8), example_inputs=x)
     assert handle.layers[0].num_codes == 8
+
+
+def test_a_report_on_the_meta_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 is on the meta device"):
+        codebook_report(torch.nn.Sequential(FeatureQuantizer(4, 8, device="meta")))
