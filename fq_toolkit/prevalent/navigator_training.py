@@ -45,12 +45,19 @@ def build_follower(config: NavigatorConfig, texts: Sequence[str]) -> FollowerAge
     """Return an agent: from a pretraining run with the words that some texts add, or from scratch.
 
     Raises:
-        DataError: for a pretraining run that is unfinished, damaged, or of another width of features.
+        DataError: for a pretraining run that is unfinished, damaged, of another width of features, or with
+            the vocabulary of another model.
     """
     width = config.feature_dim + ANGLES
     if config.pretrained is not None:
         model = PrevalentModel.from_pretrained(config.pretrained)
-        vocabulary = Vocabulary.from_file(Path(config.pretrained) / FOLDER / VOCABULARY)
+        words = Path(config.pretrained) / FOLDER / VOCABULARY
+        vocabulary = Vocabulary.from_file(words)
+        if len(vocabulary) != model.config.vocab_size:
+            raise DataError(
+                f"{words} has {len(vocabulary)} words, the model beside it {model.config.vocab_size}: it "
+                "is the vocabulary of another model"
+            )
         if model.config.vision_size != width:
             raise DataError(
                 f"{config.pretrained} was pretrained on views of width {model.config.vision_size}; "

@@ -237,6 +237,6 @@ class Speaker(nn.Module):
         try:
             speaker = cls(Vocabulary.from_file(folder / "vocabulary.json"), **settings)
             speaker.load_state_dict(load_file(weights))
-        except (TypeError, RuntimeError, SafetensorError) as error:
+        except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder} holds no speaker of this version: {error}") from error
         return speaker.eval()

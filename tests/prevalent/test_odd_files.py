@@ -16,10 +16,14 @@ from fq_toolkit.prevalent import (
     FeatureStore,
     MiniWorld,
     NavWorld,
+    PrevalentModel,
+    Vocabulary,
     score_hanna,
     score_ndh,
     score_r2r,
 )
+from fq_toolkit.prevalent.model_config import PrevalentConfig
+from fq_toolkit.prevalent.speaker import Speaker
 
 
 def custom_world() -> NavWorld:
@@ -169,3 +173,31 @@ def test_augment_keeps_off_all_held_out_paths_of_a_run_with_a_limit(tmp_path: Pa
 def test_weights_of_losses_are_numbers(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "prevalent", "--loss-weights", value, "1", "--print-config"]) == 2
     assert "loss_weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tokens", [-1, 1])
+@pytest.mark.parametrize("trainer", ["r2r", "ndh", "hanna"])
+def test_a_pretrained_model_with_the_words_of_another_is_refused(
+    tmp_path: Path, trainer: str, tokens: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a word less, the next new word got the row of another; with one more, it had none."""
+    world = MiniWorld(0, num_scans=1, feature_dim=8)
+    words = Vocabulary.train(item.instruction for item in world.items(8))
+    sizes = PrevalentConfig.tiny(vocab_size=len(words), vision_size=8 + 128)
+    folder = PrevalentModel(sizes).save_pretrained(tmp_path / "model")
+    options = "--steps 1 --batch-size 2 --scans 1 --train-items 4 --validation-items 2 --feature-dim 8"
+    start = ["train", trainer, "--pretrained", str(tmp_path), "--device", "cpu", *options.split()]
+    words.save(folder / "vocabulary.json")
+    assert main([*start, "--out", str(tmp_path / "run")]) == 0
+    changed = [*words.tokens, "another"] if tokens == 1 else words.tokens[:-1]
+    Vocabulary(changed).save(folder / "vocabulary.json")
+    assert main([*start, "--out", str(tmp_path / "other")]) == 1
+    assert "vocabulary.json" in capsys.readouterr().err
+
+
+def test_settings_that_make_no_speaker_are_named(tmp_path: Path) -> None:
+    folder = Speaker(Vocabulary.train(["go"]), feature_dim=8, hidden_size=4).save_pretrained(tmp_path)
+    settings = json.loads((folder / "speaker.json").read_text())
+    (folder / "speaker.json").write_text(json.dumps({**settings, "hidden_size": 3}))
+    with pytest.raises(DataError, match="no speaker"):
+        Speaker.from_pretrained(folder)
