@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fq_toolkit.training.errors import DivergedError, RunError
+from fq_toolkit.training.errors import CheckpointError, DivergedError, RunError
 from fq_toolkit.training.interrupt import StopRequest
+from fq_toolkit.training.means import Means
 from fq_toolkit.training.metrics_log import MetricsLog
 from fq_toolkit.training.progress import Reporter, format_values
 from fq_toolkit.training.run_folder import RunFolder
@@ -222,43 +223,6 @@ def run_loop(
     return LoopResult(step, seconds_before + time.monotonic() - started - aside, stopped_by, evaluation)
 
 
-class Means:
-    """Running sums of metrics on the device, read only when they are logged."""
-
-    def __init__(self) -> None:
-        self._names: tuple[str, ...] = ()
-        self._sum: Tensor | None = None
-        self._count = 0
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add one step's 0-dim tensors."""
-        stacked = torch.stack([value.detach().float() for value in values.values()])
-        self._names = tuple(values)
-        self._sum = stacked if self._sum is None else self._sum + stacked
-        self._count += 1
-
-    def read(self, accelerator: Any) -> dict[str, float]:
-        """Return the means over steps and processes; the same on every process. Waits for the device."""
-        if self._sum is None:
-            return {}
-        mean = accelerator.reduce(self._sum / self._count, reduction="mean")
-        return dict(zip(self._names, mean.tolist(), strict=True))
-
-    def clear(self) -> None:
-        """Start over."""
-        self._sum, self._count = None, 0
-
-    def state(self) -> dict[str, Any]:
-        """Return the sums of this process: a row may span a checkpoint."""
-        total = None if self._sum is None else self._sum.cpu()
-        return {"names": list(self._names), "sum": total, "count": self._count}
-
-    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Restore what :meth:`state` returned."""
-        self._names, self._count = tuple(state["names"]), state["count"]
-        self._sum = None if state["sum"] is None else state["sum"].to(device)
-
-
 def agree(accelerator: Any, flag: bool) -> bool:
     """Return whether any process says yes."""
     if accelerator.num_processes == 1:
@@ -303,13 +267,24 @@ def restore(task: Task, accelerator: Any, saved: Mapping[str, Any], totals: Mean
 
     Raises:
         RunError: when the number of processes differs: data order and random streams are split between them.
+        CheckpointError: when the state is incomplete, or of another model.
     """
+    if missing := sorted({"task", "rng", "seconds", "num_processes"} - set(saved)):
+        raise CheckpointError(f"the checkpoint is damaged: it lacks {', '.join(missing)}")
     if saved["num_processes"] != accelerator.num_processes:
         raise RunError(
             f"the run was trained by {saved['num_processes']} processes and cannot go on with "
             f"{accelerator.num_processes}: start as many as before"
         )
-    task.load_state(saved["task"])
+    try:
+        task.load_state(saved["task"])
+    except RunError:
+        raise
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            "the checkpoint does not fit what was built from the options and the data: was config.json "
+            f"edited? {type(error).__name__}: {error}"
+        ) from error
     set_rng_state(saved["rng"][accelerator.process_index])
     totals.clear()
     if "log" in saved:  # older checkpoints have none

@@ -17,7 +17,8 @@ from fq_toolkit import __version__
 from fq_toolkit.training.config import changes, load_config, save_config
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
-from fq_toolkit.training.loop import LoopResult, Means, Schedule, Task, restore, run_loop
+from fq_toolkit.training.loop import LoopResult, Schedule, Task, restore, run_loop
+from fq_toolkit.training.means import Means
 from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
 from fq_toolkit.training.plots import plot_curves
 from fq_toolkit.training.progress import (

@@ -1,3 +1,4 @@
+import json
 import signal
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fq_toolkit.training.errors import DivergedError, RunError
+from fq_toolkit.training.errors import CheckpointError, DivergedError, RunError
 from fq_toolkit.training.loop import RETURNS, LoopResult, Schedule, run_loop
 from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
 from fq_toolkit.training.progress import SilentReporter
@@ -258,6 +259,28 @@ def test_an_interruption_anywhere_changes_no_row(tmp_path: Path, options: dict[s
             drop_rows(path, 1)
         go(Walk(), path, resume=True, **options)
         assert figures(path) == figures(tmp_path / "a"), stop
+
+
+@pytest.mark.parametrize("error", [KeyError("place"), RuntimeError("size mismatch"), ValueError("groups")])
+def test_a_checkpoint_of_another_model_is_told(tmp_path: Path, error: Exception) -> None:
+    class Other(Walk):
+        def load_state(self, state: Mapping[str, Any]) -> None:
+            raise error
+
+    go(Walk(), tmp_path, stop_after=7)
+    with pytest.raises(CheckpointError, match="does not fit what was built"):
+        go(Other(), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("part", ["task", "rng", "seconds", "num_processes"])
+def test_an_incomplete_checkpoint_is_told(tmp_path: Path, part: str) -> None:
+    go(Walk(), tmp_path, stop_after=7)
+    path = tmp_path / "checkpoints" / "step_00000007.json"
+    record = json.loads(path.read_text())
+    del record["state"][part]
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=f"it lacks {part}"):
+        go(Walk(), tmp_path, resume=True)
 
 
 def test_a_kill_in_the_last_evaluation_loses_no_row(tmp_path: Path) -> None:
