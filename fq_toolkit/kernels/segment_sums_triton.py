@@ -87,9 +87,12 @@ def _add_parts(p_first, stride, parts, m_part, total):
     for i in range(0, parts, 4):
         p_part = p_first + i * stride
         b_0 = tl.load(p_part, mask=m_part, other=0, cache_modifier=".cg")
-        b_1 = tl.load(p_part + stride, mask=tl.where(m_part, i + 1, parts) < parts, other=0, cache_modifier=".cg")
-        b_2 = tl.load(p_part + 2 * stride, mask=tl.where(m_part, i + 2, parts) < parts, other=0, cache_modifier=".cg")
-        b_3 = tl.load(p_part + 3 * stride, mask=tl.where(m_part, i + 3, parts) < parts, other=0, cache_modifier=".cg")
+        m_1 = tl.where(m_part, i + 1, parts) < parts
+        b_1 = tl.load(p_part + stride, mask=m_1, other=0, cache_modifier=".cg")
+        m_2 = tl.where(m_part, i + 2, parts) < parts
+        b_2 = tl.load(p_part + 2 * stride, mask=m_2, other=0, cache_modifier=".cg")
+        m_3 = tl.where(m_part, i + 3, parts) < parts
+        b_3 = tl.load(p_part + 3 * stride, mask=m_3, other=0, cache_modifier=".cg")
         total = total + b_0.to(total.dtype)
         total = total + b_1.to(total.dtype)
         total = total + b_2.to(total.dtype)
