@@ -12,6 +12,8 @@ from fq_toolkit.layers.revival import no_restart_rows
 from fq_toolkit.layers.state import StrictState
 from fq_toolkit.layers.statistics import BatchStatistics
 
+_STAGED = ("staged_counts", "staged_sums", "staged_skipped", "staged_samples", "staged_loss", "staged_rows")
+
 
 class StagedStatistics(StrictState):
     """The part of a quantizer that stages statistics; it adds in place, as a captured CUDA graph must."""
@@ -108,7 +110,8 @@ class StagedStatistics(StrictState):
 
     def clear_staged(self) -> None:
         """Forget what has been staged."""
-        for name, staged in vars(self).items():
-            if name.startswith("staged_"):
+        for name in _STAGED:  # one by one, as torch 2.11 cannot compile a walk over the attributes
+            staged = getattr(self, name, None)
+            if staged is not None:
                 staged.zero_()
         self.memory.staged, self.memory.staged_forwards = False, 0
