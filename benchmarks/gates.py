@@ -216,7 +216,7 @@ def check_commit(commit: Callable[..., None] | None = None, device: str = "cpu")
         for step in (1, 2):
             batch = torch.randint(0, 9, (23,), generator=generator).to(device)
             batch_sums = torch.randn(23, 7, generator=generator).to(device) * batch[:, None]
-            run(codebook, counts, sums, center, steps, batch, batch_sums, None, 0.9, 1e-5, debias, 0.0)
+            run(codebook, counts, sums, center, steps, batch, batch_sums, 0.9, 1e-5, debias)
             n = 0.9 * n + 0.1 * batch.cpu().double().numpy()
             m = 0.9 * m + 0.1 * batch_sums.cpu().double().numpy()
             total = n.sum()

@@ -83,11 +83,9 @@ def _commit(problem: Problem) -> Task:
             num_updates,
             counts,
             sums,
-            None,
             DECAY,
             1e-5,
             False,
-            0.0,
         )
         return codebook
 

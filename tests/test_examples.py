@@ -9,7 +9,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RUNS = {
-    "own_discriminator.py": (["--steps", "5"], ["step    5", "perplexity  dead  nonfinite"]),
+    "own_discriminator.py": (["--steps", "5"], ["step    5", "perplexity  dead  restarted  nonfinite"]),
     "vq_tokenizer.py": (
         ["--steps", "20"],
         ["step   20", "tokens of one image: [", "error of four new images:"],

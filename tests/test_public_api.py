@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SIGNATURES = {
     "FeatureQuantizer": "(dim, num_codes, *, mode=None, strength=1.0, decay=None, commitment=None, eps=None, "
-    "ema=None, init=None, revive=None, update='training', update_every=1, precision='exact', "
+    "ema=None, init=None, revive=None, revive_by=None, update='training', update_every=1, precision='exact', "
     "channel_dim=None, nonfinite='skip', heads=1, codebook_dim=None, metric='euclidean', preset=None, "
     "process_group=None, device=None)",
     "QuantizerOutput": "(quantized, indices, loss, perplexity)",

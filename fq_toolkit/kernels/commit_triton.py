@@ -25,7 +25,6 @@ def _commit_kernel(
     ticket,
     counts,
     sums,
-    candidates,
     num_codes,
     code_programs,
     programs,
@@ -34,13 +33,11 @@ def _commit_kernel(
     log_decay,
     eps,
     slots_eps,
-    revive,
     DIM: tl.constexpr,
     SCAN: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     DEBIAS: tl.constexpr,
-    REVIVE: tl.constexpr,
 ):
     """Moving counts n and sums m of decay l; ``E = m / ((n + eps) / (sum n + K eps) sum n)``.
 
@@ -76,15 +73,6 @@ def _commit_kernel(
         b_seen = b_number * scale
         b_smoothed = tl.div_rn(b_seen + eps, total + slots_eps) * total
         p_row = k.to(tl.int64)[:, None] * DIM
-        b_bad = tl.zeros([BLOCK_K], tl.int32)
-        if REVIVE:
-            for i_d in range(0, DIM, BLOCK_D):
-                d = i_d + tl.arange(0, BLOCK_D)
-                m_tile = m_k[:, None] & (d < DIM)[None, :]
-                b_candidate = tl.load(candidates + p_row + d[None, :], mask=m_tile, other=0.0)
-                b_bad += tl.sum((tl.abs(b_candidate) < float("inf")).to(tl.int32) ^ 1, axis=1)
-            restart = (b_seen < revive) & (b_bad == 0)
-            b_number = tl.where(restart, 1.0, b_number)
         for i_d in range(0, DIM, BLOCK_D):
             d = i_d + tl.arange(0, BLOCK_D)
             m_tile = m_write[:, None] & (d < DIM)[None, :]
@@ -92,10 +80,6 @@ def _commit_kernel(
             b_added = tl.load(sums + p_row + d[None, :], mask=m_tile, other=0.0)
             b_sum = tl.where(tl.abs(b_added) < float("inf"), decay * b_sum + rest * b_added, b_sum)
             b_code = tl.div_rn(b_sum * scale, tl.broadcast_to(b_smoothed[:, None], [BLOCK_K, BLOCK_D]))
-            if REVIVE:
-                b_candidate = tl.load(candidates + p_row + d[None, :], mask=m_tile, other=0.0)
-                b_sum = tl.where(restart[:, None], b_candidate, b_sum)
-                b_code = tl.where(restart[:, None], b_candidate, b_code)
             tl.store(ema_sums + p_row + d[None, :], b_sum, mask=m_tile)
             tl.store(codebook + p_row + d[None, :], b_code, mask=m_tile)
         tl.store(new_counts + k, b_number, mask=m_write)
@@ -148,11 +132,9 @@ def ema_commit_(
     num_updates: Tensor,
     counts: Tensor,
     sums: Tensor,
-    candidates: Tensor | None,
     decay: float,
     eps: float,
     debias: bool,
-    revive: float,
     *,
     config: LaunchConfig | None = None,
 ) -> None:
@@ -169,11 +151,9 @@ def ema_commit_(
         num_updates: int64 scalar, changed.
         counts: ``(K,)``, int64 or float32.
         sums: ``(K, C)`` float32.
-        candidates: ``(K, C)`` float32 or None; a row with a NaN is no candidate.
         decay: the decay l in [0, 1).
         eps: the smoothing constant.
         debias: divide by ``1 - l^t`` before the codes are formed.
-        revive: threshold on the moving counts; 0 or less never revives.
         config: another launch than the one in the table, for tests and measurements.
 
     Raises:
@@ -190,7 +170,6 @@ def ema_commit_(
     config = config or launch_config("commit", 0, num_codes, dim, codebook.dtype, device_capability(codebook))
     code_programs = triton.cdiv(num_codes, config.block_k)
     programs = code_programs + triton.cdiv(dim, config.block_d)
-    revives = candidates is not None and revive > 0
     with torch.cuda.device_of(codebook):
         _commit_kernel[(programs,)](
             codebook,
@@ -202,7 +181,6 @@ def ema_commit_(
             _ticket(codebook.device),
             counts.contiguous(),
             sums.contiguous(),
-            candidates.contiguous() if candidates is not None and revives else sums,
             num_codes,
             code_programs,
             programs,
@@ -211,13 +189,11 @@ def ema_commit_(
             math.log(decay) if decay > 0 else -math.inf,
             eps,
             num_codes * eps,
-            revive,
             DIM=dim,
             SCAN=_SCAN,
             BLOCK_K=config.block_k,
             BLOCK_D=config.block_d,
             DEBIAS=debias,
-            REVIVE=revives,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             enable_fp_fusion=False,

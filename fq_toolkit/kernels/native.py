@@ -66,9 +66,9 @@ class _Commit(ctypes.Structure):
 
     _fields_ = (
         ("codebook", _Pointer), ("ema_counts", _Pointer), ("ema_sums", _Pointer), ("center", _Pointer),
-        ("num_updates", _Pointer), ("counts", _Pointer), ("sums", _Pointer), ("candidates", _Pointer),
+        ("num_updates", _Pointer), ("counts", _Pointer), ("sums", _Pointer),
         ("num_codes", ctypes.c_int64), ("channels", ctypes.c_int64), ("decay", ctypes.c_double),
-        ("eps", ctypes.c_double), ("revive", ctypes.c_double), ("debias", ctypes.c_int32),
+        ("eps", ctypes.c_double), ("debias", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -289,18 +289,15 @@ def ema_commit_(
     num_updates: Tensor,
     counts: Tensor,
     sums: Tensor,
-    candidates: Tensor | None,
     decay: float,
     eps: float,
     debias: bool,
-    revive: float,
 ) -> None:
     """See `fq_toolkit.kernels.reference.ema_commit_`."""
     state = (codebook, ema_counts, ema_sums, center, num_updates)
     if not all(tensor.is_contiguous() for tensor in state):
         raise ValueError("the state of a dictionary must be contiguous; call .contiguous() on it")
     counts, sums = counts.to(torch.float32).contiguous(), sums.contiguous()
-    candidates = candidates.contiguous() if candidates is not None else None
     arguments = _Commit(
         codebook=codebook.data_ptr(),
         ema_counts=ema_counts.data_ptr(),
@@ -309,12 +306,10 @@ def ema_commit_(
         num_updates=num_updates.data_ptr(),
         counts=counts.data_ptr(),
         sums=sums.data_ptr(),
-        candidates=candidates.data_ptr() if candidates is not None else None,
         num_codes=codebook.shape[0],
         channels=codebook.shape[1],
         decay=decay,
         eps=eps,
-        revive=revive,
         debias=debias,
     )
     check_status(library().fq_ema_commit(ctypes.byref(arguments)), codebook)

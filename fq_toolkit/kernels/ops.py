@@ -190,11 +190,9 @@ def ema_commit_(
     num_updates: Tensor,
     counts: Tensor,
     sums: Tensor,
-    candidates: Tensor | None,
     decay: float,
     eps: float,
     debias: bool,
-    revive: float,
 ) -> None:
     """One moving-average step of the dictionary, in place; see `fq_toolkit.kernels.reference.ema_commit_`."""
     backend = select_backend(codebook)
@@ -210,11 +208,9 @@ def ema_commit_(
         num_updates,
         counts,
         sums,
-        candidates,
         decay,
         eps,
         debias,
-        revive,
     )
 
 
@@ -227,11 +223,9 @@ def _(
     num_updates: Tensor,
     counts: Tensor,
     sums: Tensor,
-    candidates: Tensor | None,
     decay: float,
     eps: float,
     debias: bool,
-    revive: float,
 ) -> None:
     return None
 

@@ -280,11 +280,9 @@ def ema_commit_(
     num_updates: Tensor,
     counts: Tensor,
     sums: Tensor,
-    candidates: Tensor | None,
     decay: float,
     eps: float,
     debias: bool,
-    revive: float,
 ) -> None:
     """Move the dictionary towards the batch, in place.
 
@@ -294,9 +292,8 @@ def ema_commit_(
         n <- l n + (1 - l) counts        m <- l m + (1 - l) sums
         E = m / ((n + eps) / (sum(n) + K eps) * sum(n))
 
-    With ``debias`` both are divided by ``1 - l^t`` before ``E`` is formed.  A code whose (debiased) count
-    falls below ``revive`` restarts from its candidate row with ``n = 1`` and ``m = E = candidate``.  A batch
-    without a single valid row changes nothing, and a sum too large for float32 does not enter its moving sum,
+    With ``debias`` both are divided by ``1 - l^t`` before ``E`` is formed.  A batch without a single valid
+    row changes nothing, and a sum too large for float32 does not enter its moving sum,
     which would stay infinite for ever.  Everything happens without a look at a value from the host.
 
     Args:
@@ -307,11 +304,9 @@ def ema_commit_(
         num_updates: int64 scalar, changed: plus one.
         counts: ``(K,)``, integer or float32.
         sums: ``(K, C)`` float32.
-        candidates: ``(K, C)`` float32 or None; a row with a NaN is no candidate.
         decay: ``l`` in [0, 1).
         eps: the smoothing constant.
         debias: see above.
-        revive: threshold on the moving counts; 0 or less never revives.
     """
     batch_rows = counts.double().sum()
     active = batch_rows > 0
@@ -324,11 +319,6 @@ def ema_commit_(
     total = seen.double().sum().to(torch.float32)
     smoothed = (seen + eps) / (total + codebook.shape[0] * eps) * total
     new_codebook = moved / smoothed[:, None]
-    if candidates is not None and revive > 0:
-        restart = (seen < revive) & torch.isfinite(candidates).all(dim=1)
-        new_counts = torch.where(restart, torch.ones_like(new_counts), new_counts)
-        new_sums = torch.where(restart[:, None], candidates, new_sums)
-        new_codebook = torch.where(restart[:, None], candidates, new_codebook)
     mean = (sums.double().sum(dim=0) / batch_rows).to(torch.float32)
     new_center = torch.where(torch.isfinite(mean), decay * center + (1 - decay) * mean, center)
     codebook.copy_(torch.where(active, new_codebook, codebook))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from fq_toolkit.layers.checks import at_least_one, between, one_of
 from fq_toolkit.layers.commitment import batch_mean
 from fq_toolkit.layers.memory import HostMemory
 from fq_toolkit.layers.presets import Preset
-from fq_toolkit.layers.revival import restart_rows
+from fq_toolkit.layers.revival import check_threshold, restart_dead_codes_, restart_rows
 from fq_toolkit.layers.staging import StagedStatistics
 from fq_toolkit.layers.statistics import BatchStatistics, perplexity
 
-#: A code whose moving count is below this (or below ``revive``) counts as dead in reports.
+#: A code whose moving count is below this (or below the threshold of ``revive``) counts as dead in reports.
 DEAD_COUNT = 0.01
 
 
@@ -31,6 +31,7 @@ class MovingDictionary(StagedStatistics):
     ema_sums: Tensor
     initialized: Tensor
     center: Tensor
+    chosen_counts: Tensor
     nonfinite_rows: Tensor
     lookups_per_row: int = 1
 
@@ -55,7 +56,8 @@ class MovingDictionary(StagedStatistics):
         self.eps = between("eps", settings.eps, 0, float("inf"))
         self.ema = one_of("ema", settings.ema, ("smoothed", "debiased"))
         self.init = one_of("init", settings.init, initialization.INITS)
-        self.revive = between("revive", settings.revive, 0, float("inf"))
+        self.revive_by = one_of("revive_by", settings.revive_by, ("share", "count"))
+        self.revive = check_threshold(settings.revive, self.revive_by)
         self.strength = strength if callable(strength) else between("strength", strength, 0, 1)
         self.metric = one_of("metric", metric, ("euclidean", "cosine"))
         self.update = one_of("update", update, ("training", "manual"))
@@ -71,6 +73,8 @@ class MovingDictionary(StagedStatistics):
         self.register_buffer("codebook", codebook)
         self.register_buffer("ema_counts", codebook.new_empty(num_codes))
         self.register_buffer("ema_sums", torch.empty_like(codebook))
+        if self.revive > 0:
+            self.register_buffer("chosen_counts", codebook.new_empty(num_codes))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("initialized", torch.tensor(False, device=device))
         self.register_buffer("center", codebook.new_empty(codebook_dim), persistent=False)
@@ -89,6 +93,8 @@ class MovingDictionary(StagedStatistics):
         for own, value in ((self.codebook, codebook), (self.ema_counts, counts), (self.ema_sums, sums)):
             own.copy_(value)
         self.center.copy_(codebook.mean(dim=0))
+        if self.revive > 0:
+            self.chosen_counts.zero_()
         self.num_updates.zero_()
         self.nonfinite_rows.zero_()
         self.memory.started, self.memory.commits = self.init not in initialization.FROM_DATA, 0
@@ -246,16 +252,31 @@ class MovingDictionary(StagedStatistics):
             self.num_updates,
             batch.counts,
             batch.sums,
-            candidates,
             self.decay,
             self.eps,
             self.ema == "debiased",
-            self.revive,
         )
+        if candidates is not None:
+            self.memory.restarts = restart_dead_codes_(
+                self.codebook,
+                self.ema_counts,
+                self.ema_sums,
+                self.chosen_counts,
+                batch.counts,
+                candidates,
+                decay=self.decay,
+                revive=self.revive,
+                revive_by=self.revive_by,
+                scale=self.debiasing_scale(),
+            )
         if self.metric == "cosine":
             self.codebook.copy_(F.normalize(self.codebook, dim=1))
         if callable(self.strength):
             self.memory.commits += 1
+
+    def debiasing_scale(self) -> Tensor | float:
+        """What the moving statistics are multiplied by before they are compared or divided."""
+        return 1 / (1 - self.decay ** self.num_updates.float()) if self.ema == "debiased" else 1.0
 
     # --- state from elsewhere -------------------------------------------------------------------------------
 
@@ -265,8 +286,19 @@ class MovingDictionary(StagedStatistics):
         self.codebook.copy_(codebook)
         self.ema_counts.copy_(counts)
         self.ema_sums.copy_(sums)
+        if self.revive > 0:
+            self.chosen_counts.copy_(counts)
         self.initialized.fill_(True)
         self.after_load()
+
+    def translate(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """Take a state that was saved with ``revive`` without it, and the other way round."""
+        name, counts = prefix + "chosen_counts", prefix + "ema_counts"
+        if self.revive > 0 and name not in state and counts in state:
+            return {**state, name: state[counts]}
+        if self.revive == 0 and name in state:
+            return {key: value for key, value in state.items() if key != name}
+        return state
 
     @torch.no_grad()
     def after_load(self) -> None:
@@ -291,19 +323,36 @@ class MovingDictionary(StagedStatistics):
     # --- reports; these wait for the device -----------------------------------------------------------------
 
     def usage(self, *, moving: bool = True) -> float:
-        """Share of the codes in use, in [0, 1]: by the moving counts, or hit by the last batch."""
+        """Share of the codes in use, in [0, 1]: by the moving counts, or hit by the last batch.
+
+        A code counts by what the data chose: where a restart has put it is no use yet.
+        """
         if moving:
             return 1 - self.dead_codes() / self.num_codes
         return 0.0 if self.memory.counts is None else (self.memory.counts > 0).float().mean().item()
 
     def perplexity(self, *, moving: bool = True) -> float:
         """``exp(-sum p log(p + 1e-10))`` of the moving counts, or of the last batch; 0 without any count."""
-        counts = self.ema_counts if moving else self.memory.counts
+        counts = self.data_counts() if moving else self.memory.counts
         return 0.0 if counts is None or not bool(counts.sum() > 0) else perplexity(counts).item()
 
     def dead_codes(self) -> int:
-        """Number of codes whose moving count is below 0.01, or below ``revive`` if that is more."""
-        return int((self.ema_counts < max(DEAD_COUNT, self.revive)).sum())
+        """Number of codes whose moving count is below 0.01, or below the threshold of ``revive`` if higher.
+
+        Counted since the last restart of the code, as in `usage`.
+        """
+        threshold = max(DEAD_COUNT, self.revive)
+        if self.revive_by == "share":
+            threshold = max(DEAD_COUNT, self.revive * float(self.ema_counts.mean()))
+        return int((self.data_counts() < threshold).sum())
+
+    def restarts(self) -> int:
+        """Number of codes that restarted at the last update."""
+        return 0 if self.memory.restarts is None else int(self.memory.restarts)
+
+    def data_counts(self) -> Tensor:
+        """Moving counts of the rows that chose each code, ``(K,)``, without what restarts put there."""
+        return self.chosen_counts if self.revive > 0 else self.ema_counts
 
     def last_loss(self) -> float | None:
         """Mean commitment loss of the last forward (over all ranks, if it committed); None before any."""

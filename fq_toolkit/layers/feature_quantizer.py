@@ -90,7 +90,10 @@ class FeatureQuantizer(ReferenceStates):
             forming E.
         init: "data", "kmeans", "normal" or "uniform"; see `fq_toolkit.layers.initialization`.
         revive: a code whose moving count falls below this restarts from a row of the batch, with fresh
-            statistics; 0 never restarts one.
+            statistics; 0 never restarts one, 0.1 is a good start.
+        revive_by: "share" measures ``revive``, in [0, 1], in mean moving counts, so that it means the same
+            for any batch and any K; "count" measures it in rows, as the references do and as their presets
+            choose.
         update: "training" moves the dictionary in every training forward; "manual" stages the statistics for
             `commit_updates`.
         update_every: with "training", stage the statistics and commit them once every so many training
@@ -114,6 +117,8 @@ class FeatureQuantizer(ReferenceStates):
         codebook: ``(K, C)`` float32.
         ema_counts: ``(K,)`` float32, moving counts n.
         ema_sums: ``(K, C)`` float32, moving sums m.
+        chosen_counts: ``(K,)`` float32, moving counts since the last restart of each code: what the data
+            chose, which `usage` counts; only with ``revive``.
         num_updates: int64, updates so far.
         initialized: bool, whether the dictionary has started.
         nonfinite_rows: int64, rows skipped so far; not saved.
@@ -148,6 +153,7 @@ class FeatureQuantizer(ReferenceStates):
         ema: str | None = None,
         init: str | None = None,
         revive: float | None = None,
+        revive_by: str | None = None,
         update: str = "training",
         update_every: int = 1,
         precision: str = "exact",
@@ -164,7 +170,7 @@ class FeatureQuantizer(ReferenceStates):
         if codebook_dim is None and at_least_one("dim", dim) % heads:
             raise ValueError(f"dim={dim} cannot be split into heads={heads} equal parts; pass codebook_dim")
         given: dict[str, Any] = {"mode": mode, "decay": decay, "commitment": commitment, "eps": eps}
-        given |= {"ema": ema, "init": init, "revive": revive}
+        given |= {"ema": ema, "init": init, "revive": revive, "revive_by": revive_by}
         settings = replace(find_preset(preset), **{k: v for k, v in given.items() if v is not None})
         super().__init__(
             num_codes,

@@ -21,6 +21,7 @@ class HostMemory:
         counts: ``(K,)`` counts of the last batch, None before any.
         loss: per-sample losses of the last batch.
         samples: how many samples ``loss`` covers.
+        restarts: how many codes restarted at the last update, None before any.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class HostMemory:
         self.counts: Tensor | None = None
         self.loss: Tensor | None = None
         self.samples: Tensor | int = 0
+        self.restarts: Tensor | None = None
         self._warned: set[str] = set()
 
     def observe(self, batch: BatchStatistics) -> None:

@@ -18,6 +18,7 @@ class Preset:
         ema: "smoothed" or "debiased".
         init: how the dictionary starts, see `fq_toolkit.layers.initialization`.
         revive: threshold on the moving counts below which a code restarts; 0 never restarts one.
+        revive_by: what ``revive`` counts in: "share" of the mean moving count, or a "count" of rows.
     """
 
     mode: str = "straight_through"
@@ -27,6 +28,7 @@ class Preset:
     ema: str = "smoothed"
     init: str = "data"
     revive: float = 0.0
+    revive_by: str = "share"
 
 
 #: "default" is what `FeatureQuantizer` does when nothing is said.
@@ -38,9 +40,11 @@ class Preset:
 #: default, rotates the gradient.
 PRESETS = {
     "default": Preset(),
-    "fqgan": Preset(mode="regularize", decay=0.8, commitment=1.0, init="normal"),
-    "fqgan-tf": Preset(mode="regularize", decay=0.8, commitment=1.0, ema="debiased", init="normal"),
-    "lucidrains": Preset(mode="rotation", decay=0.8, commitment=1.0, init="uniform"),
+    "fqgan": Preset(mode="regularize", decay=0.8, commitment=1.0, init="normal", revive_by="count"),
+    "fqgan-tf": Preset(
+        mode="regularize", decay=0.8, commitment=1.0, ema="debiased", init="normal", revive_by="count"
+    ),
+    "lucidrains": Preset(mode="rotation", decay=0.8, commitment=1.0, init="uniform", revive_by="count"),
 }
 
 

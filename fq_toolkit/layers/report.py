@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fq_toolkit.layers.commitment import quantizers
 
-_HEADER = ("layer", "shape", "K", "used", "perplexity", "dead", "nonfinite", "loss")
+_HEADER = ("layer", "shape", "K", "used", "perplexity", "dead", "restarted", "nonfinite", "loss")
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,13 @@ class CodebookRow:
         layer: its name in the model.
         shape: shape of its last features, None before any.
         num_codes: K.
-        used: share of the codes in use by the moving counts, in [0, 1].
+        used: share of the codes that the data uses by the moving counts, in [0, 1].
         perplexity: of the moving counts.
-        dead: codes whose moving count is below 0.01, or below ``revive``.
+        dead: codes whose moving count is below 0.01, or below the threshold of ``revive``.
+        restarted: codes that restarted at the last update.
         nonfinite: rows skipped so far because they held NaN or Inf.
         loss: mean commitment loss of the last forward; NaN before any.
-        counts: the moving counts, ``(K,)``, on the CPU.
+        counts: the moving counts of what the data chose, ``(K,)``, on the CPU.
     """
 
     layer: str
@@ -36,6 +37,7 @@ class CodebookRow:
     used: float
     perplexity: float
     dead: int
+    restarted: int
     nonfinite: int
     loss: float
     counts: Tensor
@@ -44,9 +46,9 @@ class CodebookRow:
         """The row as text."""
         shape = "-" if self.shape is None else " x ".join(map(str, self.shape))
         loss = "-" if math.isnan(self.loss) else f"{self.loss:.4g}"
-        used, dead = f"{100 * self.used:.0f} %", str(self.dead)
-        perplexity = f"{self.perplexity:.1f}"
-        return (self.layer, shape, str(self.num_codes), used, perplexity, dead, str(self.nonfinite), loss)
+        used, perplexity = f"{100 * self.used:.0f} %", f"{self.perplexity:.1f}"
+        numbers = (str(self.dead), str(self.restarted), str(self.nonfinite))
+        return (self.layer, shape, str(self.num_codes), used, perplexity, *numbers, loss)
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,10 @@ def codebook_report(model: nn.Module) -> CodebookReport:
                 used=layer.usage(),
                 perplexity=layer.perplexity(),
                 dead=layer.dead_codes(),
+                restarted=layer.restarts(),
                 nonfinite=int(layer.nonfinite_rows),
                 loss=math.nan if loss is None else loss,
-                counts=layer.ema_counts.detach().cpu().clone(),
+                counts=layer.data_counts().detach().cpu().clone(),
             )
         )
     if not rows:

@@ -1,14 +1,89 @@
-"""Rows of the batch from which dead codes may restart, chosen on the device and without a random number."""
+"""Dead codes restart from rows of the batch: which codes, from which rows, and with which statistics.
+
+Everything is decided on the device, without a random number.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from fq_toolkit.layers import distributed
+from fq_toolkit.layers.checks import between
 from fq_toolkit.layers.initialization import pick_rows
 
 _GOLDEN_32 = 2654435769  # 2^32 divided by the golden ratio
+
+
+def check_threshold(revive: float, revive_by: str) -> float:
+    """``revive`` as a number in its range.
+
+    Raises:
+        ValueError: a share outside [0, 1], or a negative count.
+    """
+    if revive_by == "share" and 1 < revive < math.inf:
+        raise ValueError(
+            f"revive={revive} is a share of the mean moving count and must be in [0, 1]: above 1 even an "
+            'evenly used dictionary restarts in every step; for a threshold in rows pass revive_by="count"'
+        )
+    return between("revive", revive, 0, math.inf if revive_by == "count" else 1)
+
+
+@torch.no_grad()
+def restart_dead_codes_(
+    codebook: Tensor,
+    ema_counts: Tensor,
+    ema_sums: Tensor,
+    chosen_counts: Tensor,
+    counts: Tensor,
+    candidates: Tensor,
+    *,
+    decay: float,
+    revive: float,
+    revive_by: str,
+    scale: Tensor | float,
+) -> Tensor:
+    """Restart the codes that an update has left below the threshold, in place.
+
+    With ``n`` the moving counts after the update and ``N`` the rows of its batch, the threshold is::
+
+        revive * w,  w = min(sum(n), N) / K     revive_by="share"
+        revive                                  revive_by="count"
+
+    A code below it takes its candidate as centroid, with a moving count of ``w`` (or 1): under "share" a code
+    that the data never chooses stays for ``log(revive) / log(decay)`` updates before it restarts again.
+    ``N`` bounds ``w`` because restarts add to ``sum(n)``: they would otherwise raise their own threshold.
+
+    Args:
+        codebook: ``(K, C)`` float32, changed.
+        ema_counts: ``(K,)`` float32, changed.
+        ema_sums: ``(K, C)`` float32, changed.
+        chosen_counts: ``(K,)`` float32, changed: moving counts of what the data chose, 0 after a restart.
+        counts: ``(K,)`` rows of the batch per code.
+        candidates: ``(K, C)`` float32; a row with a NaN is no candidate, and its code stays as it is.
+        decay: of the moving statistics.
+        revive: see above.
+        revive_by: see above.
+        scale: what debiased statistics are multiplied by before they are compared.
+
+    Returns:
+        How many codes restarted, int64 scalar.
+    """
+    rows = counts.sum()
+    seen = ema_counts * scale
+    weight = torch.minimum(seen.sum(), rows.float()) / len(seen)
+    weight = weight if revive_by == "share" else torch.ones_like(weight)
+    restart = (rows > 0) & (seen < revive * weight) & torch.isfinite(candidates).all(dim=1)
+    # In rows the references restart with a count of 1 whether or not their averages are debiased.
+    count = weight / scale if revive_by == "share" else weight
+    ema_counts.copy_(torch.where(restart, count, ema_counts))
+    ema_sums.copy_(torch.where(restart[:, None], count * candidates, ema_sums))
+    codebook.copy_(torch.where(restart[:, None], candidates, codebook))
+    chosen = torch.where(rows > 0, decay * chosen_counts + (1 - decay) * counts.float(), chosen_counts)
+    chosen_counts.copy_(torch.where(restart, 0.0, chosen))
+    return restart.sum()
 
 
 def restart_rows(

@@ -52,6 +52,10 @@ class StrictState(nn.Module):
         """Bring what is not saved in line with what was loaded."""
         raise NotImplementedError
 
+    def translate(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """A saved state in the terms of these settings; others may save more or less."""
+        return state
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StrictState:
         """Follow the model to another device but stay float32: half precision would stop the averages."""
         before = dict(self._buffers)
@@ -84,6 +88,7 @@ class StrictState(nn.Module):
         Raises:
             RuntimeError: another K or dim, or an incomplete state. Nothing has changed then.
         """
+        state_dict = self.translate(state_dict, "")
         problems = self._problems(state_dict, "")
         own = self.state_dict()
         unexpected = [name for name in state_dict if name not in own]
@@ -103,6 +108,7 @@ class StrictState(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        state_dict = self.translate(state_dict, prefix)
         problems = self._problems(state_dict, prefix)
         if problems:
             error_msgs.extend(problems)

@@ -36,12 +36,12 @@ POINTERS = {
     "i64": {"counts", "partial_counts", "num_updates"},
     "fp32": {
         *("codebook", "center", "row_error", "sums", "sq_error", "grad_error", "partial_sums"),
-        *("ema_counts", "ema_sums", "new_counts", "candidates"),
+        *("ema_counts", "ema_sums", "new_counts"),
     },
 }
 FLOATS = {
     *("alpha", "beta", "gamma", "tiny", "relative", "strength", "strength_low"),
-    *("decay", "rest", "log_decay", "eps", "slots_eps", "revive"),
+    *("decay", "rest", "log_decay", "eps", "slots_eps"),
 }
 # Run-time numbers that vary with the batch and that the launchers keep from being specialized.
 UNSPECIALIZED = {"num_rows", "rows_per_split", "batch", "splits"}

@@ -49,7 +49,7 @@ class Job(NamedTuple):
             "sums": {"DIM": self.dim, **blocks, "CHUNK": 1024, "SAMPLES": 64, "SPAN": 16, "DOT": config.dot}
             | {"WITH_SUMS": True, "SPLIT": True, "EXACT_IN_TF32": self.dtype.itemsize == 2},
             "commit": {"DIM": self.dim, "BLOCK_K": config.block_k, "BLOCK_D": config.block_d}
-            | {"SCAN": 1024, "DEBIAS": True, "REVIVE": True},
+            | {"SCAN": 1024, "DEBIAS": True},
             "backward": {"DIM": self.dim, "BLOCK_N": config.block_n, "BLOCK_D": config.block_d}
             | {"WIDE": wide, "HAS_GRAD": True},
         }[self.op]
@@ -71,7 +71,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "rescore": ({"FULL_STRENGTH": True}, {"WITH_OUTPUT": False}),
     "sums": ({"WITH_SUMS": False}, {"SAMPLES": 1, "SPAN": 1024}, {"SPLIT": False}),
-    "commit": ({"DEBIAS": False, "REVIVE": False},),
+    "commit": ({"DEBIAS": False},),
     "backward": ({"HAS_GRAD": False},),
 }
 

@@ -40,17 +40,14 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize(("num_codes", "dim"), [(1, 1), (7, 130), (65, 48)])
 @pytest.mark.parametrize("debias", [False, True])
-@pytest.mark.parametrize("revive", [0.0, 0.9])
 @pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_equals_the_reference(commit, num_codes, dim, debias, revive, decay):
+def test_equals_the_reference(commit, num_codes, dim, debias, decay):
     state = fresh_state(num_codes, dim)
     wanted = [tensor.clone() for tensor in state]
-    candidates = torch.randn(num_codes, dim)
-    candidates[0, 0], candidates[num_codes // 2, -1] = float("nan"), float("inf")
     for dtype in (torch.int64, torch.float32):
         counts = torch.randint(0, 4, (num_codes,)).to(dtype)
         counts[0] += 1
-        args = (counts, torch.randn(num_codes, dim), candidates, decay, 1e-5, debias, revive)
+        args = (counts, torch.randn(num_codes, dim), decay, 1e-5, debias)
         state = commit(state, *args)
         reference.ema_commit_(*wanted, *args)
         assert_same(state, wanted)
@@ -62,7 +59,7 @@ def test_sums_that_are_not_finite(commit):
     wanted = [tensor.clone() for tensor in state]
     sums = torch.randn(5, 6)
     sums[1, 2], sums[3, 4] = float("inf"), float("nan")
-    args = (torch.ones(5), sums, None, 0.75, 1e-5, False, 0.0)
+    args = (torch.ones(5), sums, 0.75, 1e-5, False)
     state = commit(state, *args)
     reference.ema_commit_(*wanted, *args)
     assert_same(state, wanted)
@@ -72,35 +69,23 @@ def test_sums_that_are_not_finite(commit):
 def test_more_codes_than_one_scan(commit):
     state = fresh_state(1100, 3)
     wanted = [tensor.clone() for tensor in state]
-    args = (torch.randint(0, 4, (1100,)), torch.randn(1100, 3), torch.randn(1100, 3), 0.9, 1e-5, True, 0.5)
+    args = (torch.randint(0, 4, (1100,)), torch.randn(1100, 3), 0.9, 1e-5, True)
     reference.ema_commit_(*wanted, *args)
     assert_same(commit(state, *args, config=LaunchConfig(1, 256, 16, 4, 1)), wanted)
-
-
-def test_revived_codes_are_the_candidates(commit):
-    state = fresh_state(40, 6)
-    candidates = torch.randn(40, 6)
-    args = (torch.ones(40), torch.randn(40, 6), candidates, 0.9, 1e-5, False, 100.0)
-    codebook, counts, sums, *_ = commit(state, *args)
-    assert torch.equal(codebook, candidates)
-    assert torch.equal(sums, candidates)
-    assert counts.eq(1).all()
-    kept = commit(state, *args[:2], None, *args[3:])
-    assert not torch.equal(kept[0], candidates)
 
 
 @pytest.mark.parametrize("debias", [False, True])
 def test_an_empty_batch_changes_nothing(commit, debias):
     state = fresh_state(33, 5)
     state[0][3] = float("nan")
-    after = commit(state, torch.zeros(33), torch.zeros(33, 5), torch.randn(33, 5), 0.9, 1e-5, debias, 1.0)
+    after = commit(state, torch.zeros(33), torch.zeros(33, 5), 0.9, 1e-5, debias)
     for one, other in zip(state, after, strict=True):
         assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
 
 
 def test_tiles_do_not_matter(commit):
     state = fresh_state(50, 20)
-    args = (torch.randint(0, 4, (50,)), torch.randn(50, 20), None, 0.9, 1e-5, True, 0.0)
+    args = (torch.randint(0, 4, (50,)), torch.randn(50, 20), 0.9, 1e-5, True)
     results = [commit(state, *args, config=LaunchConfig(1, *block, 4, 1)) for block in ((4, 8), (64, 32))]
     assert_same(*results)
 
@@ -111,7 +96,7 @@ def test_changed_tensors_must_be_contiguous(kernel_device):
     state = fresh_state(4, 6)
     state[2] = torch.randn(6, 4).t()
     with pytest.raises(ValueError, match="ema_sums is changed in place and must be contiguous"):
-        ema_commit_(*state, torch.ones(4), torch.randn(4, 6), None, 0.9, 1e-5, False, 0.0)
+        ema_commit_(*state, torch.ones(4), torch.randn(4, 6), 0.9, 1e-5, False)
 
 
 @pytest.mark.gpu
@@ -119,8 +104,7 @@ def test_changed_tensors_must_be_contiguous(kernel_device):
 @pytest.mark.parametrize("debias", [False, True])
 def test_on_the_device_matches_and_repeats(commit, num_codes, dim, debias):
     state = fresh_state(num_codes, dim)
-    args = (torch.randint(0, 9, (num_codes,)), torch.randn(num_codes, dim), torch.randn(num_codes, dim))
-    args += (0.9, 1e-5, debias, 0.5)
+    args = (torch.randint(0, 9, (num_codes,)), torch.randn(num_codes, dim), 0.9, 1e-5, debias)
     wanted = [tensor.clone() for tensor in state]
     reference.ema_commit_(*wanted, *args)
     first = commit(state, *args)

@@ -103,7 +103,7 @@ def test_one_commit(launches, debias):
     from fq_toolkit.kernels import commit_triton
 
     state = [torch.randn(40, 4), torch.rand(40), torch.randn(40, 4), torch.randn(4), torch.tensor(0)]
-    args = (torch.ones(40, dtype=torch.int64), torch.randn(40, 4), torch.randn(40, 4), 0.9, 1e-5, debias, 0.5)
+    args = (torch.ones(40, dtype=torch.int64), torch.randn(40, 4), 0.9, 1e-5, debias)
     commit_triton.ema_commit_(*state, *args)  # the first one on a stream clears its counter
     launches.clear()
     with TorchWork() as work:

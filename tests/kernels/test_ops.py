@@ -260,7 +260,7 @@ def test_opcheck(backend):
     indices = forward(x, codebook)[1]
     torch.library.opcheck(ops._quantize_backward, (torch.randn_like(x), torch.randn(3), x, codebook, indices))
     state = (codebook.clone(), torch.ones(7), codebook.clone(), center.clone(), torch.tensor(0))
-    torch.library.opcheck(ops.ema_commit_, (*state, torch.ones(7), codebook, codebook, 0.9, 1e-5, True, 0.5))
+    torch.library.opcheck(ops.ema_commit_, (*state, torch.ones(7), codebook, 0.9, 1e-5, True))
 
 
 def test_traceable_form_agrees():
@@ -274,13 +274,13 @@ def test_traceable_form_agrees():
         torch.testing.assert_close(ours, expected, equal_nan=True)
 
 
-def commit(counts, sums, candidates=None, *, decay=0.9, debias=False, revive=0.0, steps=1):
+def commit(counts, sums, *, decay=0.9, debias=False, steps=1):
     """Some commits from a fixed start; returns codebook, counts, sums, center and the number of updates."""
     generator = torch.Generator().manual_seed(3)
     codebook = torch.randn(4, 3, generator=generator)
     state = (codebook, torch.ones(4), codebook.clone(), torch.zeros(3), torch.tensor(0))
     for _ in range(steps):
-        ops.ema_commit_(*state, counts, sums, candidates, decay, 1e-5, debias, revive)
+        ops.ema_commit_(*state, counts, sums, decay, 1e-5, debias)
     return state
 
 
@@ -304,27 +304,15 @@ def test_debiased_commit_starts_at_the_batch_means(backend):
     counts, sums = torch.tensor([3, 0, 1, 4]), torch.randn(4, 3)
     sums[1] = 0
     zero = (torch.randn(4, 3), torch.zeros(4), torch.zeros(4, 3), torch.zeros(3), torch.tensor(0))
-    ops.ema_commit_(*zero, counts, sums, None, 0.9, 1e-5, True, 0.0)
+    ops.ema_commit_(*zero, counts, sums, 0.9, 1e-5, True)
     expected = torch.where(counts[:, None] > 0, sums / counts[:, None], 0.0)
     torch.testing.assert_close(zero[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_batch_moves_nothing(backend):
     before = commit(torch.zeros(4), torch.zeros(4, 3), steps=0)
-    after = commit(torch.zeros(4), torch.zeros(4, 3), torch.randn(4, 3), revive=5.0)
+    after = commit(torch.zeros(4), torch.zeros(4, 3))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def test_dead_codes_restart_from_finite_candidates(backend):
-    candidates = torch.randn(4, 3)
-    candidates[2, 1] = float("nan")
-    codebook, ema_counts, ema_sums, *_ = commit(
-        torch.tensor([9, 0, 0, 9]), torch.randn(4, 3), candidates, revive=0.95
-    )
-    assert torch.equal(codebook[1], candidates[1])
-    assert torch.equal(ema_sums[1], candidates[1])
-    torch.testing.assert_close(ema_counts, torch.tensor([1.8, 1.0, 0.9, 1.8]))
-    assert torch.isfinite(codebook).all()
 
 
 def test_unknown_backend_names_the_choices(monkeypatch):

@@ -32,7 +32,7 @@ def masks(case: str, step: int) -> torch.Tensor:
 def build(case: str) -> FeatureQuantizer:
     options: dict[str, Any] = {
         "kmeans": {"init": "kmeans"},
-        "revive": {"revive": 3.0, "decay": 0.5},
+        "revive": {"revive": 0.5, "decay": 0.5},
         "normal": {"init": "normal"},
         "manual": {"update": "manual"},
         "update_every": {"update_every": 2},

@@ -218,7 +218,7 @@ def test_a_sum_that_is_not_finite_moves_nothing_but_its_count(backend: str, bad:
     sums, counts = torch.randn(5, 3), torch.ones(5)
     sums[1, 2] = bad
     moved = [tensor.clone() for tensor in state]
-    ops.ema_commit_(*moved, counts, sums, None, 0.75, 1e-5, False, 0.0)
+    ops.ema_commit_(*moved, counts, sums, 0.75, 1e-5, False)
     expected = 0.75 * state[2] + 0.25 * sums
     expected[1, 2] = state[2][1, 2]
     torch.testing.assert_close(moved[2], expected)

@@ -96,7 +96,7 @@ def everything(init: str, options: dict) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("init", "options"),
     [
-        ("data", {"revive": 2.0, "update_every": 2}),
+        ("data", {"revive": 0.5, "update_every": 2}),
         ("kmeans", {"metric": "cosine"}),
         ("normal", {"ema": "debiased"}),
         ("uniform", {"heads": 2}),
@@ -147,7 +147,7 @@ def test_reset_after_to_empty_is_a_new_layer(options: dict) -> None:
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-@pytest.mark.parametrize("options", [{}, {"update": "manual", "revive": 2.0}, {"codebook_dim": 2}])
+@pytest.mark.parametrize("options", [{}, {"update": "manual", "revive": 0.5}, {"codebook_dim": 2}])
 @pytest.mark.parametrize("save", ["as it is", "float64", "transposed"])
 def test_an_assigned_state_is_a_loaded_one(device: str, options: dict, save: str) -> None:
     source = FeatureQuantizer(4, 8, **options)
@@ -172,7 +172,7 @@ def test_an_assigned_state_is_a_loaded_one(device: str, options: dict, save: str
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"init": "kmeans"}, {"ema": "debiased"}, {"revive": 2.0}, {"update_every": 2}]
+    "options", [{}, {"init": "kmeans"}, {"ema": "debiased"}, {"revive": 0.5}, {"update_every": 2}]
 )
 def test_a_loaded_layer_continues_bit_for_bit(options: dict) -> None:
     layer, loaded = FeatureQuantizer(4, 8, **options), FeatureQuantizer(4, 8, **options)

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fq_toolkit.layers import FeatureQuantizer, coalesce_updates, commit_updates, commitment_loss, frozen
+from fq_toolkit.layers import (
+    FeatureQuantizer,
+    coalesce_updates,
+    codebook_report,
+    commit_updates,
+    commitment_loss,
+    frozen,
+)
 from fq_toolkit.layers.initialization import spread_order
 
 
@@ -147,7 +154,7 @@ def test_coalescing_alone_changes_nothing_and_can_be_removed() -> None:
 
 
 def test_dead_codes_restart_from_rows_of_the_batch_with_fresh_statistics(backend: str) -> None:
-    layer = FeatureQuantizer(3, 8, decay=0.5, revive=0.3)
+    layer = FeatureQuantizer(3, 8, decay=0.5, revive=0.1)
     layer(torch.randn(50, 3))
     x = 100 + torch.randn(200, 3)
     for _ in range(6):
@@ -166,7 +173,7 @@ def test_without_revival_a_dead_code_stays_dead(backend: str) -> None:
 
 
 def test_a_code_never_restarts_from_a_masked_or_bad_row(backend: str) -> None:
-    layer = FeatureQuantizer(3, 16, init="uniform", revive=10.0)
+    layer = FeatureQuantizer(3, 16, init="uniform", revive=10.0, revive_by="count")
     x = torch.randn(40, 3)
     x[::2] = float("nan")
     mask = torch.ones(40, dtype=torch.bool)
@@ -176,6 +183,109 @@ def test_a_code_never_restarts_from_a_masked_or_bad_row(backend: str) -> None:
         layer(x, mask=mask)
     assert torch.isfinite(layer.codebook).all()
     assert (layer.codebook.abs() < 100).all()
+
+
+def updated_by_hand(layer: FeatureQuantizer, counts: torch.Tensor) -> torch.Tensor:
+    """Moving counts after the update, before anything restarts, debiased if the layer's are."""
+    seen = layer.decay * layer.ema_counts + (1 - layer.decay) * counts
+    return seen / (1 - layer.decay ** (int(layer.num_updates) + 1)) if layer.ema == "debiased" else seen
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    codes=st.integers(1, 40),
+    rows=st.integers(1, 200),
+    revive=st.sampled_from([0.05, 0.1, 0.5, 1.0]),
+    by=st.sampled_from(["share", "count"]),
+    ema=st.sampled_from(["smoothed", "debiased"]),
+    update_every=st.sampled_from([1, 2]),
+)
+def test_exactly_the_codes_below_the_threshold_restart(
+    seed: int, codes: int, rows: int, revive: float, by: str, ema: str, update_every: int
+) -> None:
+    torch.manual_seed(seed)
+    layer = FeatureQuantizer(
+        2, codes, decay=0.8, revive=revive, revive_by=by, ema=ema, init="uniform", update_every=update_every
+    )
+    for _ in range(4):
+        x = [torch.randn(rows, 2) * torch.rand(()) for _ in range(update_every)]
+        outs = [layer.quantize(part).indices for part in x[:-1]]
+        before = layer.chosen_counts.clone()
+        counts = torch.zeros(codes)
+        expected_seen = layer.ema_counts.clone()
+        probe = FeatureQuantizer(2, codes, ema=ema).eval()
+        probe.adopt(layer.codebook, layer.ema_counts, layer.ema_sums)
+        outs.append(probe.quantize(x[-1]).indices)
+        counts = torch.cat(outs).bincount(minlength=codes).float()
+        expected_seen = updated_by_hand(layer, counts)
+        layer(x[-1])
+        weight = min(float(expected_seen.sum()), float(counts.sum())) / codes if by == "share" else 1.0
+        close = (expected_seen - revive * weight).abs() < 1e-5 * max(weight, 1)
+        restart = expected_seen < revive * weight
+        restarted = (layer.chosen_counts == 0) & ((0.8 * before + 0.2 * counts > 0) | (expected_seen < 1e-3))
+        assert bool((rows_in(layer.codebook, torch.cat(x)) | ~restart | close).all())
+        kept = ~restart & ~close
+        torch.testing.assert_close(layer.chosen_counts[kept], (0.8 * before + 0.2 * counts)[kept])
+        assert bool((~restarted | restart | close | (before + counts == 0)).all())
+        assert abs(layer.restarts() - int(restart.sum())) <= int(close.sum())
+        again = updated_by_hand(layer, torch.zeros(codes)) if ema == "smoothed" else None
+        if again is not None and by == "share" and revive <= 0.5 and restart.any():
+            # A restarted code outlives the next update even when no row chooses it.
+            assert bool((again[restart & ~close] >= revive * weight * (1 - 1e-5)).all())
+
+
+@pytest.mark.parametrize("rows", [32, 4096])
+def test_restarts_settle_whatever_the_batch(rows: int) -> None:
+    """The threshold follows the batch: neither small nor large ones keep a share of the codes restarting."""
+    torch.manual_seed(0)
+    layer = FeatureQuantizer(4, 256, revive=0.1)
+    restarts = []
+    for _ in range(120):
+        layer(torch.randn(rows, 4))
+        restarts.append(layer.restarts())
+    assert sum(restarts[-40:]) / 40 < 0.05 * 256
+    # Restarts put weight on their codes: bounded, or the threshold would run away.
+    assert float(layer.ema_counts.sum()) < 3 * rows + 2
+
+
+def test_only_what_the_data_chose_is_called_used() -> None:
+    """A code that was just put somewhere is not in use until a row takes it."""
+    torch.manual_seed(0)
+    layer = FeatureQuantizer(3, 256, revive=0.1)
+    hit_since = torch.zeros(256, dtype=torch.bool)
+    restarted = 0
+    for _ in range(80):
+        before = layer.ema_counts.clone()
+        indices = layer.quantize(torch.randn(20, 3)).indices
+        counts = indices.bincount(minlength=256)
+        if layer.num_updates == 1:
+            before.fill_(1)  # the start from data
+        hit_since |= counts > 0
+        jumped = layer.ema_counts > 0.9 * before + 0.1 * counts + 1e-6  # more than its rows can explain
+        hit_since &= ~jumped
+        restarted += int(jumped.sum())
+        assert layer.usage() * 256 <= int(hit_since.sum())
+        assert int(jumped.sum()) == layer.restarts()
+    assert restarted > 0
+    row = codebook_report(layer).rows[0]
+    assert (row.restarted, row.used, row.dead) == (layer.restarts(), layer.usage(), layer.dead_codes())
+
+
+def test_a_state_saved_without_revival_loads_with_it_and_back() -> None:
+    plain, reviving = FeatureQuantizer(3, 8), torch.nn.Sequential(FeatureQuantizer(3, 8, revive=0.1))
+    plain(torch.randn(50, 3))
+    reviving.load_state_dict({f"0.{name}": value for name, value in plain.state_dict().items()})
+    assert torch.equal(reviving[0].chosen_counts, plain.ema_counts)
+    other = FeatureQuantizer(3, 8)
+    other.load_state_dict(reviving[0].state_dict())
+    assert torch.equal(other.codebook, plain.codebook)
+
+
+def test_a_share_above_one_names_the_other_measure() -> None:
+    with pytest.raises(ValueError, match=r"revive=2.0 is a share .* in \[0, 1\].* revive_by=\"count\""):
+        FeatureQuantizer(3, 8, revive=2.0)
+    assert FeatureQuantizer(3, 8, preset="lucidrains", revive=2.0).revive_by == "count"
 
 
 # --- warm-up ------------------------------------------------------------------------------------------------

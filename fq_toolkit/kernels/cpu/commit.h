@@ -10,17 +10,11 @@ namespace {
 struct CommitArguments {
   float *codebook, *ema_counts, *ema_sums, *center;
   int64_t* num_updates;
-  const float *counts, *sums, *candidates;  // candidates: null for none
+  const float *counts, *sums;
   int64_t num_codes, channels;
-  double decay, eps, revive;
+  double decay, eps;
   int32_t debias;
 };
-
-bool is_finite_row(const float* row, int64_t channels) {
-  for (int64_t c = 0; c < channels; c++)
-    if (!std::isfinite(row[c])) return false;
-  return true;
-}
 
 void commit(const CommitArguments& a) {
   double batch_rows = 0;
@@ -28,7 +22,7 @@ void commit(const CommitArguments& a) {
   if (!(batch_rows > 0)) return;
   ++*a.num_updates;
   const float keep = static_cast<float>(a.decay), take = static_cast<float>(1 - a.decay);
-  const float eps = static_cast<float>(a.eps), revive = static_cast<float>(a.revive);
+  const float eps = static_cast<float>(a.eps);
   const float scale = a.debias ? static_cast<float>(1 / (1 - std::pow(a.decay, *a.num_updates))) : 1.0f;
   double sum = 0;
   for (int64_t k = 0; k < a.num_codes; k++) {
@@ -46,12 +40,6 @@ void commit(const CommitArguments& a) {
       mean[c] += added[c];
       if (std::isfinite(added[c])) moving[c] = keep * moving[c] + take * added[c];
       code[c] = moving[c] * scale / smoothed;
-    }
-    const float* candidate = a.candidates ? a.candidates + k * a.channels : nullptr;
-    if (candidate && revive > 0 && seen < revive && is_finite_row(candidate, a.channels)) {
-      a.ema_counts[k] = 1;
-      std::copy(candidate, candidate + a.channels, moving);
-      std::copy(candidate, candidate + a.channels, code);
     }
   }
   for (int64_t c = 0; c < a.channels; c++) {
