@@ -2,14 +2,15 @@
 
     python -m benchmarks.study_revival [--steps 600] [--seeds 3]
 
-Images are drawn, so that every step sees new ones and 512 more measure the error. A threshold in rows is shown beside
-the share of the mean moving count that is the default.
+Images are drawn, so that every step sees new ones and 512 more measure the error. A threshold in rows is
+shown beside the share of the mean moving count that is the default.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +81,10 @@ def train_tokenizer(options: dict[str, Any], steps: int, seed: int) -> Outcome:
     return Outcome(error, tokens.usage(), out.perplexity.item(), restarts / steps)
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print a table, one row per arm."""
     parser = argparse.ArgumentParser(
@@ -91,16 +96,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     revision, dirty = machine.commit()
     state = " with changes" if dirty else ""
-    print(f"{machine.machine_name('cpu')}, commit {revision}{state}, torch {torch.__version__}, one thread")
-    print(
-        f"{chosen.steps} steps, seeds 0 to {chosen.seeds - 1}; mean (and standard deviation) over the seeds"
-    )
-    print("| | error | codes in use | perplexity | restarts a step |\n|---|---|---|---|---|")
+    _say(f"{machine.machine_name('cpu')}, commit {revision}{state}, torch {torch.__version__}, one thread")
+    _say(f"{chosen.steps} steps, seeds 0 to {chosen.seeds - 1}; mean (and standard deviation) over the seeds")
+    _say("| | error | codes in use | perplexity | restarts a step |\n|---|---|---|---|---|")
     for name, options in ARMS.items():
         runs = [train_tokenizer(options, chosen.steps, seed) for seed in range(chosen.seeds)]
         error, usage, perplexity, restarts = (statistics.mean(values) for values in zip(*runs, strict=True))
         spread = statistics.stdev(run.error for run in runs) if len(runs) > 1 else 0.0
-        print(f"| {name} | {error:.4f} ({spread:.4f}) | {usage:.0%} | {perplexity:.0f} | {restarts:.1f} |")
+        _say(f"| {name} | {error:.4f} ({spread:.4f}) | {usage:.0%} | {perplexity:.0f} | {restarts:.1f} |")
 
 
 if __name__ == "__main__":
