@@ -6,7 +6,7 @@ Source: arXiv 2004.04092. The encoder reads ``[CLS] tokens [SEP]`` and the decod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -96,7 +96,7 @@ def make_batch(texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int)
 
 def tokenize(texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int) -> TokenRows:
     """Turn sentences into token ids with their special tokens; see `make_batch`."""
-    check_texts(texts)
+    texts = check_texts(texts)
     bos, eos, _ = decoder_specials(tokenizers.decoder)
     before, after = encoder_frame(tokenizers.encoder)
     least = 1 + max(2, len(before) + len(after))
@@ -117,16 +117,36 @@ def collate(rows: TokenRows, tokenizers: Tokenizers) -> TextBatch:
     return TextBatch(*read, *_pad(rows.decoder, pad), truncated=rows.truncated)
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Refuse what is not a list of sentences.
+def as_list(texts: Iterable[str]) -> list[str]:
+    """The sentences in their order, whatever holds them: a list, an array, a column of a table.
+
+    A pandas Series is indexed by its labels, so that ``texts[row]`` of it may be any other row: everything
+    that indexes sentences takes this list of them.
 
     Raises:
-        TypeError: one string, or something that is not a string.
-        ValueError: no sentence, an empty one, or one that is not Unicode.
+        TypeError: one string, or something whose sentences have no order or are not what one iterates over.
     """
     if isinstance(texts, str):
         raise TypeError(f"expected several sentences, got the string {texts[:40]!r}; put it in a list")
-    if len(texts) == 0:
+    if hasattr(texts, "columns") or isinstance(texts, Mapping | Set):
+        raise TypeError(
+            f"expected a list of sentences, got a {type(texts).__name__}; give one column of it, or a list"
+        )
+    try:
+        return list(texts)
+    except TypeError:
+        raise TypeError(f"expected a list of sentences, got {type(texts).__name__}") from None
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The sentences as a list; refuse what is not one.
+
+    Raises:
+        TypeError: as `as_list`, or something that is not a string.
+        ValueError: no sentence, an empty one, or one that is not Unicode.
+    """
+    texts = as_list(texts)
+    if not texts:
         raise ValueError("expected at least one sentence, got none")
     for number, text in enumerate(texts):
         if not isinstance(text, str):
@@ -135,6 +155,7 @@ def check_texts(texts: Sequence[str]) -> None:
             raise ValueError(f"sentence {number} is empty; leave empty lines out")
         if not is_unicode(text):
             raise ValueError(f"sentence {number} holds half of a surrogate pair, which no tokenizer takes")
+    return texts
 
 
 def by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
@@ -175,13 +196,27 @@ def encoder_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     return before, after
 
 
+def text_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Token ids of sentences, without anything around them.
+
+    ``<EOS>`` or ``[SEP]`` inside a sentence is text: a tokenizer that splits words takes it apart, and to one
+    that looks words up it is unknown. As a control token it would end the sentence there, or pad it.
+    """
+    # verbose=False: a sentence beyond the model's length is cut and counted by the caller.
+    rows = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    unknown = tokenizer.unk_token_id
+    control = set(tokenizer.all_special_ids) - {unknown}
+    if unknown is None:
+        return [[token for token in ids if token not in control] for ids in rows["input_ids"]]
+    return [[unknown if token in control else token for token in ids] for ids in rows["input_ids"]]
+
+
 def _framed(
     texts: Sequence[str], tokenizer: Any, before: list[int], after: list[int], max_length: int
 ) -> tuple[list[list[int]], list[bool]]:
     """Token ids between what stands around them, and which of the sentences were cut."""
     room = max_length - len(before) - len(after)
-    # verbose=False: a sentence beyond the model's length is cut and counted here, no need to warn of it.
-    bare = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    bare = text_ids(texts, tokenizer)
     return [[*before, *ids[:room], *after] for ids in bare], [len(ids) > room for ids in bare]
 
 

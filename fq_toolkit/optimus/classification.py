@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fq_toolkit.optimus.batch import TextBatch, by_length, make_batch
+from fq_toolkit.optimus.batch import TextBatch, by_length, check_texts, make_batch
 from fq_toolkit.optimus.decoding import evaluating
 from fq_toolkit.optimus.labels import Labelled
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
@@ -79,6 +79,7 @@ def untrained(vae: SentenceVAE, *, seed: int = 0) -> SentenceVAE:
 
 def encode_features(vae: SentenceVAE, texts: Sequence[str], *, batch_size: int = 128) -> Features:
     """Return sentence vectors and posterior means, on the CPU, without gradients."""
+    texts = check_texts(texts)
     pooled = torch.empty(len(texts), vae.linear.in_features)
     mean, truncated = torch.empty(len(texts), vae.latent_size), 0
     with evaluating(vae):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fq_toolkit.layers.checks import at_least_one
 from fq_toolkit.optimus.batch import decoder_specials
+from fq_toolkit.optimus.generation_options import sort_options
 
 
 def decoder_logits(decoder: Any, ids: Tensor, latent: Tensor, bos: int) -> Tensor:
@@ -23,38 +26,55 @@ def decoder_logits(decoder: Any, ids: Tensor, latent: Tensor, bos: int) -> Tenso
     return decoder(input_ids=ids, latent=latent, use_cache=False).logits
 
 
-def generate_ids(
-    decoder: Any, tokenizer: Any, latent: Tensor, *, max_new_tokens: int, **options: Any
-) -> Tensor:
-    """Token ids (B, T) that follow BOS, by the decoder's own ``generate`` with its cache.
+def write_texts(
+    decoder: Any, tokenizer: Any, latents: Tensor, *, batch_size: int, longest: int, **options: Any
+) -> list[str]:
+    """Sentences for latents (N, ...), by the decoder's own ``generate`` with its cache.
 
-    Greedy unless options say otherwise, and at most ``max_new_tokens`` of them, so that it always ends.
+    Greedy unless options say otherwise, and at most ``longest`` tokens of them, so that it always ends.
+
+    Args:
+        decoder: an injected decoder.
+        tokenizer: of the decoder.
+        latents: one a sentence.
+        batch_size: sentences that are written at once.
+        longest: most tokens, whatever ``max_new_tokens`` says.
+        **options: of ``generate``.
+
+    Raises:
+        TypeError: an option that generate does not have.
+        ValueError: options that do not fit.
     """
-    from transformers import GenerationConfig
-
     bos, eos, _ = decoder_specials(tokenizer)
-    options = {"do_sample": False, "num_beams": 1, "use_cache": True, **options}
-    if options["do_sample"]:
-        options.setdefault("top_k", 0)  # all tokens, unless asked otherwise: transformers would keep 50
     # A sentence that has ended goes on in EOS until the others end: models warn of PAD in what they read.
-    config = GenerationConfig(
-        bos_token_id=bos, eos_token_id=eos, pad_token_id=eos, max_new_tokens=max_new_tokens, **options
-    )
-    begin = torch.full((latent.shape[0], 1), bos, dtype=torch.long, device=latent.device)
-    inputs: dict[str, Tensor] = {"input_ids": begin, "attention_mask": torch.ones_like(begin)}
-    if decoder.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = begin
-    return decoder.generate(**inputs, latent=latent, generation_config=config)[:, 1:]
+    tokens = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos}
+    config, arguments, one_by_one = sort_options(decoder, tokens, options)
+    config.max_new_tokens = min(at_least_one("max_new_tokens", config.max_new_tokens), longest)
+    null = arguments.pop("null_latent", None)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    texts: list[str] = []
+    size = 1 if one_by_one else at_least_one("batch_size", batch_size)
+    for start in range(0, len(latents), size):
+        part = latents[start : start + size]
+        begin = torch.full((len(part), 1), bos, dtype=torch.long, device=part.device)
+        inputs: dict[str, Any] = {"input_ids": begin, "attention_mask": torch.ones_like(begin)}
+        if decoder.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = begin
+        if null is not None:
+            inputs["null_latent"] = null if len(null) == 1 else null[start : start + size]
+        found = decoder.generate(**inputs, latent=part, generation_config=config, **arguments)
+        ids = found if isinstance(found, Tensor) else found.sequences
+        texts += texts_from_ids(tokenizer, ids[:, 1:], ends)
+    return texts
 
 
-def texts_from_ids(tokenizer: Any, ids: Tensor) -> list[str]:
-    """The sentences in generated ids (B, T): what stands before the first EOS.
+def texts_from_ids(tokenizer: Any, ids: Tensor, ends: Sequence[int]) -> list[str]:
+    """The sentences in generated ids (B, T): what stands before the first of the tokens in ``ends``.
 
     Of the special tokens, only the unknown word is written: without it its neighbours would be one word.
     """
-    _, eos, _ = decoder_specials(tokenizer)
     dropped = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    rows = [row[: row.index(eos)] if eos in row else row for row in ids.tolist()]
+    rows = [list(takewhile(lambda token: token not in ends, row)) for row in ids.tolist()]
     return [
         tokenizer.decode(
             [token for token in row if token not in dropped], clean_up_tokenization_spaces=False

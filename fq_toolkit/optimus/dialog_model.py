@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit.optimus.batch import TextBatch, by_length
+from fq_toolkit.optimus.batch import TextBatch, by_length, check_texts
 from fq_toolkit.optimus.decoding import evaluating
 from fq_toolkit.optimus.losses import VAEOutput, vae_loss
 from fq_toolkit.optimus.posterior import Posterior
@@ -128,6 +128,7 @@ class DialogVAE(nn.Module):
         Returns:
             N lists of ``samples`` responses.
         """
+        contexts = check_texts(contexts)
         mean, logvar = torch.empty(2, len(contexts), self.base.latent_size, device=self.base.device)
         with evaluating(self):
             for rows in by_length(contexts, batch_size):

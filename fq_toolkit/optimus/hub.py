@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from safetensors import SafetensorError
 
 from fq_toolkit.optimus.batch import Tokenizers
 from fq_toolkit.training.errors import RunError
+
+logger = logging.getLogger("fq_toolkit")
 
 #: Role -> token that is added where a tokenizer has none of its own, in the original's order.
 TEXT_TOKENS = {"pad_token": "<PAD>", "bos_token": "<BOS>", "eos_token": "<EOS>"}
@@ -25,7 +28,7 @@ def load_pretrained(encoder: str, decoder: str, **options: Any) -> tuple[Any, An
         **options: of ``from_pretrained``, for all four: ``local_files_only``, ``cache_dir``, ``token`` ...
 
     Returns:
-        Encoder, decoder and tokenizers.
+        Encoder, decoder and tokenizers. An encoder whose checkpoint has no pooler comes without one.
 
     Raises:
         RunError: a name that is no folder, while the hub is out of reach or does not have it; or a folder in
@@ -34,8 +37,8 @@ def load_pretrained(encoder: str, decoder: str, **options: Any) -> tuple[Any, An
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizers = load_tokenizers(encoder, decoder, **options)
-    reader = _load(_encoder_class(_load(AutoConfig, encoder, options)), encoder, options)
-    writer = _load(AutoModelForCausalLM, decoder, options)
+    reader = _load_network(_encoder_class(_load(AutoConfig, encoder, options)), encoder, options)
+    writer = _load_network(AutoModelForCausalLM, decoder, options)
     add_text_tokens(tokenizers.decoder, writer)
     return reader, writer, tokenizers
 
@@ -93,6 +96,24 @@ def _encoder_class(config: Any) -> Any:
     if not config.is_encoder_decoder:
         return transformers.AutoModel
     return transformers.AutoModelForTextEncoding
+
+
+def _load_network(kind: Any, name: str, options: dict[str, Any]) -> Any:
+    """A network of which all weights are in the checkpoint; transformers draws missing ones at random.
+
+    Checkpoints for masked words have no pooler, as a rule: then it is taken off, and said.
+    """
+    network, found = _load(kind, name, {**options, "output_loading_info": True})
+    missing = sorted(found["missing_keys"])
+    if missing and getattr(network, "pooler", None) is not None and all("pooler." in key for key in missing):
+        network.pooler = None
+        logger.warning("%r has no pooler, so that the state of [CLS] stands for a sentence", name)
+    elif missing:
+        raise RunError(
+            f"the checkpoint {name!r} lacks {', '.join(missing[:4])} of {type(network).__name__}, which "
+            "would be random; give a checkpoint of that model"
+        )
+    return network
 
 
 def _load(kind: Any, name: str, options: dict[str, Any]) -> Any:

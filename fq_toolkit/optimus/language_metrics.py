@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fq_toolkit.optimus.batch import TokenRows, by_length, check_texts, collate, tokenize
+from fq_toolkit.optimus.batch import TokenRows, as_list, by_length, check_texts, collate, tokenize
 from fq_toolkit.optimus.decoding import evaluating
 from fq_toolkit.optimus.importance import importance_estimate
 from fq_toolkit.optimus.latent_metrics import active_units, mutual_information
@@ -90,6 +90,7 @@ def measure_language(
     Raises:
         ValueError: an empty sentence, or fewer than two sentences that the model can read.
     """
+    texts = as_list(texts)
     rows, kept = readable(vae, texts)
     count = len(kept)
     log_px, nll = torch.empty(2, count, dtype=torch.float64)
@@ -135,7 +136,7 @@ def readable(vae: SentenceVAE, texts: Sequence[str]) -> tuple[TokenRows, list[st
     Raises:
         ValueError: an empty sentence, or fewer than two that the model can read.
     """
-    check_texts(texts)
+    texts = check_texts(texts)
     # One token more than the model reads stays, by which the sentences that are too long are known.
     rows = tokenize(texts, vae.tokenizers, max_length=vae.max_length + 1)
     fits = [

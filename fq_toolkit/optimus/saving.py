@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fq_toolkit.layers.latent_injection import load_latent
@@ -36,11 +36,14 @@ def save_vae(vae: Any, folder: str | Path) -> None:
         folder: a new one, an empty one, or one that holds an earlier model, which is replaced.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, or a network does not save all of itself, as one with
+            adapters inside; what was there before is untouched.
         RunError: it cannot be written; what was there before is untouched.
     """
     with whole_folder(folder, replaces=SETTINGS) as part:
         _write(vae, part)
+        for role in ("encoder", "decoder"):
+            _check_written(getattr(vae, role), part / role, role)
 
 
 def load_vae(
@@ -142,6 +145,31 @@ def _write(vae: Any, folder: Path) -> None:
         "max_length": vae.max_length,
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_written(network: Any, folder: Path, role: str) -> None:
+    """Refuse a network of which not all is in its folder: it could not be loaded again.
+
+    Adapters make ``save_pretrained`` write nothing but themselves, and say so to nobody.
+    """
+    saved: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as content:
+            saved |= set(content.keys())
+    state = network.state_dict()
+    # Of tied weights one name is saved.
+    places = {state[name].data_ptr() for name in saved & set(state)}
+    lost = [name for name, value in state.items() if name not in saved and value.data_ptr() not in places]
+    if lost or not (folder / "config.json").is_file():
+        adapters = any("lora" in name.lower() or "adapter" in name.lower() for name in lost)
+        hint = (
+            "merge its adapters first (PEFT: merge_and_unload())" if adapters
+            else f"see what {type(network).__name__}.save_pretrained writes"
+        )  # fmt: skip
+        raise ValueError(
+            f"the {role} saved {len(saved)} tensors and not {', '.join(lost[:3]) or 'its config.json'} "
+            f"({len(lost)} in all), so that it could not be loaded again; {hint}. Nothing was replaced"
+        )
 
 
 def _read_settings(place: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fq_toolkit.layers.checks import at_least_one
 from fq_toolkit.optimus.batch import (
     TextBatch,
     Tokenizers,
+    as_list,
     by_length,
     check_texts,
     decoder_specials,
@@ -27,8 +28,7 @@ from fq_toolkit.optimus.decoding import (
     check_latents,
     decoder_logits,
     evaluating,
-    generate_ids,
-    texts_from_ids,
+    write_texts,
 )
 from fq_toolkit.optimus.importance import importance_estimate
 from fq_toolkit.optimus.interpolation import analogy_latents, interpolate_latents
@@ -165,6 +165,7 @@ class SentenceVAE(nn.Module):
 
     def batch(self, texts: Sequence[str]) -> TextBatch:
         """Sentences as a batch on the model's device; logs how many were too long and lost their end."""
+        texts = check_texts(texts)
         batch = make_batch(texts, self.tokenizers, max_length=self.max_length)
         if batch.truncated:
             logger.warning(
@@ -186,7 +187,7 @@ class SentenceVAE(nn.Module):
         Raises:
             ValueError: an empty sentence, or a posterior that is not finite.
         """
-        check_texts(texts)
+        texts = check_texts(texts)
         mean = torch.empty(len(texts), self.latent_size, device=self.device)
         logvar = torch.empty_like(mean)
         with evaluating(self):
@@ -201,37 +202,31 @@ class SentenceVAE(nn.Module):
             )
         return Posterior(mean, logvar)
 
-    def decode(
-        self, z: Tensor, *, max_new_tokens: int = 64, batch_size: int = 64, **options: Any
-    ) -> list[str]:
+    def decode(self, z: Tensor, *, batch_size: int = 64, **options: Any) -> list[str]:
         """Write a sentence for each latent: greedily, hence always the same, unless options say otherwise.
 
         Args:
             z: (N, nz).
-            max_new_tokens: tokens per sentence at most; it ends there if it has not ended before.
             batch_size: sentences that are written at once.
-            **options: of the decoder's ``generate``: ``do_sample=True, temperature=, top_p=, top_k=``,
-                ``num_beams=``, ``num_return_sequences=`` ...
+            **options: of the decoder's ``generate``: ``max_new_tokens`` (64; a sentence ends there if it has
+                not ended before), ``do_sample=True, temperature=, top_p=, top_k=``, ``num_beams=``,
+                ``num_return_sequences=``, ``guidance_scale=, null_latent=``, ``generation_config=`` ...
 
         Returns:
             N sentences, or N times ``num_return_sequences``, those of one latent side by side.
 
         Raises:
+            TypeError: an option that generate does not have.
             ValueError: latents of another shape or size, or that are not finite.
         """
         check_latents(z, self.latent_size)
-        at_least_one("max_new_tokens", max_new_tokens)
-        # The last token needs no position, as nothing follows it.
-        limit = min(max_new_tokens, self.max_length)
-        tokenizer = self.tokenizers.decoder
-        texts = []
+        latents = z.to(device=self.device, dtype=torch.float32)
+        tokenizer, limit = self.tokenizers.decoder, self.max_length
         with evaluating(self):
-            for part in z.to(device=self.device, dtype=torch.float32).split(
-                at_least_one("batch_size", batch_size)
-            ):
-                ids = generate_ids(self.decoder, tokenizer, part, max_new_tokens=limit, **options)
-                texts += texts_from_ids(tokenizer, ids)
-        return texts
+            # The last token needs no position, as nothing follows it.
+            return write_texts(
+                self.decoder, tokenizer, latents, batch_size=batch_size, longest=limit, **options
+            )
 
     def reconstruct(self, texts: Sequence[str], **options: Any) -> list[str]:
         """Encode sentences and write what the means of their posteriors say; options as in `decode`."""
@@ -287,6 +282,7 @@ class SentenceVAE(nn.Module):
         """
         if isinstance(a, str) or isinstance(b, str) or isinstance(c, str):
             return self.analogy([a], [b], [c], degree, **options)[0]
+        a, b, c = as_list(a), as_list(b), as_list(c)
         if not len(a) == len(b) == len(c):
             raise ValueError(f"expected three lists of one length, got {len(a)}, {len(b)} and {len(c)}")
         of_a, of_b, of_c = self.encode([*a, *b, *c]).mean.chunk(3)
@@ -313,7 +309,7 @@ class SentenceVAE(nn.Module):
         Returns:
             (N,) in float64, on the CPU.
         """
-        check_texts(texts)
+        texts = check_texts(texts)
         at_least_one("iw", iw)
         noise = SentenceNoise(texts, generator)
         result = torch.empty(len(texts), dtype=torch.float64)
@@ -341,13 +337,29 @@ class SentenceVAE(nn.Module):
 
     @classmethod
     def from_hub(
-        cls, encoder: str, decoder: str, *, latent_size: int = 32, mode: str = "memory", **options: Any
+        cls,
+        encoder: str,
+        decoder: str,
+        *,
+        latent_size: int = 32,
+        mode: str = "memory",
+        pooling: str | None = None,
+        **options: Any,
     ) -> SentenceVAE:
-        """Pretrained networks and a new latent between them; see `fq_toolkit.optimus.hub.load_pretrained`."""
+        """Pretrained networks and a new latent between them; see `fq_toolkit.optimus.hub.load_pretrained`.
+
+        Args:
+            encoder: name on the hub, or a folder.
+            decoder: name on the hub, or a folder.
+            latent_size: nz.
+            mode: where the decoder gets its latent.
+            pooling: as in the class; a checkpoint without a pooler has "cls" and "mean".
+            **options: of ``from_pretrained``.
+        """
         from fq_toolkit.optimus.hub import load_pretrained
 
         networks = load_pretrained(encoder, decoder, **options)
-        return cls(*networks, latent_size=latent_size, mode=mode)
+        return cls(*networks, latent_size=latent_size, mode=mode, pooling=pooling)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save networks, tokenizers and settings; see `fq_toolkit.optimus.saving.save_vae`."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fq_toolkit.layers.checks import at_least_one
+from fq_toolkit.optimus.batch import as_list
 from fq_toolkit.training.extras import require
 
 
@@ -39,6 +40,7 @@ def distinct_ngrams(texts: Sequence[str], n: int) -> Distinct:
         Distinct(intra=0.8333333333333333, inter=0.6)
     """
     at_least_one("n", n)
+    texts = as_list(texts)
     if not texts:
         raise ValueError("expected at least one text, got none")
     grams = [ngrams(text.split(), n) for text in texts]
@@ -62,6 +64,7 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
         MissingExtraError: sacrebleu is not installed.
     """
     sacrebleu = require("sacrebleu", purpose="BLEU")
+    hypotheses, references = as_list(hypotheses), [as_list(row) for row in references]
     if len(hypotheses) != len(references) or not hypotheses:
         raise ValueError(
             f"expected references for each hypothesis, got {len(references)} for {len(hypotheses)}"
@@ -72,7 +75,7 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
     # sacrebleu wants the k-th references of all hypotheses together, and None where there is none.
     streams = [[row[k] if k < len(row) else None for row in references] for k in range(most)]
     # force: no warning that a text looks tokenized; the figure is the same
-    score = sacrebleu.metrics.BLEU(force=True).corpus_score(list(hypotheses), streams).score
+    score = sacrebleu.metrics.BLEU(force=True).corpus_score(hypotheses, streams).score
     return min(float(score), 100.0)  # sacrebleu's perfect score is 100.00000000000004
 
 
@@ -93,10 +96,10 @@ def self_bleu(texts: Sequence[str], *, max_ngram: int = 4) -> float:
         MissingExtraError: sacrebleu is not installed.
     """
     sacrebleu = require("sacrebleu", purpose="self-BLEU")
-    if len(texts) < 2:
-        raise ValueError(f"self-BLEU compares at least two texts, got {len(texts)}")
+    rows = as_list(texts)
+    if len(rows) < 2:
+        raise ValueError(f"self-BLEU compares at least two texts, got {len(rows)}")
     metric = sacrebleu.metrics.BLEU(max_ngram_order=max_ngram, effective_order=True)
-    rows = list(texts)
     scores = [metric.sentence_score(rows[i], rows[:i] + rows[i + 1 :]).score for i in range(len(rows))]
     return min(sum(scores) / len(scores), 100.0)
 

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fq_toolkit.optimus.batch import TextBatch, Tokenizers, TokenRows, collate, tokenize
+from fq_toolkit.optimus.batch import TextBatch, Tokenizers, TokenRows, as_list, collate, tokenize
 from fq_toolkit.optimus.checked_cache import cached_bytes, key_of
 
 # Below this many sentences, making the ids takes less than a second, and no file is left for it.
 WORTH_CACHING = 20_000
 _CHUNK = 10_000
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 class Ragged(NamedTuple):
@@ -79,6 +79,7 @@ def tokenize_corpus(texts: Sequence[str], tokenizers: Tokenizers, *, max_length:
     Raises:
         ValueError: when the tokenizers lack a special token.
     """
+    texts = as_list(texts)
     if len(texts) < WORTH_CACHING:
         return _unpack(_make(texts, tokenizers, max_length), tokenizers)
     names = [_FORMAT, str(max_length), *_identities(tokenizers)]

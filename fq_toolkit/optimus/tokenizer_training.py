@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fq_toolkit.optimus.batch import Tokenizers
+from fq_toolkit.optimus.batch import Tokenizers, as_list
 from fq_toolkit.optimus.checked_cache import cached_bytes, key_of
 from fq_toolkit.optimus.tokenized import WORTH_CACHING
 from fq_toolkit.training.errors import ConfigError
@@ -46,6 +46,7 @@ def train_tokenizers(
     Raises:
         ConfigError: without sentences, or with a vocabulary too small for all bytes or for a single word.
     """
+    sentences = as_list(sentences)
     if not sentences:
         raise ConfigError("no sentences were given; a tokenizer is trained on at least one")
     if kind == "subword" and vocab_size < _MIN_SIZE:

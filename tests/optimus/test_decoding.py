@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from fq_toolkit.optimus.language_metrics import measure_language
@@ -224,3 +225,102 @@ def test_a_gpu_gives_what_a_cpu_gives() -> None:
     assert len(vae.sample(2, max_new_tokens=4)) == 2
     measured = measure_language(vae, TEXTS, draws=2)
     assert measured.sentences == len(TEXTS)
+
+
+def test_an_option_that_generate_does_not_have_is_refused() -> None:
+    vae = toy_vae()
+    for call in (
+        lambda **options: vae.decode(Z, **options),
+        lambda **options: vae.reconstruct(TEXTS, **options),
+        lambda **options: vae.sample(2, **options),
+        lambda **options: vae.interpolate(TEXTS[0], TEXTS[1], **options),
+        lambda **options: vae.analogy(*TEXTS, **options),
+    ):
+        with pytest.raises(TypeError, match=r"no option 'temprature'; did you mean 'temperature'\?"):
+            call(temprature=0.5)
+        for own in ("latent", "input_ids", "max_length"):
+            with pytest.raises(TypeError, match=f"no option '{own}'"):
+                call(**{own: 3})
+
+
+class OnlyEven:
+    """A processor of logits that leaves the tokens of even numbers."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, 1::2] = -float("inf")
+        return scores
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda p: p, lambda p: [p], lambda p: transformers.LogitsProcessorList([p])]
+)
+def test_processors_of_logits_are_heard(wrap: Any) -> None:
+    vae = toy_vae()
+    without_end(vae)
+    vocabulary = vae.tokenizers.decoder.get_vocab()
+    texts = vae.decode(Z, max_new_tokens=6, logits_processor=wrap(OnlyEven()))
+    assert all(vocabulary[word] % 2 == 0 for text in texts for word in text.split())
+    assert texts != vae.decode(Z, max_new_tokens=6)
+
+
+def test_criteria_stop_and_a_streamer_sees_every_token() -> None:
+    vae = never_ending()
+
+    def enough(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(input_ids),), input_ids.shape[1] >= 4, dtype=torch.bool)
+
+    assert [len(text.split()) for text in vae.decode(Z, stopping_criteria=[enough])] == [3] * 5
+
+    class Heard(transformers.generation.streamers.BaseStreamer):
+        def __init__(self) -> None:
+            self.tokens, self.ends = 0, 0
+
+        def put(self, value: Tensor) -> None:
+            self.tokens += value.numel()
+
+        def end(self) -> None:
+            self.ends += 1
+
+    heard = Heard()
+    texts = vae.decode(Z[:2], max_new_tokens=3, streamer=heard)
+    assert texts == vae.decode(Z[:2], max_new_tokens=3)
+    assert (heard.ends, heard.tokens) == (2, 2 * (1 + 3))
+
+
+def test_another_end_of_the_sentence() -> None:
+    vae = never_ending()
+    (text,) = vae.decode(Z[:1], max_new_tokens=6)
+    word = text.split()[0]
+    token = vae.tokenizers.decoder.convert_tokens_to_ids(word)
+    for end in (token, [2, token]):
+        assert vae.decode(Z[:1], max_new_tokens=6, eos_token_id=end) == [""]
+
+
+def test_a_dict_and_a_config_of_generate_are_taken() -> None:
+    vae = toy_vae()
+    plain = vae.decode(Z, max_new_tokens=6)
+    assert vae.decode(Z, max_new_tokens=6, return_dict_in_generate=True, output_scores=True) == plain
+    config = transformers.GenerationConfig(max_new_tokens=6, do_sample=False)
+    assert vae.decode(Z, generation_config=config) == plain
+    assert config.eos_token_id is None, "the caller's own stays as it was"
+    beams = transformers.GenerationConfig(max_new_tokens=6, num_beams=3, num_return_sequences=2)
+    assert len(vae.decode(Z, generation_config=beams)) == 10
+    assert len(vae.decode(Z, generation_config=beams, num_return_sequences=1)) == 5
+
+
+def test_guidance_has_a_null_latent_per_sentence() -> None:
+    vae = toy_vae()
+    plain = vae.decode(Z, max_new_tokens=6)
+    null = torch.randn(5, NZ)
+    guided = vae.decode(Z, max_new_tokens=6, guidance_scale=3.0, null_latent=null)
+    assert guided != plain
+    assert vae.decode(Z, max_new_tokens=6, guidance_scale=3.0, null_latent=null, batch_size=2) == guided
+    with pytest.raises(ValueError, match="null_latent has no effect without guidance_scale"):
+        vae.decode(Z, null_latent=null)
+
+
+def test_an_assistant_helps_and_changes_nothing() -> None:
+    vae, draft = toy_vae(), copy.deepcopy(toy_vae(seed=1).decoder)
+    plain = vae.decode(Z, max_new_tokens=6)
+    assert vae.decode(Z, max_new_tokens=6, assistant_model=draft) == plain

@@ -112,3 +112,34 @@ def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot load .*bert'"):
         SentenceVAE.from_hub(str(tmp_path / "bert"), str(gpt2_like(tmp_path / "gpt2")))
     assert "latent" not in json.loads((tmp_path / "gpt2" / "config.json").read_text())
+
+
+def test_a_checkpoint_without_a_pooler_gives_the_state_of_cls(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What masked language models leave: transformers would put a random pooler on it."""
+    base = tiny_encoder("bert")
+    masked = transformers.BertForMaskedLM(base.config)
+    masked.save_pretrained(tmp_path / "bert")
+    toy_tokenizers().encoder.save_pretrained(tmp_path / "bert")
+    names = [str(tmp_path / "bert"), str(gpt2_like(tmp_path / "gpt2"))]
+    vae = SentenceVAE.from_hub(*names, latent_size=5).eval()
+    assert vae.pooling == "cls"
+    assert "has no pooler" in caplog.text
+    batch = vae.batch(TEXTS)
+    expected = (
+        masked.eval().bert(batch.encoder_ids, attention_mask=batch.encoder_mask).last_hidden_state[:, 0]
+    )
+    torch.testing.assert_close(vae.sentence_vector(batch.encoder_ids, batch.encoder_mask), expected)
+    assert SentenceVAE.from_hub(*names, pooling="mean").pooling == "mean"
+    with pytest.raises(ValueError, match="has no pooler"):
+        SentenceVAE.from_hub(*names, pooling="pooler")
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    folder = bert_like(tmp_path / "bert")
+    encoder = tiny_encoder("bert")
+    state = {name: value for name, value in encoder.state_dict().items() if "layer.0.output" not in name}
+    encoder.save_pretrained(folder, state_dict=state)
+    with pytest.raises(RunError, match=r"lacks encoder\.layer\.0\.output.* would be random"):
+        load_pretrained(str(folder), str(gpt2_like(tmp_path / "gpt2")))

@@ -247,3 +247,40 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
         assert (tmp_path / "m").is_symlink()
         assert (tmp_path / "elsewhere" / "x").read_text() == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "m"]
+
+
+class _Adapted(torch.nn.Module):
+    """A linear layer with a low-rank addition, under the names that PEFT gives."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = torch.nn.Linear(base.weight.shape[0], 2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x)
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+def test_a_network_that_saves_a_part_of_itself_replaces_no_good_model(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = toy_vae()
+    vae.save_pretrained(tmp_path / "m")
+    broken = toy_vae(seed=3)
+    network = getattr(broken, role)
+    parent = network.encoder.layer[0].output if role == "encoder" else network.transformer.h[0].mlp
+    name = "dense" if role == "encoder" else "c_fc"
+    setattr(parent, name, _Adapted(getattr(parent, name)))
+    kind, whole = type(network), type(network).save_pretrained
+
+    def adapters_only(self: Any, folder: Any, **options: Any) -> None:
+        state = {key: value for key, value in self.state_dict().items() if "lora" in key}
+        whole(self, folder, state_dict=state, **options)
+
+    monkeypatch.setattr(kind, "save_pretrained", adapters_only)
+    with pytest.raises(ValueError, match=rf"the {role} saved .* Nothing was replaced"):
+        broken.save_pretrained(tmp_path / "m")
+    monkeypatch.undo()
+    assert_same(vae, SentenceVAE.from_pretrained(tmp_path / "m"))
+    assert os.listdir(tmp_path) == ["m"]
