@@ -15,24 +15,18 @@ from fq_toolkit.layers.checkpointing import Dictionary
 from fq_toolkit.layers.checks import at_least_one, between, one_of
 from fq_toolkit.layers.commitment import batch_mean
 from fq_toolkit.layers.memory import HostMemory
+from fq_toolkit.layers.ownership import OwnedCodebook
 from fq_toolkit.layers.presets import Preset
 from fq_toolkit.layers.revival import check_threshold, restart_dead_codes_, restart_rows
-from fq_toolkit.layers.staging import StagedStatistics
 from fq_toolkit.layers.statistics import BatchStatistics, perplexity
 
 #: A code whose moving count is below this (or below the threshold of ``revive``) counts as dead in reports.
 DEAD_COUNT = 0.01
 
 
-class MovingDictionary(StagedStatistics):
+class MovingDictionary(OwnedCodebook):
     """K centroids that follow the features by moving averages; `FeatureQuantizer` documents its settings."""
 
-    ema_counts: Tensor
-    ema_sums: Tensor
-    initialized: Tensor
-    center: Tensor
-    chosen_counts: Tensor
-    nonfinite_rows: Tensor
     lookups_per_row: int = 1
 
     def __init__(
@@ -41,6 +35,7 @@ class MovingDictionary(StagedStatistics):
         codebook_dim: int,
         settings: Preset,
         *,
+        given: Any,
         strength: float | Callable[[int], float],
         metric: str,
         update: str,
@@ -55,7 +50,7 @@ class MovingDictionary(StagedStatistics):
         self.commitment = between("commitment", settings.commitment, 0, float("inf"))
         self.eps = between("eps", settings.eps, 0, float("inf"))
         self.ema = one_of("ema", settings.ema, ("smoothed", "debiased"))
-        self.init = one_of("init", settings.init, initialization.INITS)
+        self.init = "given" if given is not None else one_of("init", settings.init, initialization.INITS)
         self.revive_by = one_of("revive_by", settings.revive_by, ("share", "count"))
         self.revive = check_threshold(settings.revive, self.revive_by)
         self.strength = strength if callable(strength) else between("strength", strength, 0, 1)
@@ -77,37 +72,43 @@ class MovingDictionary(StagedStatistics):
             self.register_buffer("chosen_counts", codebook.new_empty(num_codes))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("initialized", torch.tensor(False, device=device))
-        self.register_buffer("center", codebook.new_empty(codebook_dim), persistent=False)
-        skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self.register_buffer("nonfinite_rows", skipped, persistent=False)
+        self.center = codebook.new_empty(codebook_dim)
+        self.nonfinite_rows = torch.zeros((), dtype=torch.int64, device=device)
+        self._given = None
+        if given is not None:
+            self._given = initialization.as_codebook(given, num_codes, codebook_dim, metric == "cosine")
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start afresh: what ``to_empty`` leaves, on a model built on the meta device, is no dictionary."""
-        codebook, counts, sums = initialization.start_values(
-            self.init, self.num_codes, self.codebook_dim, self.ema == "debiased", self.codebook.device
-        )
-        if self.metric == "cosine":
-            codebook = F.normalize(codebook, dim=1)
+        if self._given is None:
+            codebook, counts, sums = initialization.start_values(
+                self.init, self.num_codes, self.codebook_dim, self.ema == "debiased", self.codebook.device
+            )
+            codebook = F.normalize(codebook, dim=1) if self.metric == "cosine" else codebook
+        else:
+            codebook, counts, sums = self._given, torch.ones_like(self.ema_counts), self._given
         for own, value in ((self.codebook, codebook), (self.ema_counts, counts), (self.ema_sums, sums)):
             own.copy_(value)
-        self.center.copy_(codebook.mean(dim=0))
+        self._put_on_one_device()
         if self.revive > 0:
             self.chosen_counts.zero_()
         self.num_updates.zero_()
         self.nonfinite_rows.zero_()
-        self.memory.started, self.memory.commits = self.init not in initialization.FROM_DATA, 0
-        self.initialized.fill_(self.memory.started)
+        self.memory.commits = 0
         if self.staging:
             self.make_room_to_stage()
         self.clear_staged()
+        self.initialized.fill_(self.init not in initialization.FROM_DATA)
+        self._trust(started=False)
 
     # --- what a forward asks for ----------------------------------------------------------------------------
 
     def may_learn(self, task: int | None) -> bool:
         """Whether a forward moves the dictionary; ``task`` is the backward pass that repeats it, if any."""
-        return self.training and self.frozen_depth == 0 and task is None and not tracing.under_export()
+        held = self.codebook_frozen or self.frozen_depth > 0
+        return self.training and not held and task is None and not tracing.under_export()
 
     def start(self, features: Tensor, rows: Tensor | None, learning: bool) -> None:
         """Start from the first batch, if that is how this dictionary starts.
@@ -123,11 +124,12 @@ class MovingDictionary(StagedStatistics):
         if self.memory.started:
             return
         if not compiling and self.codebook.device.type != "meta":
-            self.memory.started = bool(self.initialized)  # another rank's state may have been broadcast
+            self.memory.started = self.has_started()  # another rank's state may have been broadcast
             if self.memory.started:
+                self.initialized.fill_(True)
                 return
         if not learning:
-            if not compiling:
+            if not compiling and (self.codebook.is_meta or not self.is_given()):
                 self.memory.warn_once(
                     f'this FeatureQuantizer starts from data (init="{self.init}") but has seen no training '
                     "batch yet; it quantizes with a random dictionary until then"
@@ -146,6 +148,7 @@ class MovingDictionary(StagedStatistics):
             distributed.group_name(self.process_group),
         )
         self.memory.started = True if compiling else bool(self.initialized)
+        self.written()
 
     def consult(self, needs_grad: bool, task: int | None, in_band: bool) -> Dictionary:
         """The dictionary that a forward must see.
@@ -167,7 +170,7 @@ class MovingDictionary(StagedStatistics):
                 )
         if self.codebook.dtype != torch.float32:
             self.keep_float32()
-        codebook, center = self.codebook, self.center
+        codebook, center = self.codebook, self.usable_center()
         eager = not torch.compiler.is_compiling()
         strength = self._scheduled(self.strength) if callable(self.strength) else self.strength
         # In evaluation too: a training forward may come before the backward pass.
@@ -271,25 +274,9 @@ class MovingDictionary(StagedStatistics):
             )
         if self.metric == "cosine":
             self.codebook.copy_(F.normalize(self.codebook, dim=1))
+        self.written()
         if callable(self.strength):
             self.memory.commits += 1
-
-    def debiasing_scale(self) -> Tensor | float:
-        """What the moving statistics are multiplied by before they are compared or divided."""
-        return 1 / (1 - self.decay ** self.num_updates.float()) if self.ema == "debiased" else 1.0
-
-    # --- state from elsewhere -------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def adopt(self, codebook: Tensor, counts: Tensor, sums: Tensor) -> None:
-        """Take over a dictionary together with its moving statistics."""
-        self.codebook.copy_(codebook)
-        self.ema_counts.copy_(counts)
-        self.ema_sums.copy_(sums)
-        if self.revive > 0:
-            self.chosen_counts.copy_(counts)
-        self.initialized.fill_(True)
-        self.after_load()
 
     def translate(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
         """Take a state that was saved with ``revive`` without it, and the other way round."""
@@ -299,26 +286,6 @@ class MovingDictionary(StagedStatistics):
         if self.revive == 0 and name in state:
             return {key: value for key, value in state.items() if key != name}
         return state
-
-    @torch.no_grad()
-    def after_load(self) -> None:
-        """Bring what is not saved in line with what was loaded."""
-        if self.codebook.device.type == "meta":
-            return
-        self.keep_float32()
-        for name in ("codebook", "ema_counts", "ema_sums"):  # assigned as they were saved
-            setattr(self, name, getattr(self, name).contiguous())
-        center = initialization.live_center(self.codebook, self.ema_counts, self.ema_sums)
-        if self.center.device == center.device:
-            self.center.copy_(center)
-            self.nonfinite_rows.zero_()
-        else:  # assigned to a layer on another device, such as meta: what is not saved follows
-            self.center, self.nonfinite_rows = center, torch.zeros_like(self.num_updates)
-        if self.staging:
-            self.make_room_to_stage()
-        self.clear_staged()
-        self.memory.started = bool(self.initialized)
-        self.memory.commits = int(self.num_updates)
 
     # --- reports; these wait for the device -----------------------------------------------------------------
 

@@ -88,7 +88,8 @@ class FeatureQuantizer(ReferenceStates):
         eps: :math:`\epsilon`; 1e-5.
         ema: "smoothed" as above; "debiased" divides the moving statistics by :math:`1 - \lambda^t` before
             forming E.
-        init: "data", "kmeans", "normal" or "uniform"; see `fq_toolkit.layers.initialization`.
+        init: "data", "kmeans", "normal" or "uniform", see `fq_toolkit.layers.initialization`; or the codes
+            themselves, ``(K, C)``, as for `set_codebook`.
         revive: a code whose moving count falls below this restarts from a row of the batch, with fresh
             statistics; 0 never restarts one, 0.1 is a good start.
         revive_by: "share" measures ``revive``, in [0, 1], in mean moving counts, so that it means the same
@@ -121,7 +122,12 @@ class FeatureQuantizer(ReferenceStates):
             chose, which `usage` counts; only with ``revive``.
         num_updates: int64, updates so far.
         initialized: bool, whether the dictionary has started.
-        nonfinite_rows: int64, rows skipped so far; not saved.
+        nonfinite_rows: int64, rows skipped so far; not saved, and no buffer.
+        codebook_frozen: bool, whether `freeze_codebook` holds the dictionary still.
+
+    The state is the layer's own: to give it a dictionary call `set_codebook`. Assigning ``codebook`` does the
+    same, and codes written in place (``copy_``, indexing, loaders that go around ``load_state_dict``) start
+    with statistics of their own, as if they had been restarted, at the next training forward.
 
     Raises:
         ValueError: a setting outside its range, or an unknown name.
@@ -151,7 +157,7 @@ class FeatureQuantizer(ReferenceStates):
         commitment: float | None = None,
         eps: float | None = None,
         ema: str | None = None,
-        init: str | None = None,
+        init: Any = None,
         revive: float | None = None,
         revive_by: str | None = None,
         update: str = "training",
@@ -170,12 +176,15 @@ class FeatureQuantizer(ReferenceStates):
         if codebook_dim is None and at_least_one("dim", dim) % heads:
             raise ValueError(f"dim={dim} cannot be split into heads={heads} equal parts; pass codebook_dim")
         given: dict[str, Any] = {"mode": mode, "decay": decay, "commitment": commitment, "eps": eps}
-        given |= {"ema": ema, "init": init, "revive": revive, "revive_by": revive_by}
+        codebook = None if init is None or isinstance(init, str) else init
+        given |= {"ema": ema, "init": None if codebook is not None else init}
+        given |= {"revive": revive, "revive_by": revive_by}
         settings = replace(find_preset(preset), **{k: v for k, v in given.items() if v is not None})
         super().__init__(
             num_codes,
             dim // heads if codebook_dim is None else codebook_dim,
             settings,
+            given=codebook,
             strength=strength,
             metric=metric,
             update=update,
@@ -256,7 +265,7 @@ class FeatureQuantizer(ReferenceStates):
             indices: integers as `quantize` returned them; -1 gives zeros.
 
         Returns:
-            Features in the layout of the layer's input; float32, or the dtype of the projection.
+            Features in the layout of the layer's input, contiguous; float32, or the dtype of the projection.
 
         Raises:
             TypeError: indices that are not integers.
@@ -287,7 +296,7 @@ class FeatureQuantizer(ReferenceStates):
         codes = torch.where(valid, codes, torch.zeros_like(codes))
         ndim = codes.ndim
         axis = self.channel_dim % ndim if self.channel_dim is not None else (2 if ndim == 3 else 1)
-        return codes.movedim(-1, axis)
+        return codes.movedim(-1, axis).contiguous()
 
     def look_up(self, x: Tensor, layout: FeatureLayout, mask: Tensor | None, in_band: bool) -> Lookup:
         """One lookup with everything that belongs to it: start, update, bookkeeping."""
@@ -305,6 +314,8 @@ class FeatureQuantizer(ReferenceStates):
                 "torch.func and forward derivatives cannot see; call eval() before, or transform inside "
                 "frozen(model)"
             )
+        if task is None and not transformed and not tracing.under_export():
+            self.notice_writes(learning)
         self.start(features, rows, learning)
         dictionary = self.consult(torch.is_grad_enabled() and features.requires_grad, task, in_band)
 
@@ -330,8 +341,10 @@ class FeatureQuantizer(ReferenceStates):
         if self.mode == "rotation":
             batch, _, height, width = features.shape
             out = rotate_gradient(features, out, None if rows is None else rows.view(batch, 1, height, width))
-        out = self._decode_features(out, canonical, usable)
-        return Lookup(from_canonical(out, layout), loss, indices, counts, task is not None)
+        out = from_canonical(self._decode_features(out, canonical, usable), layout)
+        if self._transforms and not transformed and x.is_contiguous():
+            out = out.contiguous()
+        return Lookup(out, loss, indices, counts, task is not None)
 
     # --- between the user's features and those of the dictionary --------------------------------------------
 
@@ -390,7 +403,9 @@ class FeatureQuantizer(ReferenceStates):
         parts = [f"{self.dim}, {self.num_codes}", f"mode={self.mode}", f"decay={self.decay:g}"]
         if self.codebook.device.type == "meta":
             return ", ".join([*parts, "device=meta"])
-        if bool(self.initialized):
+        if self.codebook_frozen:
+            parts.append("frozen")
+        if self.has_started():
             parts += [f"usage={self.usage():.0%}".replace("%", " %"), f"perplexity={self.perplexity():.1f}"]
         else:
             parts.append("not started")

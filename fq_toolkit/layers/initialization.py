@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fq_toolkit.kernels import ops
 from fq_toolkit.layers import distributed
+from fq_toolkit.layers.consistency import center_of
 
 logger = logging.getLogger("fq_toolkit")
 
@@ -54,6 +56,62 @@ def start_values(
     elif init == "normal" and not debias:
         sums = codebook.clone()
     return codebook, counts, sums
+
+
+def as_codebook(value: Any, num_codes: int, dim: int, unit: bool) -> Tensor:
+    """A given dictionary as a float32 tensor of its own.
+
+    Args:
+        value: ``(K, C)``: a tensor, an array or nested lists.
+        num_codes: K.
+        dim: C.
+        unit: scale the codes to unit length.
+
+    Raises:
+        TypeError: not real numbers.
+        ValueError: another shape, entries that are not finite in float32, or a zero that needs a length.
+    """
+    try:
+        given = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"a codebook must be a (K, C) tensor or array, got {type(value).__name__}: {error}"
+        ) from error
+    if given.is_complex() or given.dtype == torch.bool or given.layout != torch.strided:
+        raise TypeError(
+            f"a codebook must be a dense tensor of real numbers, got {given.dtype}, {given.layout}"
+        )
+    if tuple(given.shape) != (num_codes, dim):
+        hint = "; it is transposed" if tuple(given.shape) == (dim, num_codes) else ""
+        raise ValueError(
+            f"the codebook has shape {tuple(given.shape)}, but this dictionary has {num_codes} codes of dim "
+            f"{dim}: ({num_codes}, {dim}){hint}"
+        )
+    codes = given.to(torch.float32, copy=True).contiguous()
+    if codes.is_meta:
+        return codes
+    bad = ~torch.isfinite(codes).all(dim=1)
+    if bool(bad.any()):
+        raise ValueError(
+            f"{int(bad.sum())} of {num_codes} codes are not finite in float32, the first is code "
+            f"{int(bad.int().argmax())}; a dictionary needs finite codes"
+        )
+    if unit:
+        if bool((codes == 0).all(dim=1).any()):
+            raise ValueError('metric="cosine" needs codes with a direction, but some are zero')
+        codes = torch.nn.functional.normalize(codes, dim=1)
+    return codes
+
+
+def is_given(codebook: Tensor, unit: bool) -> bool:
+    """Whether a codebook that waits for data is another than its placeholder, so that somebody gave it."""
+    placeholder = start_values("data", codebook.shape[0], codebook.shape[1], False, codebook.device)[0]
+    if unit:
+        placeholder = torch.nn.functional.normalize(placeholder, dim=1)
+    # Averages and half precision leave it nearly what it was. Memory of zeros is no dictionary either.
+    same = torch.allclose(codebook, placeholder, rtol=1e-2, atol=1e-2)
+    blank = codebook.shape[0] > 1 and bool((codebook == codebook[0]).all())
+    return not same and not blank and bool(torch.isfinite(codebook).all())
 
 
 def spread_order(length: int) -> int:
@@ -173,7 +231,7 @@ def start_from_data_(
     unit: bool,
     group: str | None,
 ) -> None:
-    """Start the dictionary from the first training batch, in place, unless it has started.
+    """Start the dictionary from the first training batch, in place, unless it has started or has codes.
 
     Args:
         codebook: ``(K, C)`` float32, changed.
@@ -187,7 +245,14 @@ def start_from_data_(
         unit: features are unit vectors, and so are the codes.
         group: name of the process group to share rows with, or None.
     """
-    if bool(initialized):
+    if bool(initialized) or bool((ema_counts > 0).any()):  # an averaged copy may bring floats alone
+        initialized.fill_(True)
+        return
+    if is_given(codebook, unit):
+        ema_counts.fill_(1)
+        ema_sums.copy_(codebook)
+        center.copy_(center_of(codebook))
+        initialized.fill_(True)
         return
     rows = _GlobalRows(features, mask, group)
     if rows.total == 0:
@@ -217,11 +282,3 @@ def _(
     group: str | None,
 ) -> None:
     return None
-
-
-def live_center(codebook: Tensor, ema_counts: Tensor, ema_sums: Tensor) -> Tensor:
-    """A center for a dictionary without one: the usage-weighted mean of its codes; any value is valid."""
-    weighted = ema_sums.double().sum(dim=0) / ema_counts.double().sum()
-    plain = codebook.double().mean(dim=0)
-    center = torch.where(torch.isfinite(weighted).all(), weighted, plain).float()
-    return torch.where(torch.isfinite(center), center, torch.zeros_like(center))

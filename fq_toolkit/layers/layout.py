@@ -61,6 +61,12 @@ def check_features(x: Tensor, dim: int, channel_dim: int | None) -> FeatureLayou
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"features must be a torch.Tensor, got {type(x).__name__}")
+    if x.is_nested:
+        raise TypeError(
+            "features are a nested tensor; pad them, x.to_padded_tensor(0.0), and pass lengths= or mask="
+        )
+    if x.layout != torch.strided:
+        raise TypeError(f"features must be a dense tensor, got {x.layout}; call to_dense() first")
     if x.dtype not in _DTYPES:
         raise TypeError(
             f"features must be float16, bfloat16, float32 or float64, got {x.dtype}; convert them first"

@@ -14,6 +14,7 @@ class HostMemory:
 
     Attributes:
         started: the dictionary has started; False means that the device must be asked.
+        given: somebody has given codes to a dictionary that waits for data; None if nobody has asked yet.
         commits: updates so far, kept only for a schedule of the strength.
         staged: statistics have been staged since the last commit.
         staged_forwards: by how many forwards, kept only for ``update_every``.
@@ -26,6 +27,7 @@ class HostMemory:
 
     def __init__(self) -> None:
         self.started = False
+        self.given: bool | None = None
         self.commits = 0
         self.staged = False
         self.staged_forwards = 0

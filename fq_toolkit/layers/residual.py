@@ -12,6 +12,7 @@ from fq_toolkit.layers import checkpointing
 from fq_toolkit.layers.checks import at_least_one, between, one_of
 from fq_toolkit.layers.feature_quantizer import MODES, FeatureQuantizer, QuantizerOutput
 from fq_toolkit.layers.layout import check_features, from_canonical, row_mask, to_canonical
+from fq_toolkit.layers.ownership import NOT_SCRIPTABLE
 from fq_toolkit.layers.presets import find_preset
 from fq_toolkit.layers.rotation import rotate_gradient
 from fq_toolkit.layers.statistics import perplexity
@@ -41,7 +42,7 @@ class ResidualQuantizer(nn.Module):
             index -1, no loss, and do not learn from the sample.
         strength: as in `FeatureQuantizer`, for the stack as a whole; a number.
         mode: as in `FeatureQuantizer`, for the stack as a whole.
-        **options: other settings of every `FeatureQuantizer`.
+        **options: other settings of every `FeatureQuantizer`; ``init`` may be ``(levels, K, C)`` codes.
 
     Shape:
         As `FeatureQuantizer`; indices have a last axis of ``num_levels``.
@@ -84,7 +85,16 @@ class ResidualQuantizer(nn.Module):
         self.mode = one_of("mode", find_preset(options.get("preset")).mode if mode is None else mode, MODES)
         # The levels must hand their centroids on, whatever the stack does with the gradient.
         options["mode"] = "straight_through"
-        self.levels = nn.ModuleList(FeatureQuantizer(dim, num_codes, **options) for _ in range(num_levels))
+        starts = [options.pop("init", None)] * num_levels
+        if starts[0] is not None and not isinstance(starts[0], str):
+            given = torch.as_tensor(starts[0])
+            if given.ndim != 3 or given.shape[0] != num_levels:
+                raise ValueError(
+                    f"given dictionaries must be (levels, K, C) = ({num_levels}, {num_codes}, {dim}), "
+                    f"got {tuple(given.shape)}"
+                )
+            starts = list(given)
+        self.levels = nn.ModuleList(FeatureQuantizer(dim, num_codes, init=init, **options) for init in starts)
         self.dim, self.channel_dim = dim, options.get("channel_dim")
 
     def forward(self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -142,6 +152,19 @@ class ResidualQuantizer(nn.Module):
             )
         parts = [self._level(i).decode(indices[..., i]) for i in range(indices.shape[-1])]
         return torch.stack(parts).sum(dim=0)
+
+    def freeze_codebook(self) -> None:
+        """Hold the dictionaries of all levels still, see `FeatureQuantizer.freeze_codebook`."""
+        for i in range(self.num_levels):
+            self._level(i).freeze_codebook()
+
+    def unfreeze_codebook(self) -> None:
+        """Let the dictionaries of all levels move again."""
+        for i in range(self.num_levels):
+            self._level(i).unfreeze_codebook()
+
+    def __prepare_scriptable__(self) -> ResidualQuantizer:
+        raise TypeError(NOT_SCRIPTABLE.format(type(self).__name__))
 
     def _level(self, i: int) -> FeatureQuantizer:
         return cast(FeatureQuantizer, self.levels[i])

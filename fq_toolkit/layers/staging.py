@@ -108,6 +108,12 @@ class StagedStatistics(StrictState):
             return no_restart_rows(self.codebook, self.num_updates, group)
         return self.staged_rows
 
+    def forget_staged(self, rows: Tensor) -> None:
+        """Forget what has been staged for some codes, ``(K,)`` bool."""
+        if hasattr(self, "staged_counts") and self.staged_counts.device == rows.device:
+            self.staged_counts.masked_fill_(rows, 0)
+            self.staged_sums.masked_fill_(rows[:, None], 0.0)
+
     def clear_staged(self) -> None:
         """Forget what has been staged."""
         for name in _STAGED:  # one by one, as torch 2.11 cannot compile a walk over the attributes

@@ -24,7 +24,9 @@ def check_state(state: Mapping[str, Any], prefix: str, expected: Mapping[str, tu
     if missing:
         return [
             f"{', '.join(missing)} missing. A quantizer without its dictionary would quantize with a random "
-            "one, so nothing was loaded into it; load a checkpoint without quantizers before adding them"
+            "one, so nothing was loaded into it, whatever strict says. If this checkpoint has no quantizer, "
+            "load it before adding one, or let the layer keep what it has: "
+            f"state.update(layer.state_dict(prefix={prefix!r}))"
         ]
     problems = []
     for name, shape in expected.items():
