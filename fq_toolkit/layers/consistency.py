@@ -55,7 +55,8 @@ def disagreeing(
     slack = _TOLERANCE * size + _SMALLEST
     lawful = ((codebook - expected).abs() <= slack).all(dim=1)
     started = ((codebook * counts[:, None] - sums).abs() <= slack * counts[:, None]).all(dim=1) & (counts > 0)
-    blank = ((codebook - sums).abs() <= slack).all(dim=1)
+    alike = F.normalize(sums, dim=1) if unit else sums
+    blank = ((codebook - alike).abs() <= slack).all(dim=1)
     if may_be_blank:
         blank = blank | (sums == 0).all(dim=1)
     before_data = counts.sum() == 0

@@ -194,7 +194,7 @@ class OwnedCodebook(StagedStatistics):
         if learning and self._doubtful is not None:
             doubtful, keep = self._doubtful, self._counts_given
             self._doubtful, self._counts_given = None, False
-            self._account_for(doubtful, keep, may_be_blank=self.init in initialization.FROM_DATA)
+            self._account_for(doubtful, keep, may_be_blank=keep or self.init in initialization.FROM_DATA)
             self._record(content=self.codebook.is_cpu)
 
     @torch.no_grad()

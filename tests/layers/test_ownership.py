@@ -271,6 +271,28 @@ def test_writing_the_same_changes_nothing() -> None:
         assert same_state(a, b)
 
 
+@pytest.mark.parametrize("size", [3, 50])
+@pytest.mark.parametrize("forwards", [0, 1, 4, 60])
+@pytest.mark.parametrize("options", STARTS, ids=str)
+def test_what_the_layer_has_written_itself_is_never_doubted(options: dict, forwards: int, size: int) -> None:
+    """Few rows for many codes, and codes that died long ago: loading changes no bit of what follows."""
+    torch.manual_seed(0)
+    layer, loaded = FeatureQuantizer(4, 16, **options), FeatureQuantizer(4, 16, **options)
+    draw = torch.Generator().manual_seed(3)
+    for step in range(forwards + 3):
+        if step == forwards:
+            assert torch.equal(layer.codebook, layer.state_dict()["codebook"])
+            loaded.load_state_dict(copy.deepcopy(layer.state_dict()))
+            loaded.memory.staged_forwards = layer.memory.staged_forwards = 0
+            layer.clear_staged()
+        x = torch.randn(size, 4, generator=draw)
+        if step >= forwards:
+            assert torch.equal(layer(x), loaded(x))
+            assert same_state(layer, loaded)
+        else:
+            layer(x)
+
+
 # --- derived state ------------------------------------------------------------------------------------------
 
 
