@@ -8,10 +8,6 @@ from torch import Tensor, nn
 from fq_toolkit.fqgan.config import FQGANConfig
 from fq_toolkit.fqgan.ugatit_config import UGATITConfig
 from fq_toolkit.layers import FeatureQuantizer, commitment_loss
-from fq_toolkit.layers.statistics import perplexity
-
-# A code whose moving count is below this takes less than one feature in a hundred batches.
-UNUSED_COUNT = 0.01
 
 
 def quantizer_factory(config: FQGANConfig) -> Callable[[int], nn.Module] | None:
@@ -55,7 +51,7 @@ def halves_commitment(discriminator: nn.Module) -> Tensor:
 
 
 class Reading(NamedTuple):
-    """How much of a dictionary is in use, by its moving counts.
+    """How much of a dictionary is in use, as the layer counts it.
 
     usage: share of the codes, in [0, 1].
     perplexity: how many codes are in even use, in [1, K].
@@ -66,6 +62,5 @@ class Reading(NamedTuple):
 
 
 def read_dictionary(layer: FeatureQuantizer) -> Reading:
-    """Read a layer's moving counts; waits for the device."""
-    counts = layer.ema_counts
-    return Reading(float((counts >= UNUSED_COUNT).float().mean()), float(perplexity(counts)))
+    """What a layer says of itself; waits for the device."""
+    return Reading(layer.usage(), layer.perplexity())

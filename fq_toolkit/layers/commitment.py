@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ class CommitmentLedger:
     def __init__(self) -> None:
         self.unread: tuple[Tensor | _Nothing, ...] = _EMPTY
         self.warned = False
+        self.dropped = False
 
     def record(self, loss: Tensor) -> None:
         """Add the ``(B,)`` loss of one call; the oldest is dropped when nobody reads.
@@ -127,9 +129,18 @@ def commitment_loss(model: nn.Module) -> Tensor:
             "of torch.func and under forward derivatives; add layer.quantize(x).loss there"
         )
     total = layers[0].codebook.new_zeros(())
-    for layer in layers:
-        for loss in layer.ledger.take():
-            total = total + batch_mean(loss).to(total.device)
+    losses = [layer.ledger.take() for layer in layers]
+    if any(layer.ledger.dropped for layer in layers):
+        if not any(losses):
+            warnings.warn(
+                "commitment_loss is 0: nothing was recorded since a frozen block, whose own losses ended "
+                "with it; read them inside: with frozen(model): ... commitment_loss(model)",
+                stacklevel=2,
+            )
+        for layer in layers:
+            layer.ledger.dropped = False
+    for loss in itertools.chain.from_iterable(losses):
+        total = total + batch_mean(loss).to(total.device)
     return total
 
 
@@ -192,4 +203,5 @@ def separate_books(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for ledger, unread in zip(ledgers, outside, strict=True):
+            ledger.dropped = bool(ledger.losses())
             ledger.unread = unread

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 
 class ProcessGroupReference:
@@ -32,6 +33,11 @@ def group_name(reference: ProcessGroupReference) -> str | None:
         return None
     group = reference.group if reference.group is not None else dist.group.WORLD
     return str(group.group_name) if dist.get_world_size(group) > 1 else None  # type: ignore[union-attr]
+
+
+def several_ranks() -> bool:
+    """Whether there is any other rank at all."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _resolve(name: str) -> Any:
@@ -71,8 +77,26 @@ def rank_and_size(group: str) -> tuple[int, int]:
     return dist.get_rank(process_group), dist.get_world_size(process_group)
 
 
+def _refuse_uneven_inputs() -> None:
+    """Say before the ranks part what ``DistributedDataParallel.join()`` would end in: an abort.
+
+    A rank without inputs shadows the collectives of DDP, and knows nothing of ours.
+    """
+    if torch.compiler.is_compiling():
+        return
+    wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)  # private; None where it is gone
+    if getattr(getattr(wrapper, "_join_config", None), "enable", False):
+        raise RuntimeError(
+            "a FeatureQuantizer sums its statistics over the ranks in every training forward, which a rank "
+            "that has run out of inputs under DistributedDataParallel.join() does not join; give all ranks "
+            'the same number of batches (drop_last=True), or build it with update="manual" and call '
+            "commit_updates(model) after the block"
+        )
+
+
 def sum_together(vectors: Sequence[Tensor], group: str) -> list[Tensor]:
     """Sum several vectors of one dtype over the ranks in a single all_reduce."""
+    _refuse_uneven_inputs()
     flat = torch.cat([vector.reshape(-1) for vector in vectors])
     sum_over_ranks_(flat, group)
     parts = flat.split([vector.numel() for vector in vectors])

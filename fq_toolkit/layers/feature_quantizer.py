@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fq_toolkit.kernels import ops, tracing
-from fq_toolkit.layers import checkpointing
+from fq_toolkit.layers import checkpointing, updates
 from fq_toolkit.layers.checks import at_least_one, one_of
 from fq_toolkit.layers.commitment import CommitmentLedger
 from fq_toolkit.layers.layout import FeatureLayout, check_features, from_canonical, row_mask, to_canonical
@@ -316,6 +316,9 @@ class FeatureQuantizer(ReferenceStates):
             )
         if task is None and not transformed and not tracing.under_export():
             self.notice_writes(learning)
+        if learning and self.update == "training" and self.waits_for_model() and self.is_due():
+            # A second forward before the end of the model's: the first one's update comes before its lookup.
+            updates.commit_staged([self])
         self.start(features, rows, learning)
         dictionary = self.consult(torch.is_grad_enabled() and features.requires_grad, task, in_band)
 

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from fq_toolkit.layers.feature_quantizer import FeatureQuantizer
 from fq_toolkit.layers.layout import resolve_channel_dim
+from fq_toolkit.layers.provenance import Place, Provenance, place_of
 from fq_toolkit.layers.report import format_table
-from fq_toolkit.layers.updates import CoalescedUpdates, coalesce_updates
+from fq_toolkit.layers.updates import CoalescedUpdates, coalesce_updates, forget_coalescing
 
 logger = logging.getLogger("fq_toolkit")
 
@@ -42,7 +44,7 @@ class QuantizedLayer(NamedTuple):
 
 
 class QuantizationHandle:
-    """What `quantize_discriminator` returns: the table of its layers, and the way back.
+    """What `quantize_discriminator` returns: the table of its layers, their parameters, and the way back.
 
     Attributes:
         layers: what was quantized.
@@ -60,12 +62,39 @@ class QuantizationHandle:
             (layer.name, " x ".join(map(str, layer.shape)), str(layer.dim), str(layer.num_codes))
             for layer in self.layers
         ]
-        return format_table(("layer", "shape", "dim", "K"), rows)
+        table = format_table(("layer", "shape", "dim", "K"), rows)
+        if added := sum(parameter.numel() for parameter in self.parameters()):
+            table += (
+                f"\n{added} new parameters (projections to codebook_dim and back): an optimizer that was "
+                "built before does not train them; give it handle.parameters()"
+            )
+        return table
 
     __repr__ = __str__
 
-    def remove(self) -> None:
-        """Restore the original model, bit for bit. A second call does nothing."""
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that came with the quantizers, for the optimizer: projections, if there are any."""
+        if self._model is None:
+            return []
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        found = (modules[layer.name]._modules.get(CHILD) for layer in self.layers if layer.name in modules)
+        return [
+            parameter for quantizer in found if quantizer is not None for parameter in quantizer.parameters()
+        ]
+
+    def remove(self, model: nn.Module | None = None) -> None:
+        """Restore the original model, bit for bit. A second call does nothing.
+
+        Args:
+            model: a copy of the quantized model (by `copy.deepcopy` or pickle) to restore instead; the
+                quantized model itself stays as it is.
+
+        Raises:
+            ValueError: ``model`` is no copy of the quantized model.
+        """
+        if model is not None and model is not self._model:
+            self._remove_from_copy(model)
+            return
         if self._model is None:
             return
         for hook in self._hooks:
@@ -75,6 +104,21 @@ class QuantizationHandle:
             if layer.name in modules:  # and where it has been replaced, its quantizer went with it
                 modules[layer.name]._modules.pop(CHILD, None)
         self._model = None
+
+    def _remove_from_copy(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        ours = [modules[layer.name] for layer in self.layers if layer.name in modules]
+        ours = [module for module in ours if isinstance(module._modules.get(CHILD), FeatureQuantizer)]
+        if not ours:
+            raise ValueError(
+                f"{type(model).__name__} has none of the quantizers of this handle "
+                f"({', '.join(repr(layer.name) for layer in self.layers)}); give a copy of the quantized one"
+            )
+        for module in ours:
+            del module._modules[CHILD]
+            for key in [key for key, hook in module._forward_hooks.items() if hook is quantize_output]:
+                del module._forward_hooks[key]
+        forget_coalescing(model)
 
 
 def quantize_output(module: nn.Module, args: Any, output: Any) -> Any:
@@ -103,18 +147,24 @@ def quantize_discriminator(
     Args:
         model: the network, a discriminator for example.
         layers: names as in ``model.named_modules()``, or "auto": the last block at each resolution of the
-            feature maps that is smaller than the input.
+            feature maps that is smaller than the input, but for what becomes the network's own output.
         num_codes: K for all, or by name.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for one probe
             forward. It runs in eval mode without grad and leaves buffers and random numbers as they were.
-        **options: settings of every `FeatureQuantizer`.
+        **options: settings of every `FeatureQuantizer`.  ``channel_dim`` is one axis for all, or axes by
+            name; by default the axis is that of the operation that made the features: 1 behind convolutions
+            and their norms, the last behind linear layers and layer norms, followed through permutations and
+            views.  With ``codebook_dim`` the quantizers bring projections, which an optimizer that was built
+            before does not know: give it ``handle.parameters()``.
 
     Returns:
-        A handle: ``print(handle)`` shows name, shape and K, ``handle.remove()`` restores the network.
+        A handle: ``print(handle)`` shows name, shape and K, ``handle.parameters()`` are new parameters, and
+        ``handle.remove()`` restores the network.
 
     Raises:
         ValueError: an unknown name (near ones are listed), a module that is quantized already, that did not
-            run in the probe or has no features as output; nothing is changed then.
+            run in the probe, has no features as output or features whose channel axis nothing tells, or that
+            runs its children in a way that a quantizer cannot join; nothing is changed then.
 
     Example:
         >>> import torch
@@ -138,17 +188,25 @@ def quantize_discriminator(
     else:
         names = list(layers)
     _check_names(names, modules)
-    planned = []
+    planned, axes = [], {}
+    given = options.pop("channel_dim", None)
     for name in names:
         shape = _output_shape(name, modules[name], probed)
-        axis = resolve_channel_dim(len(shape), options.get("channel_dim"))
-        planned.append(QuantizedLayer(name, shape, shape[axis], _codes_of(name, num_codes)))
+        axes[name] = _channel_axis(name, probed[name], shape, given)
+        planned.append(QuantizedLayer(name, shape, shape[axes[name]], _codes_of(name, num_codes)))
     if not planned:
         raise ValueError("layers is empty: name at least one module")
     quantizers = [
-        FeatureQuantizer(layer.dim, layer.num_codes, device=probed[layer.name].device, **options)
+        FeatureQuantizer(
+            layer.dim,
+            layer.num_codes,
+            device=probed[layer.name].device,
+            channel_dim=axes[layer.name] if axes[layer.name] == 1 else axes[layer.name] - len(layer.shape),
+            **options,
+        )
         for layer in planned
     ]
+    by_hook = _needs_hook(model, {name: modules[name] for name in names}, example_inputs)
 
     hooks: list[RemovableHandle | CoalescedUpdates] = []
     for layer, quantizer in zip(planned, quantizers, strict=True):
@@ -158,7 +216,7 @@ def quantize_discriminator(
             quantizer.to(found.dtype)  # its projections; the dictionary stays float32
         quantizer.train(module.training)
         module.add_module(CHILD, quantizer)
-        if not _runs_its_children(module):
+        if by_hook[layer.name]:
             hooks.append(module.register_forward_hook(quantize_output))
     hooks.append(coalesce_updates(model))
     handle = QuantizationHandle(model, planned, hooks)
@@ -174,6 +232,8 @@ class _Probed(NamedTuple):
     dtype: torch.dtype | None
     in_tuple: bool
     calls: int
+    axis: int | None = None
+    is_output: bool = False
 
 
 def _features(output: Any) -> Tensor | None:
@@ -252,6 +312,8 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 def _probe(model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, _Probed]:
     """Shapes of all modules' outputs in one forward, by name, in order of completion."""
     seen: dict[str, _Probed] = {}
+    places: dict[str, Place] = {}
+    provenance = Provenance()
     names: dict[nn.Module, str] = {}
     for name, module in modules.items():
         names.setdefault(module, name)
@@ -262,20 +324,119 @@ def _probe(model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: A
         shape = None if features is None else tuple(features.shape)
         device = None if features is None else features.device
         dtype = None if features is None else features.dtype
-        seen[name] = _Probed(shape, device, dtype, not isinstance(output, Tensor), calls + 1)
+        axis = None
+        if features is not None:
+            if (told := _axis_by_kind(module, features.ndim)) is not None:
+                provenance.tell(features, told)
+            axis, places[name] = provenance.axis(features), place_of(features)
+        seen[name] = _Probed(shape, device, dtype, not isinstance(output, Tensor), calls + 1, axis)
 
     hooks = [module.register_forward_hook(note) for module in names]
     args, kwargs = _arguments(example_inputs)
     try:
+        with _untouched(model), provenance:
+            result = model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outputs = (x for x in tree_leaves(result) if isinstance(x, Tensor))
+    ends = frozenset[Place]().union(*(provenance.made_from(x) for x in outputs))
+    for name, place in places.items():
+        seen[name] = seen[name]._replace(is_output=place in ends)
+    for name, module in modules.items():  # a module under two names ran under both
+        if names[module] in seen:
+            seen.setdefault(name, seen[names[module]])
+    return seen
+
+
+#: Modules that say where their channels are, also where the operations inside them do not.
+_CHANNELS_FIRST = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d),
+    *(nn.InstanceNorm3d, nn.GroupNorm, nn.PixelShuffle, nn.PixelUnshuffle),
+)
+_CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+def _axis_by_kind(module: nn.Module, ndim: int) -> int | None:
+    """The channel axis that a kind of module is known for."""
+    if isinstance(module, _CHANNELS_FIRST):
+        return 1
+    return ndim - 1 if isinstance(module, _CHANNELS_LAST) else None
+
+
+def _channel_axis(
+    name: str, found: _Probed, shape: tuple[int, ...], given: int | Mapping[str, int] | None
+) -> int:
+    """The channel axis of a module's features: as given, else of what made them; never by the shape alone."""
+    if isinstance(given, Mapping):
+        given = given.get(name)
+    if given is not None or len(shape) == 2:
+        return resolve_channel_dim(len(shape), given)
+    if found.axis is None:
+        raise ValueError(
+            f"nothing tells which axis of the output of {name!r}, shape {shape}, holds the channels; pass "
+            f"channel_dim={{{name!r}: axis}}, 1 for (B, C, ...) and -1 for (B, ..., C)"
+        )
+    return found.axis
+
+
+class _Probe(nn.Module):
+    """Stands where a quantizer would, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+        self.last: Any = None
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        self.runs += 1
+        self.last = x
+        return x
+
+
+def _needs_hook(model: nn.Module, chosen: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, bool]:
+    """Whether each module's quantizer must be run by a hook: not where the module runs all its children.
+
+    Tried in a forward of its own, with a stand-in as the last child.
+
+    Raises:
+        ValueError: a module that runs a new child, but not on what it returns, or not once.
+    """
+    probes = {name: _Probe() for name in chosen}
+    ran: dict[str, list[bool]] = {name: [] for name in chosen}
+
+    def watch(name: str) -> Any:
+        before = [0]
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            probe = probes[name]
+            runs, before[0] = probe.runs - before[0], probe.runs
+            features = _features(output)
+            if runs > 1 or (runs == 1 and features is not probe.last):
+                raise ValueError(
+                    f"{name!r} ({type(module).__name__}) runs its children itself, and a quantizer among "
+                    f"them would run {runs} time(s) on something else than what the module returns; name the "
+                    "module inside it whose output is meant"
+                )
+            ran[name].append(runs == 1)
+
+        return note
+
+    hooks = []
+    try:
+        for name, module in chosen.items():
+            module.add_module(CHILD, probes[name])
+            hooks.append(module.register_forward_hook(watch(name)))
+        args, kwargs = _arguments(example_inputs)
         with _untouched(model):
             model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
-    for name, module in modules.items():  # a module under two names ran under both
-        if names[module] in seen:
-            seen.setdefault(name, seen[names[module]])
-    return seen
+        for module in chosen.values():
+            module._modules.pop(CHILD, None)
+    return {name: not all(runs) for name, runs in ran.items()}
 
 
 def _check_names(names: list[str], modules: Mapping[str, nn.Module]) -> None:
@@ -334,18 +495,21 @@ def _choose(
         for name, found in probed.items()
         if found.shape is not None and len(found.shape) >= 4 and found.calls == 1
         if not isinstance(modules[name], nn.Sequential | FeatureQuantizer)
+        if not found.is_output
     }
     chosen: dict[tuple[int, ...], str] = {}
     for name, shape in producers.items():
         parts = name.split(".")
         if any(".".join(parts[:i]) in producers for i in range(1, len(parts))):
             continue  # a part of a block, not a block
-        resolution = shape[2:]
+        axis = probed[name].axis or 1
+        resolution = tuple(size for i, size in enumerate(shape) if i not in (0, axis))
         if max(resolution) > 1 and (largest == 0 or max(resolution) < largest):
             chosen[resolution] = name
     if not chosen:
         some = ", ".join(f"{name!r} {found.shape}" for name, found in list(probed.items())[:8])
         raise ValueError(
-            f'layers="auto" finds no feature maps smaller than the input; name layers, for example {some}'
+            f'layers="auto" finds no feature maps smaller than the input that are not the network\'s own '
+            f"output; name layers, for example {some}"
         )
     return list(chosen.values())

@@ -57,7 +57,7 @@ def check_features(x: Tensor, dim: int, channel_dim: int | None) -> FeatureLayou
 
     Raises:
         TypeError: not a tensor of a real floating dtype.
-        ValueError: another number of channels than ``dim``, or no such axis.
+        ValueError: another number of channels than ``dim``, no such axis, or two axes that may be meant.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"features must be a torch.Tensor, got {type(x).__name__}")
@@ -72,6 +72,18 @@ def check_features(x: Tensor, dim: int, channel_dim: int | None) -> FeatureLayou
             f"features must be float16, bfloat16, float32 or float64, got {x.dtype}; convert them first"
         )
     axis = resolve_channel_dim(x.ndim, channel_dim)
+    # Not while tracing: there it would make a constant of a length that may vary.
+    if channel_dim is None and x.ndim == 3 and not torch.compiler.is_compiling():
+        if x.shape[1] == x.shape[2] == dim:
+            raise ValueError(
+                f"features of shape {tuple(x.shape)} have dim={dim} on both axes, which may be (B, L, C) or "
+                "(B, C, T); build the layer with channel_dim=-1 for the first, 1 for the second"
+            )
+        if x.shape[1] == dim:
+            raise ValueError(
+                f"features of shape {tuple(x.shape)} are taken for (B, L, C), and this layer was built for "
+                f"dim={dim}; if they are (B, C, T), as from a Conv1d, build it with channel_dim=1"
+            )
     if x.shape[axis] != dim:
         raise ValueError(
             f"the features have {x.shape[axis]} channels on axis {axis} of shape {tuple(x.shape)}, but this "
@@ -115,15 +127,15 @@ def row_mask(
 
     Args:
         mask: bool, ``(B, *positions)``: the shape of the features without the channel axis.
-        lengths: integers, ``(B,)``: number of real positions of each sequence; for features with one position
-            axis.
+        lengths: integers, ``(B,)``: number of real positions of each sequence, 0 to L; for features with one
+            position axis.
         batch: B.
         layout: the layout of the features.
         device: where the features are.
 
     Raises:
         TypeError: a mask that is not boolean, lengths that are not integers.
-        ValueError: both given, or a wrong shape.
+        ValueError: both given, a wrong shape, or lengths outside 0 to L (checked on the CPU).
     """
     if mask is None and lengths is None:
         return None
@@ -150,5 +162,13 @@ def row_mask(
         )
     if tuple(lengths.shape) != (batch,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected ({batch},): one per sequence")
+    # On an accelerator looking at them would make every forward wait for it.
+    if lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in lengths.aminmax())
+        if low < 0 or high > layout.positions[0]:
+            raise ValueError(
+                f"lengths run from {low} to {high}, and the features have {layout.positions[0]} positions; "
+                "give numbers from 0 to that"
+            )
     steps = torch.arange(layout.positions[0], device=device)
     return (steps < lengths.to(device)[:, None]).reshape(-1)

@@ -34,7 +34,7 @@ class StagedStatistics(StrictState):
 
     def __init__(self) -> None:
         super().__init__()
-        self.coalesced = False
+        self.coalesced = self.awaited = False
 
     @property
     def staging(self) -> bool:
@@ -42,8 +42,11 @@ class StagedStatistics(StrictState):
         return self.update == "manual" or self.update_every > 1 or self.waits_for_model()
 
     def waits_for_model(self) -> bool:
-        """Whether `coalesce_updates` commits for this layer: only between ranks is there anything to join."""
-        return self.coalesced and distributed.group_name(self.process_group) is not None
+        """Whether the end of a model's forward, which is running, will commit for this layer.
+
+        See `coalesce_updates`: only between ranks is there anything to join.
+        """
+        return self.coalesced and self.awaited and distributed.group_name(self.process_group) is not None
 
     def is_due(self) -> bool:
         """Whether ``update_every`` forwards have been staged."""

@@ -101,17 +101,28 @@ def commit_staged(layers: Sequence[MovingDictionary]) -> None:
         layer.clear_staged()
 
 
+def await_the_end(model: nn.Module, args: Any) -> None:
+    """Forward pre-hook of `coalesce_updates`: now the model's forward runs, and its end will commit.
+
+    Whoever calls a part of the model, or its ``forward``, comes past this hook and past the end as well: its
+    layers then commit by themselves.
+    """
+    if distributed.several_ranks():
+        for _, layer in quantizers(model):
+            layer.awaited = layer.coalesced
+
+
 def commit_after_forward(model: nn.Module, args: Any, output: Any) -> None:
     """Forward hook of `coalesce_updates`; at module level, so that copies of a model commit their own."""
+    awaited = [layer for _, layer in quantizers(model) if layer.awaited]
     if not torch.compiler.is_compiling() and in_backward() is not None:
-        return  # a checkpointed forward is being repeated
-    due = [
-        layer
-        for _, layer in quantizers(model)
-        if layer.staging and layer.update == "training" and layer.is_due()
-    ]
+        due = []  # a checkpointed forward is being repeated
+    else:
+        due = [layer for layer in awaited if layer.staging and layer.update == "training" and layer.is_due()]
     if due:
         commit_staged(due)
+    for layer in awaited:
+        layer.awaited = False
 
 
 def coalesce_updates(model: nn.Module) -> CoalescedUpdates:
@@ -134,13 +145,29 @@ class CoalescedUpdates:
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = [layer for _, layer in quantizers(model) if not layer.coalesced]
-        self._hook = model.register_forward_hook(commit_after_forward)
+        self._hooks = (
+            model.register_forward_pre_hook(await_the_end),
+            model.register_forward_hook(commit_after_forward),
+        )
         for layer in self._layers:
             layer.make_room_to_stage()
             layer.coalesced = True
 
     def remove(self) -> None:
         """Take the hook off the model."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         for layer in self._layers:
-            layer.coalesced = False
+            layer.coalesced = layer.awaited = False
+
+
+def forget_coalescing(model: nn.Module) -> None:
+    """Take the hooks of `coalesce_updates` off a copy of a model, whose handle is the original's."""
+    for hooks, ours in (
+        (model._forward_pre_hooks, await_the_end),
+        (model._forward_hooks, commit_after_forward),
+    ):
+        for key in [key for key, hook in hooks.items() if hook is ours]:
+            del hooks[key]
+    for _, layer in quantizers(model):
+        layer.coalesced = layer.awaited = False

@@ -10,7 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fq_toolkit.layers import FeatureQuantizer, coalesce_updates, commit_updates, commitment_loss
+from fq_toolkit.layers import (
+    FeatureQuantizer,
+    coalesce_updates,
+    commit_updates,
+    commitment_loss,
+    frozen,
+    quantize_discriminator,
+)
+from tests.layers.foreign_networks import PairOfNetworks
 
 STEPS = 4
 
@@ -189,10 +197,64 @@ def shard_with_fsdp(rank: int) -> dict[str, Any]:
     return {name: state[name] for name in ("codebook", "ema_counts", "ema_sums", "num_updates")}
 
 
+ENTRIES = {
+    "call": lambda model, x: model(x),
+    "forward": lambda model, x: model.forward(x),
+    "a part": lambda model, x: model.D(x),
+    "encode": lambda model, x: model.encode(x),
+    "twice": lambda model, x: (model.D(x[: len(x) // 2]), model(x[len(x) // 2 :]))[1],
+}
+
+
+def through(entry: str, rank: int | None, *, wrap: bool = False, **options: Any) -> dict[str, Any]:
+    """Train a quantized network through one of its entry points; the state after three steps."""
+    torch.manual_seed(0)
+    model = PairOfNetworks()
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    quantize_discriminator(
+        model, layers=["D.1", "D.3"], num_codes=4, example_inputs=x, init="normal", **options
+    )
+    if wrap:
+        model.D = nn.parallel.DistributedDataParallel(model.D)
+    for step in range(4):
+        rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(50 + step))
+        # Halves of the halves on each rank, so that two calls see what one process sees in two.
+        halves = [part.chunk(2)[rank] if rank is not None else part for part in rows.chunk(2)]
+        ENTRIES[entry](model, torch.cat(halves)).sum().backward()
+        commitment_loss(model)
+        with frozen(model):
+            ENTRIES[entry](model, torch.cat(halves))
+    return {name.replace("module.", ""): b for name, b in model.state_dict().items() if "quantizer" in name}
+
+
+def every_entry(rank: int) -> dict[str, Any]:
+    """All entry points, with updates each forward and every second one, wrapped and bare."""
+    result = {}
+    for entry in ENTRIES:
+        for every in (1, 2):
+            result[f"{entry} {every}"] = through(entry, rank, update_every=every)
+    result["wrapped"] = through("a part", rank, wrap=True)
+    return result
+
+
+def uneven_inputs(rank: int) -> dict[str, Any]:
+    """DistributedDataParallel.join() with a quantizer inside: an error on every rank, not an abort."""
+    net = nn.parallel.DistributedDataParallel(network())
+    try:
+        with net.join():
+            for _ in range(2 + rank):
+                net(torch.randn(3, 5)).sum().backward()
+    except RuntimeError as error:
+        return {"message": str(error)}
+    return {"message": ""}
+
+
 CHECKS = {
+    "entries": every_entry,
     "counts": count_all_reduces,
     "ddp": wrap_in_ddp,
     "accumulate": accumulate_in_ddp,
     "idle": manual_with_an_idle_rank,
     "fsdp": shard_with_fsdp,
+    "join": uneven_inputs,
 }

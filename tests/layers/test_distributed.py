@@ -84,3 +84,28 @@ def test_fsdp_leaves_the_dictionary_whole_and_float32(folder: Path) -> None:
     assert int(first["num_updates"]) == 2
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("entry", worker.ENTRIES)
+def test_dictionaries_move_whatever_part_of_the_model_is_called(folder: Path, entry: str, every: int) -> None:
+    first, second = (found[f"{entry} {every}"] for found in results(folder, "entries"))
+    alone = worker.through(entry, None, update_every=every)
+    calls = 2 if entry == "twice" else 1
+    for name, expected in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+        if name.endswith("num_updates"):
+            assert int(first[name]) == 4 * calls // every
+
+
+def test_a_wrapped_part_moves_too(folder: Path) -> None:
+    first, second = (found["wrapped"] for found in results(folder, "entries"))
+    for name, expected in worker.through("a part", None).items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_uneven_inputs_are_an_error_on_every_rank(folder: Path) -> None:
+    for found in results(folder, "join"):
+        assert "run out of inputs under DistributedDataParallel.join()" in found["message"]

@@ -47,7 +47,7 @@ def test_settings(settings: dict, error: type[Exception], message: str) -> None:
 
 INPUTS = [
     (torch.zeros(2, 5, 3, 3), {}, ValueError, r"have 5 channels on axis 1 of shape \(2, 5, 3, 3\).*dim=4"),
-    (torch.zeros(2, 4, 5), {}, ValueError, "have 5 channels on axis 2"),
+    (torch.zeros(2, 4, 5), {}, ValueError, r"taken for \(B, L, C\).*dim=4.*channel_dim=1"),
     (torch.zeros(4), {}, ValueError, "need a batch and a channel axis"),
     (torch.zeros(2, 4, dtype=torch.int64), {}, TypeError, "got torch.int64"),
     (torch.zeros(2, 4, dtype=torch.complex64), {}, TypeError, "got torch.complex64"),

@@ -1,0 +1,115 @@
+"""Small discriminators in the manner of others: what a quantizer meets outside this package."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+
+class ScaleDiscriminator(nn.Module):
+    """Conv1d over a waveform, logits and all feature maps: one of HiFi-GAN's scales (arXiv 2010.05646)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [weight_norm(nn.Conv1d(1, 6, 5, 1, 2)), weight_norm(nn.Conv1d(6, 8, 5, 2, 2))]
+        )
+        self.conv_post = weight_norm(nn.Conv1d(8, 1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        maps = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.1)
+            maps.append(x)
+        x = self.conv_post(x)
+        maps.append(x)
+        return x.flatten(1), maps
+
+
+class MultiScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.discriminators = nn.ModuleList([ScaleDiscriminator(), ScaleDiscriminator()])
+
+    def forward(self, x: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+        return [self.discriminators[0](x), self.discriminators[1](F.avg_pool1d(x, 2))]
+
+
+class ChannelsLastStage(nn.Module):
+    """NHWC maps between stages, as Swin's (arXiv 2103.14030)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm(x))
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 2, 2)
+        self.stage = ChannelsLastStage(8)
+        self.merge = nn.Linear(32, 12)
+        self.head = nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage(self.embed(x).permute(0, 2, 3, 1))
+        parts = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        x = self.merge(torch.cat(parts, -1))
+        return self.head(x.mean((1, 2)))
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Logits for patches: pix2pix's (arXiv 1611.07004)."""
+
+    def __init__(self, *end: nn.Module) -> None:
+        super().__init__(
+            nn.Conv2d(3, 6, 4, 2, 1), nn.LeakyReLU(0.2, True),
+            nn.Conv2d(6, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.LeakyReLU(0.2, True),
+            nn.Conv2d(8, 1, 4, 1, 1), *end,
+        )  # fmt: skip
+
+
+class RunsItsChildren(nn.Module):
+    """A block that runs whatever children it has."""
+
+    def __init__(self, *children: nn.Module, residual: bool = False) -> None:
+        super().__init__()
+        for i, child in enumerate(children):
+            self.add_module(f"layer{i}", child)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for child in self.children():
+            y = child(y)
+        return x + y if self.residual else y
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 8, batch_first=True)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.rnn(x)
+        return self.head(states)
+
+
+class PairOfNetworks(nn.Module):
+    """A GAN or autoencoder in one module, of which the training loop calls the parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.G = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
+        self.D = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.D(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.D(x)

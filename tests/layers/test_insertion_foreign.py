@@ -1,0 +1,258 @@
+"""Quantizers in networks of others: channel axes, logit maps, blocks that run their children, copies."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fq_toolkit.layers import FeatureQuantizer, commitment_loss, frozen, quantize_discriminator
+from tests.layers.foreign_networks import (
+    ChannelsLast,
+    MultiScale,
+    PatchDiscriminator,
+    Recurrent,
+    RunsItsChildren,
+)
+
+
+class Reorder(nn.Module):
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.order)
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 32, 32)
+
+
+AXES = [
+    (nn.Sequential(nn.Conv1d(1, 6, 5), nn.LeakyReLU(), nn.AvgPool1d(2)), (2, 1, 40), 6),
+    (nn.Sequential(nn.Conv1d(1, 6, 5), nn.BatchNorm1d(6), nn.Upsample(scale_factor=2)), (2, 1, 40), 6),
+    (nn.Sequential(nn.Conv1d(1, 6, 5), Reorder(0, 2, 1), nn.LayerNorm(6)), (2, 1, 40), 6),
+    (nn.Sequential(nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6), nn.ReLU()), (2, 3, 9, 9), 6),
+    (nn.Sequential(nn.Conv2d(3, 6, 3), Reorder(0, 2, 3, 1), nn.Linear(6, 10)), (2, 3, 9, 9), 10),
+    (nn.Sequential(nn.Conv2d(3, 6, 3), Reorder(0, 2, 3, 1), nn.LayerNorm(6), Reorder(0, 3, 1, 2)),
+     (2, 3, 9, 9), 6),
+    (nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Flatten(2), Reorder(0, 2, 1), Twice()), (2, 3, 16, 16), 6),
+    (nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Flatten(2), Twice()), (2, 3, 16, 16), 6),
+    (nn.Sequential(nn.Conv3d(2, 6, 2), nn.GroupNorm(2, 6), nn.SiLU()), (2, 2, 4, 4, 4), 6),
+    (nn.Sequential(nn.Linear(5, 6), nn.RMSNorm(6), nn.Dropout()), (2, 7, 5), 6),
+    (nn.Sequential(nn.Linear(5, 6), nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)), (2, 7, 5), 6),
+    (nn.Sequential(nn.ConvTranspose1d(2, 6, 4, 2), Twice()), (2, 2, 6), 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("net", "shape", "channels"), AXES)
+def test_the_channel_axis_is_that_of_what_made_the_features(
+    net: nn.Sequential, shape: tuple, channels: int
+) -> None:
+    net = copy.deepcopy(net)
+    body = nn.Sequential(net, nn.Flatten(), nn.LazyLinear(1))
+    name = f"0.{len(net) - 1}"
+    x = torch.randn(shape)
+    handle = quantize_discriminator(body, layers=[name], num_codes=4, example_inputs=x)
+    assert handle.layers[0].dim == channels
+    body(x)
+    body.eval()
+    features = net(x)
+    codebook = net[-1].feature_quantizer.codebook
+    axis = features.shape.index(channels)
+    rows = features.movedim(axis, -1).reshape(-1, channels)
+    assert (rows[:, None] == codebook[None]).all(2).any(1).all()
+
+
+def test_equal_axes_are_told_apart_too() -> None:
+    net = nn.Sequential(nn.Conv1d(1, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1))
+    x = torch.randn(3, 1, 8)
+    quantize_discriminator(net, layers=["1"], num_codes=4, example_inputs=x)
+    net(x)
+    net.eval()
+    rows = net[1](net[0](x)).movedim(1, -1).reshape(-1, 8)
+    assert (rows[:, None] == net[1].feature_quantizer.codebook[None]).all(2).any(1).all()
+    longer = torch.randn(3, 1, 11)
+    net[1](net[0](longer))  # another length is no error
+
+
+def test_what_nothing_tells_is_refused_until_it_is_said() -> None:
+    net = nn.Sequential(Twice(), nn.Flatten(), nn.Linear(20, 1))
+    x = torch.randn(2, 4, 5)
+    with pytest.raises(ValueError, match=r"nothing tells which axis .*'0'.*channel_dim=\{'0': axis\}"):
+        quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=x)
+    for given, dim in (({"0": 1}, 4), ({"0": -1}, 5), (1, 4)):
+        handle = quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=x, channel_dim=given)
+        assert handle.layers[0].dim == dim
+        net(x)
+        handle.remove()
+
+
+def test_foreign_networks_have_the_channels_of_their_layers() -> None:
+    audio, wave = MultiScale(), torch.randn(2, 1, 64)
+    names = ["discriminators.0.convs.1", "discriminators.1.convs.0"]
+    handle = quantize_discriminator(audio, layers=names, num_codes=4, example_inputs=wave)
+    assert [layer.dim for layer in handle.layers] == [8, 6]
+    audio(torch.randn(2, 1, 96))
+    swin = ChannelsLast()
+    handle = quantize_discriminator(swin, layers=["stage", "merge"], num_codes=4, example_inputs=images())
+    assert [layer.dim for layer in handle.layers] == [8, 12]
+    swin(images())
+    handle = quantize_discriminator(
+        Recurrent(), layers=["rnn"], num_codes=4, example_inputs=torch.randn(2, 7, 4)
+    )
+    assert handle.layers[0].dim == 8
+
+
+# --- auto ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "end", [(), (nn.Sigmoid(),), (nn.Flatten(),), (nn.AdaptiveAvgPool2d(4), nn.Sigmoid())]
+)
+def test_auto_leaves_the_map_of_logits_alone(end: tuple[nn.Module, ...]) -> None:
+    net = PatchDiscriminator(*copy.deepcopy(end))
+    before = net.eval()(images().fill_(0.5)).unique().numel()
+    handle = quantize_discriminator(net.train(), layers="auto", num_codes=4, example_inputs=images())
+    assert all(layer.dim > 1 for layer in handle.layers)
+    assert {layer.name for layer in handle.layers} == {"1", "4"}
+    assert before > 0
+
+
+def test_auto_takes_maps_that_are_returned_on_the_way() -> None:
+    class Images(MultiScale):
+        """The same with maps of images, as in multi-scale image discriminators."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            for scale in self.discriminators:
+                scale.convs = nn.ModuleList([nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1)])
+                scale.conv_post = nn.Conv2d(8, 1, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> list:
+            return [self.discriminators[0](x), self.discriminators[1](nn.functional.avg_pool2d(x, 3))]
+
+    handle = quantize_discriminator(Images(), layers="auto", num_codes=4, example_inputs=images())
+    assert all(layer.dim in (6, 8) for layer in handle.layers)
+
+
+def test_auto_still_takes_the_last_block_of_a_projection_discriminator() -> None:
+    class Projection(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Conv2d(3, 6, 4, 4)
+            self.embed = nn.Embedding(3, 6)
+            self.linear = nn.Linear(6, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            h = self.block(x).relu().sum((2, 3))
+            return self.linear(h) + (self.embed(y) * h).sum(1, keepdim=True)
+
+    inputs = (images(), torch.tensor([0, 2]))
+    handle = quantize_discriminator(Projection(), layers="auto", num_codes=4, example_inputs=inputs)
+    assert [layer.name for layer in handle.layers] == ["block"]
+
+
+# --- blocks that run their children -------------------------------------------------------------------------
+
+
+def test_a_block_that_runs_its_children_quantizes_once() -> None:
+    net = nn.Sequential(RunsItsChildren(nn.Conv2d(3, 6, 3), nn.ReLU()), nn.Flatten(), nn.LazyLinear(1))
+    handle = quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=images())
+    calls: list[int] = []
+    layer = net[0].feature_quantizer
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    net(images())
+    assert (len(calls), int(layer.num_updates)) == (1, 1)
+    handle.remove()
+    assert not list(net[0]._forward_hooks)
+
+
+def test_a_block_that_goes_on_after_its_children_is_refused() -> None:
+    net = nn.Sequential(RunsItsChildren(nn.Conv2d(3, 3, 1), residual=True), nn.Flatten(), nn.LazyLinear(1))
+    before = repr(net)
+    with pytest.raises(ValueError, match=r"'0' \(RunsItsChildren\) runs its children itself"):
+        quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=images())
+    net(images())
+    assert "feature_quantizer" not in repr(net)
+    assert "Probe" not in repr(net)
+    assert before.count("RunsItsChildren") == 1
+
+
+# --- the handle ---------------------------------------------------------------------------------------------
+
+
+def test_new_parameters_are_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.LazyLinear(1))
+    handle = quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=images(), codebook_dim=2)
+    assert {id(p) for p in handle.parameters()} == {id(p) for p in net[0].feature_quantizer.parameters()}
+    assert "new parameters" in str(handle)
+    assert "handle.parameters()" in str(handle)
+    handle.remove()
+    assert handle.parameters() == []
+    plain = quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=images())
+    assert (plain.parameters(), "new parameters" in str(plain)) == ([], False)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_is_restored_by_the_same_handle(copier) -> None:
+    net = PatchDiscriminator()
+    x = images()
+    expected = net.eval()(x)
+    handle = quantize_discriminator(net, layers=["1", "4"], num_codes=4, example_inputs=x)
+    copied = copier(net)
+    handle.remove(copied)
+    assert torch.equal(copied(x), expected)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in copied.modules())
+    assert sum(isinstance(m, FeatureQuantizer) for m in net.modules()) == 2
+    with pytest.raises(ValueError, match="none of the quantizers of this handle"):
+        handle.remove(copied)
+    handle.remove()
+    assert torch.equal(net(x), expected)
+
+
+# --- the bare layer -----------------------------------------------------------------------------------------
+
+
+def test_a_sequence_with_two_possible_axes_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"dim=4 on both axes.*channel_dim=-1 for the first, 1 for the second"
+    ):
+        FeatureQuantizer(4, 8)(torch.randn(2, 4, 4))
+    for axis in (1, 2, -1):
+        assert FeatureQuantizer(4, 8, channel_dim=axis)(torch.randn(2, 4, 4)).shape == (2, 4, 4)
+    with pytest.raises(ValueError, match="as from a Conv1d, build it with channel_dim=1"):
+        FeatureQuantizer(4, 8)(torch.randn(2, 4, 9))
+
+
+@pytest.mark.parametrize("lengths", [[-1, 2], [2, 8], [2**40, 1]])
+def test_lengths_outside_the_sequence_are_refused(lengths: list[int]) -> None:
+    layer = FeatureQuantizer(4, 8)
+    with pytest.raises(ValueError, match="the features have 7 positions; give numbers from 0 to that"):
+        layer(torch.randn(2, 7, 4), lengths=torch.tensor(lengths))
+    assert int(layer.num_updates) == 0
+    layer(torch.randn(2, 7, 4), lengths=torch.tensor([0, 7]))
+
+
+def test_a_loss_that_ended_with_its_frozen_block_is_missed() -> None:
+    layer = FeatureQuantizer(4, 8)
+    x = torch.randn(9, 4, requires_grad=True)
+    with frozen(layer):
+        layer(x)
+        assert commitment_loss(layer) > 0
+    assert commitment_loss(layer) == 0  # read inside: nothing is missed
+    with frozen(layer):
+        layer(x)
+    with pytest.warns(UserWarning, match="nothing was recorded since a frozen block"):
+        assert commitment_loss(layer) == 0
+    with frozen(layer):  # a gradient penalty, whose losses nobody wants
+        layer(x)
+    layer(x)
+    assert commitment_loss(layer) > 0
