@@ -267,6 +267,100 @@ def test_wrong_prefix_lists_the_right_ones() -> None:
         FeatureQuantizer.from_reference(bad)
 
 
+def trained_state(layout: str, codes: int, dim: int, *, even: bool = False) -> dict[str, torch.Tensor]:
+    """What a quantizer after FQ-GAN or Encodec saves; with ``even`` counts its layout is not told."""
+    counts = torch.full((codes,), 2.0) if even else torch.rand(codes) * 9 + 0.5
+    smoothed = (counts + 1e-5) / (counts.sum() + codes * 1e-5) * counts.sum()
+    embed = torch.randn(codes, dim)
+    values = {"embed": embed, "embed_avg": embed * smoothed[:, None]}
+    values = {name: v.t().contiguous() if layout == "released" else v for name, v in values.items()}
+    return {**values, "cluster_size": counts}
+
+
+@pytest.mark.parametrize("codes", [8, 4, 3])
+@pytest.mark.parametrize("layout", ["released", "encodec"])
+@pytest.mark.parametrize("told", [True, False])
+def test_the_layout_of_a_reference_is_found(layout: str, codes: int, told: bool) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        state = {f"q.{name}": value for name, value in trained_state(layout, codes, 4).items()}
+        layer = FeatureQuantizer.from_reference(state, "q.", layout=layout if told else None)
+        embed = state["q.embed"].t() if layout == "released" else state["q.embed"]
+        assert torch.equal(layer.codebook, embed)
+        assert torch.equal(layer.ema_counts, state["q.cluster_size"])
+        x = torch.randn(9, 4)
+        nearest = torch.cdist(x.double(), embed.double()).argmin(dim=1)
+        assert torch.equal(layer.eval().quantize(x).indices, nearest)
+        assert layer.decay == (0.8 if layout == "released" else 0.99)
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_a_square_reference_that_may_be_either_is_refused(even: bool) -> None:
+    for layout in ("released", "encodec"):
+        state = trained_state(layout, 4, 4, even=even)
+        if not even:
+            state["embed_avg"] = torch.randn(4, 4)
+        with pytest.raises(ValueError, match=r'layout="released" for \(C, K\) or layout="encodec"'):
+            FeatureQuantizer.from_reference(state)
+        right = FeatureQuantizer.from_reference(state, layout=layout)
+        assert torch.equal(right.codebook, state["embed"].t() if layout == "released" else state["embed"])
+    started = FeatureQuantizer.from_reference({**state, "inited": torch.ones(1)})
+    assert torch.equal(started.codebook, state["embed"])
+    with pytest.raises(ValueError, match="has not started"):
+        FeatureQuantizer.from_encodec({**state, "inited": torch.zeros(1)})
+    fresh = {name: value * 0 if name == "cluster_size" else value for name, value in state.items()}
+    with pytest.raises(ValueError, match="layout="):
+        FeatureQuantizer.from_reference(fresh)
+
+
+def test_a_wrong_layout_is_refused() -> None:
+    for layout, other in (("released", "encodec"), ("encodec", "released")):
+        with pytest.raises(ValueError, match=r"expected embed \(.*got embed"):
+            FeatureQuantizer.from_reference(trained_state(layout, 8, 4), layout=other)
+    with pytest.raises(ValueError, match="layout must be one of"):
+        FeatureQuantizer.from_reference(trained_state("encodec", 8, 4), layout="(K, C)")
+
+
+def test_encodec_of_transformers_loads() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.EncodecConfig(codebook_size=16, codebook_dim=16, hidden_size=16)
+    from transformers.models.encodec.modeling_encodec import EncodecEuclideanCodebook
+
+    theirs = EncodecEuclideanCodebook(config)
+    theirs.embed.copy_(torch.randn(16, 16))
+    theirs.embed_avg.copy_(theirs.embed)
+    theirs.cluster_size.fill_(1)
+    state = {f"quantizer.layers.0.codebook.{name}": v for name, v in theirs.state_dict().items()}
+    x = torch.randn(2, 7, 16)
+    for load in (FeatureQuantizer.from_encodec, FeatureQuantizer.from_reference):
+        layer = load(state, "quantizer.layers.0.codebook.").eval()
+        assert torch.equal(layer.quantize(x).indices, theirs.encode(x))
+
+
+def test_embeddings_load() -> None:
+    embedding = nn.Embedding(8, 4)
+    state = {"decoder.weight": torch.zeros(1), "quantize.embedding.weight": embedding.weight.detach()}
+    x = torch.randn(9, 4)
+    nearest = torch.cdist(x.double(), embedding.weight.double()).argmin(dim=1)
+    for source, prefix in ((embedding, ""), (embedding.weight, ""), (state, "quantize.")):
+        layer = FeatureQuantizer.from_embedding(source, prefix, decay=0.5)
+        assert torch.equal(layer.codebook, embedding.weight)
+        assert layer.decay == 0.5
+        assert torch.equal(layer.quantize(x).indices, nearest)
+        assert not torch.equal(layer.codebook, embedding.weight)
+        layer.reset_parameters()
+        assert torch.equal(layer.codebook, embedding.weight)
+    cosine = FeatureQuantizer.from_embedding(state, "quantize.", metric="cosine", heads=2)
+    assert torch.equal(cosine.codebook, nn.functional.normalize(embedding.weight.detach(), dim=1))
+    assert cosine.dim == 8
+    with pytest.raises(ValueError, match=r"it has one under prefix='quantize\.'"):
+        FeatureQuantizer.from_embedding(state)
+    with pytest.raises(TypeError, match="got Linear"):
+        FeatureQuantizer.from_embedding(nn.Linear(4, 8))
+    with pytest.raises(ValueError, match="shape"):
+        FeatureQuantizer.from_embedding(torch.zeros(4))
+
+
 LUCIDRAINS = [
     dict(dim=8, codebook_size=16),
     dict(dim=8, codebook_size=16, codebook_dim=3),
@@ -316,6 +410,9 @@ def test_lucidrains_layers_that_do_more_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="only one codebook"):
         FeatureQuantizer.from_lucidrains(several.state_dict())
+    waiting = peer.VectorQuantize(dim=8, codebook_size=4, kmeans_init=True)
+    with pytest.raises(ValueError, match="has not started"):
+        FeatureQuantizer.from_lucidrains(waiting.state_dict())
     affine = peer.VectorQuantize(dim=8, codebook_size=4, affine_param=True)
     with pytest.raises(ValueError, match="affine"):
         FeatureQuantizer.from_lucidrains(affine.state_dict())
