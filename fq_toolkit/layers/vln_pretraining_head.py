@@ -109,11 +109,8 @@ class VLNPretrainingHead(nn.Module):
         self._tied = () if tie_to is None else (tie_to,)  # in a tuple: not a child, not a parameter
         if tie_to is None:
             self.mlm_decoder = nn.Linear(hidden_size, vocab_size, bias=False)
-        elif self._word_weight().shape != (vocab_size, hidden_size):
-            raise ValueError(
-                f"tie_to has a weight of shape {tuple(self._word_weight().shape)}; expected "
-                f"({vocab_size}, {hidden_size}), vocab_size x hidden_size"
-            )
+        else:
+            self._check_tied(self._word_weight())
         if action_mode == "cls":
             self.action = nn.Linear(hidden_size, num_actions)
         else:
@@ -138,10 +135,33 @@ class VLNPretrainingHead(nn.Module):
             )
         return weight
 
+    def _check_tied(self, weight: Tensor) -> None:
+        """Refuse tied embeddings of another shape, now or after their owner has changed them."""
+        if weight.shape == (self.vocab_size, self.hidden_size):
+            return
+        remedy = ""
+        if weight.ndim == 2 and weight.shape[0] == self.vocab_size:
+            remedy = (
+                ". Embeddings narrower than the states, as ALBERT's and ELECTRA's, cannot be tied: leave "
+                "tie_to out, and the head has a matrix of its own"
+            )
+        elif weight.ndim == 2 and weight.shape[1] == self.hidden_size:
+            remedy = (
+                f". Were the embeddings resized after the head was built? Build it with vocab_size="
+                f"{weight.shape[0]}, after resize_token_embeddings"
+            )
+        raise ValueError(
+            f"tie_to has a weight of shape {tuple(weight.shape)}; expected ({self.vocab_size}, "
+            f"{self.hidden_size}), vocab_size x hidden_size{remedy}"
+        )
+
     def _words(self, states: Tensor) -> Tensor:
         """Map states (..., H) to word logits (..., V)."""
+        weight = self._word_weight()
+        if self._tied:
+            self._check_tied(weight)
         hidden = self.mlm_norm(functional.gelu(self.mlm_transform(states)))
-        return functional.linear(hidden, self._word_weight(), self.mlm_bias)
+        return functional.linear(hidden, weight, self.mlm_bias)
 
     def forward(
         self,
@@ -169,15 +189,26 @@ class VLNPretrainingHead(nn.Module):
             the words'. When every label is ignored a loss is 0 and still has (zero) gradients.
 
         Raises:
-            TypeError: for labels that are not integers.
-            ValueError: for shapes that do not fit, labels out of range or on a masked candidate, or
-                candidates that are missing or not expected.
+            TypeError: for what is no tensor, such as a whole output of an encoder or a list of labels, and
+                for labels that are not integers.
+            ValueError: for shapes that do not fit, candidates that are missing or not expected, and labels
+                out of range or on a masked candidate (on the CPU, outside of torch.compile: looking at
+                values elsewhere would make every step wait; a loss of such a label is infinite or an error
+                of the device).
         """
+        _check_tensor("sequence_output", sequence_output)
         if sequence_output.ndim != 3 or sequence_output.shape[2] != self.hidden_size:
             raise ValueError(
                 f"sequence_output has shape {tuple(sequence_output.shape)}; expected (B, L, "
                 f"{self.hidden_size})"
             )
+        for name, value in (
+            ("pooled", pooled),
+            ("candidates", candidates),
+            ("candidate_mask", candidate_mask),
+        ):
+            if value is not None:
+                _check_tensor(name, value)
         batch, length = sequence_output.shape[:2]
         if pooled is None:
             if not length:
@@ -197,7 +228,11 @@ class VLNPretrainingHead(nn.Module):
             mlm_logits = self._words(sequence_output)
         if action_labels is not None and action_logits is not None:
             rows, actions = _labelled("action_labels", action_labels, (batch,), action_logits.shape[1])
-            if candidate_mask is not None and not bool(candidate_mask.bool()[rows, actions].all()):
+            if (
+                candidate_mask is not None
+                and _may_look(candidate_mask)
+                and not bool(candidate_mask.bool()[rows, actions].all())
+            ):
                 raise ValueError(
                     "action_labels point at candidates that candidate_mask excludes: check the numbering"
                 )
@@ -240,8 +275,28 @@ class VLNPretrainingHead(nn.Module):
         return scores.masked_fill(~mask.bool(), -math.inf)
 
 
+def _check_tensor(name: str, value: Any) -> None:
+    """Refuse what is no tensor, and say what was meant where that is known."""
+    if isinstance(value, Tensor):
+        return
+    hint = "a tensor"
+    if name == "sequence_output" and hasattr(value, "last_hidden_state"):
+        hint = "its last_hidden_state"
+    elif name == "pooled" and hasattr(value, "pooler_output"):
+        hint = "its pooler_output"
+    elif isinstance(value, list | tuple):
+        hint = "torch.tensor(...) of it"
+    raise TypeError(f"{name} is a {type(value).__name__}; give {hint}")
+
+
+def _may_look(x: Tensor) -> bool:
+    """Whether values can be checked without waiting for a device or breaking a graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _labelled(name: str, labels: Tensor, shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
     """Return the flat places of labels that count, and these labels, after checking them."""
+    _check_tensor(name, labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} are {labels.dtype}; expected integers")
     if tuple(labels.shape) != shape:
@@ -249,7 +304,7 @@ def _labelled(name: str, labels: Tensor, shape: tuple[int, ...], classes: int) -
     flat = labels.flatten()
     places = ((flat != IGNORED[0]) & (flat != IGNORED[1])).nonzero().squeeze(1)
     chosen = flat.index_select(0, places).long()
-    if len(chosen):
+    if _may_look(chosen) and len(chosen):
         low, high = (int(value) for value in chosen.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
@@ -262,7 +317,9 @@ def _labelled(name: str, labels: Tensor, shape: tuple[int, ...], classes: int) -
 def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean; 0 of nothing, with gradients."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
+    # Divided by a tensor: inside torch.compile the number of labels is known to the graph alone.
+    count = torch.ones_like(labels).sum().clamp(min=1)
+    return functional.cross_entropy(logits, labels, reduction="sum") / count
 
 
 def _accept_released(

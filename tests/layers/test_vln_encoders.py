@@ -68,3 +68,37 @@ def test_the_block_of_the_documentation() -> None:
     out = head(bert(ids).last_hidden_state, mlm_labels=labels, action_labels=actions)
     out.loss.backward()
     assert bert.embeddings.word_embeddings.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["albert", "electra"])
+def test_narrow_embeddings_are_refused_with_a_remedy(kind: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    name = {"albert": "Albert", "electra": "Electra"}[kind]
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=V, embedding_size=16, hidden_size=H, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64,
+    )  # fmt: skip
+    model = getattr(transformers, f"{name}Model")(config)
+    with pytest.raises(ValueError, match="as ALBERT's and ELECTRA's, cannot be tied: leave tie_to out"):
+        VLNPretrainingHead(hidden_size=H, vocab_size=V, tie_to=embeddings(model))
+    head = VLNPretrainingHead(hidden_size=H, vocab_size=V)
+    ids = torch.randint(5, V, (2, 6))
+    head(model(input_ids=ids).last_hidden_state, mlm_labels=ids).loss.backward()
+
+
+def test_embeddings_resized_after_tying_are_noticed() -> None:
+    model = encoder("bert")
+    head = VLNPretrainingHead(hidden_size=H, vocab_size=V, tie_to=embeddings(model))
+    model.resize_token_embeddings(V + 3)
+    with pytest.raises(ValueError, match=rf"Build it with vocab_size={V + 3}, after resize_token_embeddings"):
+        head(model(input_ids=torch.randint(5, V, (2, 6))).last_hidden_state)
+
+
+def test_a_whole_output_is_refused_by_name() -> None:
+    model = encoder("bert")
+    head = VLNPretrainingHead(hidden_size=H, vocab_size=V)
+    out = model(input_ids=torch.randint(5, V, (2, 6)))
+    with pytest.raises(TypeError, match=r"sequence_output is a BaseModel.*; give its last_hidden_state"):
+        head(out)
+    with pytest.raises(TypeError, match=r"pooled is a BaseModel.*; give its pooler_output"):
+        head(out.last_hidden_state, out)

@@ -258,3 +258,29 @@ def test_bad_candidates_are_refused(arguments: dict, message: str) -> None:
 def test_bad_settings_are_refused(arguments: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         VLNPretrainingHead(**{"hidden_size": H, "vocab_size": V, **arguments})
+
+
+@pytest.mark.parametrize("name", ["mlm_labels", "action_labels", "pooled", "candidate_mask"])
+def test_a_list_is_no_tensor(name: str) -> None:
+    head = VLNPretrainingHead(H, V, ACTIONS)
+    with pytest.raises(TypeError, match=rf"{name} is a list; give torch.tensor\(...\) of it"):
+        head(torch.randn(2, 3, H), **{name: [1, 2]})
+
+
+@pytest.mark.parametrize("mode", ["cls", "pointer"])
+def test_it_compiles_whole_and_looks_at_no_value(mode: str) -> None:
+    """With the default backend and a cold cache; the number of labels changes from step to step."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    head = VLNPretrainingHead(H, V, ACTIONS, action_mode=mode)
+    compiled = torch.compile(head, fullgraph=True)
+    for share in (0.3, 0.6, 0.1):
+        x = torch.randn(4, 9, H, requires_grad=True)
+        words = torch.where(torch.rand(4, 9) < share, torch.randint(V, (4, 9)), -1)
+        options = {"mlm_labels": words, "action_labels": torch.tensor([0, 2, -1, 1])}
+        if mode == "pointer":
+            options |= {"candidates": torch.randn(4, 5, H), "candidate_mask": torch.ones(4, 5) > 0}
+        ours, theirs = compiled(x, **options), head(x, **options)
+        torch.testing.assert_close(ours.loss, theirs.loss)
+        gradients = [torch.autograd.grad(out.loss, x)[0] for out in (ours, theirs)]
+        torch.testing.assert_close(*gradients)
