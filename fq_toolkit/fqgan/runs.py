@@ -25,7 +25,7 @@ from fq_toolkit.fqgan.sampling import (
 from fq_toolkit.fqgan.trainer import calibrated_sampler, write_evaluation
 from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import CheckpointError, ConfigError, RunError
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.session import make_accelerator
@@ -70,13 +70,13 @@ def load_run(path: Path, *, step: int | None = None) -> TrainedRun:
     """
     folder = RunFolder.open(path)
     config = load_config(FQGANConfig, folder.config, trainer=TRAINER)
-    checkpoint = folder.checkpoints().load(step)
+    checkpoint = folder.load_checkpoint(step)
     data = load_dataset(config.data, size=config.image_size, conditional=config.conditional)
     generator, discriminator = build_networks(config, data, quantizer_factory(config))
     try:
         generator.load_state_dict(checkpoint.state["task"]["average"]["model"])
         discriminator.load_state_dict(checkpoint.state["task"]["discriminator"])
-    except (KeyError, RuntimeError) as error:
+    except MISFITS as error:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}"
         ) from error

@@ -16,7 +16,7 @@ from fq_toolkit.fqgan.ugatit_networks import Translators
 from fq_toolkit.fqgan.unpaired import UnpairedDataset
 from fq_toolkit.training.atomic import explain
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import CheckpointError, ConfigError, RunError
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import make_accelerator
 
@@ -50,13 +50,13 @@ def load_translators(path: Path, *, step: int | None = None) -> TranslatorRun:
     """
     folder = RunFolder.open(path)
     config = load_config(UGATITConfig, folder.config, trainer=TRAINER)
-    checkpoint = folder.checkpoints().load(step)
+    checkpoint = folder.load_checkpoint(step)
     try:
         weights = checkpoint.state["task"]["translators"]
         channels = weights["a_to_b.down.1.weight"].shape[1]
         translators = build_networks(config, channels)[0]
         translators.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+    except MISFITS as error:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}"
         ) from error

@@ -23,7 +23,7 @@ from fq_toolkit.optimus.trainer import (
 from fq_toolkit.optimus.vae_config import VAEConfig
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import CheckpointError, ConfigError
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
 from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.seeding import rank_seed, seed_everything
@@ -183,12 +183,12 @@ def load_task(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> 
     """
     folder = RunFolder.open(path)
     config = load_config(trainer.config_class, folder.config, trainer=trainer.name)
-    checkpoint = folder.checkpoints().load(step)
+    checkpoint = folder.load_checkpoint(step)
     task: Any = trainer.build(config, make_accelerator(config))
     check_data(checkpoint.state["task"], task.data, config.data)
     try:
         task.vae.load_state_dict(checkpoint.state["task"]["vae"])
-    except (KeyError, RuntimeError) as error:
+    except MISFITS as error:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}. "
             f"Are the rows of {config.data} still those of the run?"

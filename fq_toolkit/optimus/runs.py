@@ -13,7 +13,7 @@ from fq_toolkit.optimus.tokenized import tokenize_corpus
 from fq_toolkit.optimus.trainer import MODEL, build_vae, check_data
 from fq_toolkit.training.checkpoints import Checkpoint
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import CheckpointError, RunError
+from fq_toolkit.training.errors import MISFITS, CheckpointError, RunError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.run_folder import RunFolder
 
@@ -39,7 +39,7 @@ def load_model(path: Path, *, step: int | None = None) -> SentenceVAE:
             return SentenceVAE.from_pretrained(path / MODEL, device=device)
         except ValueError as error:
             raise RunError(f"{error}; --step reads a checkpoint instead") from error
-    checkpoint = folder.checkpoints().load(step)
+    checkpoint = folder.load_checkpoint(step)
     return _from_checkpoint(config, _corpus(config), checkpoint, path).to(device).eval()
 
 
@@ -71,7 +71,7 @@ def evaluate_run(
         iw_samples=config.iw_samples if iw_samples is None else iw_samples,
         eval_analogies=config.eval_analogies if analogies is None else analogies,
     )
-    checkpoint = folder.checkpoints().load(step)
+    checkpoint = folder.load_checkpoint(step)
     corpus = _corpus(config)
     vae = _from_checkpoint(config, corpus, checkpoint, path).to(_device(config))
     result = Evaluator(config, corpus)(vae)
@@ -98,7 +98,7 @@ def _from_checkpoint(
     check_data(checkpoint.state["task"], data, config.data)
     try:
         vae.load_state_dict(checkpoint.state["task"]["vae"])
-    except (KeyError, RuntimeError) as error:
+    except MISFITS as error:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}. "
             f"Are the sentences of {config.data} still those of the run?"

@@ -210,7 +210,7 @@ def check_data(state: Mapping[str, Any], data: Any, source: str) -> None:
     Raises:
         CheckpointError: naming the source.
     """
-    if state["data"] != data.fingerprint():
+    if state.get("data") != data.fingerprint():
         raise CheckpointError(
             f"the sentences of {source} are not those the run was started with, and its checkpoints are of "
             "no use without those. Bring the file back, or start a new run."

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from fq_toolkit.prevalent.navigator_training import NavigatorTraining
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import CheckpointError
+from fq_toolkit.training.errors import MISFITS, CheckpointError
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import Trainer, make_accelerator
 
@@ -34,13 +34,13 @@ def load_navigator(trainer: Trainer[Any], path: Path, *, step: int | None = None
     """
     folder = RunFolder.open(path)
     config = load_config(trainer.config_class, folder.config, trainer=trainer.name)
-    at, saved = folder.checkpoints().load(step)
+    at, saved = folder.load_checkpoint(step)
     task: Any = trainer.build(config, make_accelerator(config))
     try:
         task.load_state(saved["task"])
     except CheckpointError:
         raise
-    except (KeyError, RuntimeError) as error:
+    except MISFITS as error:
         raise CheckpointError(f"the checkpoint of step {at} in {path} does not fit: {error}") from error
     task.networks.eval()
     return NavigatorRun(folder, task, at)

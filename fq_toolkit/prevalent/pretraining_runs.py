@@ -16,7 +16,7 @@ from fq_toolkit.prevalent.pretraining_benefit import measure_benefit
 from fq_toolkit.prevalent.pretraining_config import MINIWORLD, TRAINER, PretrainingConfig
 from fq_toolkit.prevalent.pretraining_data import PretrainingData, load_pretraining_data
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import CheckpointError, ConfigError
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import make_accelerator
 
@@ -47,13 +47,13 @@ def load_run(path: Path, *, step: int | None = None) -> PretrainedRun:
     """
     folder = RunFolder.open(path)
     config = load_config(PretrainingConfig, folder.config, trainer=TRAINER)
-    checkpoint = folder.checkpoints().load(step)
+    checkpoint = folder.load_checkpoint(step)
     data = load_pretraining_data(config)
     check_data(checkpoint.state["task"], data.fingerprint(), config.data)
     network = PretrainingNetwork(config, vocab_size=len(data.vocabulary), vision_size=data.train.vision_size)
     try:
         network.load_state_dict(checkpoint.state["task"]["network"])
-    except (KeyError, RuntimeError) as error:
+    except MISFITS as error:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}"
         ) from error

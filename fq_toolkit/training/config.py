@@ -3,12 +3,13 @@
 import dataclasses
 import difflib
 import json
+import math
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fq_toolkit.training.atomic import write_atomic
+from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -40,7 +41,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     """Return a JSON value as the annotated type, or say what was expected."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        if value in arguments:
+        if any(value == known and type(value) is type(known) for known in arguments):
             return value
         raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
     if origin in (Union, types.UnionType):
@@ -56,7 +57,14 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return tuple(_convert(v, a, where) for v, a in zip(value, arguments, strict=True))
         return tuple(_convert(v, arguments[0], where) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(
+                f"{where} is a number of {len(str(abs(value)))} digits; expected less"
+            ) from None
+    if hint is float and isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{where} is NaN; expected a number")
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{where} is {value!r} ({type(value).__name__}); expected {hint.__name__}")
@@ -95,8 +103,8 @@ def read_json(path: Path) -> tuple[str | None, dict[str, Any]]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except ValueError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {explain(error)}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}; expected a JSON object of options")
@@ -118,6 +126,13 @@ def load_config(cls: type[Config], path: Path, *, trainer: str) -> Config:
     if written_by not in (None, trainer):
         raise ConfigError(f"{path} configures the trainer {written_by!r}; expected {trainer!r}")
     return from_mapping(cls, values, source=str(path))
+
+
+def changes_in_json(old: Any, new: Mapping[str, Any]) -> list[Change]:
+    """Return the options that two JSON records both have, with other values."""
+    if not isinstance(old, dict):
+        return []
+    return [Change(name, old[name], new[name]) for name in new if name in old and old[name] != new[name]]
 
 
 def changes(old: Any, new: Any) -> list[Change]:

@@ -19,3 +19,16 @@ class DivergedError(RunError):
 
 class MissingExtraError(ImportError):
     """A package of an optional extra is missing or cannot be imported."""
+
+
+# What state of another shape than the code expects raises, wherever it is taken apart.
+MISFITS = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+    RecursionError,
+)

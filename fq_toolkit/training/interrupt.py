@@ -4,12 +4,19 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+# Whoever sends these twice means it.
+_URGENT = (signal.SIGINT, signal.SIGTERM)
+# A terminal that closes, and what Slurm is told to send some time before a job's end (--signal=USR1@300): a
+# SIGTERM often follows, which is not a second request.
+_WARNINGS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
+
 
 class StopRequest:
-    """Context manager that turns SIGINT and SIGTERM into a flag.
+    """Context manager that turns SIGINT, SIGTERM, SIGHUP and SIGUSR1 into a flag.
 
-    ``signal`` is None or the number of the signal that came. A second one of either kind ends the program at
-    once, as without this class. Outside the main thread, where Python allows no handlers, it does nothing.
+    ``signal`` is None or the number of the first signal that came. A second SIGINT or SIGTERM ends the
+    program at once, as without this class. A SIGHUP that is ignored, as under ``nohup``, stays ignored.
+    Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -18,7 +25,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (*_URGENT, *_WARNINGS):
+                if number not in _URGENT and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -28,13 +37,15 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._restore()
+        self._restore(*self._previous)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        if self.signal is None:
+            self.signal = number
+        if number in _URGENT:
+            self._restore(*_URGENT)
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._previous.clear()
+    def _restore(self, *numbers: int) -> None:
+        for number in numbers:
+            if number in self._previous:
+                signal.signal(number, self._previous.pop(number))  # type: ignore[arg-type]

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fq_toolkit.training.errors import CheckpointError, DivergedError, RunError
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, DivergedError, RunError
 from fq_toolkit.training.interrupt import StopRequest
 from fq_toolkit.training.means import Means
+from fq_toolkit.training.memory import is_out_of_memory, memory_watch
 from fq_toolkit.training.metrics_log import MetricsLog
 from fq_toolkit.training.progress import Reporter, format_values
 from fq_toolkit.training.run_folder import RunFolder
@@ -84,6 +85,7 @@ def run_loop(
     keep_checkpoints: int,
     resume: bool,
     stop_after: int | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> LoopResult:
     """Train until the last step, a signal or a failure.
 
@@ -95,8 +97,9 @@ def run_loop(
         schedule: when to log, save and evaluate, and how many steps there are.
         reporter: told about the progress on the main process.
         keep_checkpoints: complete checkpoints to keep.
-        resume: start from the newest checkpoint instead of from nothing.
+        resume: start from the newest checkpoint, if there is one, instead of from nothing.
         stop_after: stop and save after this many steps in all, as if by a signal; for tests and short jobs.
+        about: what every checkpoint says that it is of.
 
     Returns:
         The step reached, the seconds of training so far (all sessions of the run, without evaluation), the
@@ -105,19 +108,18 @@ def run_loop(
     Raises:
         DivergedError: when a loss or a weight is not finite before the first checkpoint, or again and again
             after one, each time with other random numbers; the last good checkpoint is kept.
-        RunError: when a file cannot be written.
-        CheckpointError: when the checkpoint to resume from is missing or damaged.
+        RunError: when a file cannot be written, or memory runs out.
+        CheckpointError: when the checkpoint to resume from is damaged.
     """
     checkpoints = run.checkpoints(keep=keep_checkpoints)
     main = accelerator.is_main_process
     step, seconds_before = 0, 0.0
     totals = Means()
     owed: dict[str, float] | None = None  # the row of the checkpoint's step, if that has one
-    if resume:
+    if resume and checkpoints.steps():
         step, saved = checkpoints.load()
         seconds_before = restore(task, accelerator, saved, totals)
-        logged = saved.get("log", {}).get("row")
-        owed = None if logged is None else {"seconds": seconds_before, **logged}
+        owed = owed_row(saved, seconds_before)
     if main:
         metrics.rewind(step)
     accelerator.wait_for_everyone()
@@ -137,7 +139,7 @@ def run_loop(
         seconds = seconds_before + time.monotonic() - started - aside
         state = capture(task, accelerator, seconds, totals, row)
         if main:
-            checkpoints.save(step, state)
+            checkpoints.save(step, state, about)
         accelerator.wait_for_everyone()
         last_saved, returns = step, 0
 
@@ -158,6 +160,13 @@ def run_loop(
         reporter.advance(last_saved)
         return last_saved
 
+    def write(row: Mapping[str, float]) -> None:
+        """Write a row, or say what is left to go on from."""
+        try:
+            metrics.write(step, row)
+        except RunError as error:
+            raise RunError(f"{error} {checkpoints.kept()}") from error
+
     def evaluate(row: dict[str, float]) -> None:
         """Measure, and add the figures to a row."""
         nonlocal evaluation, aside
@@ -169,7 +178,7 @@ def run_loop(
 
     stopped_by = None
     try:
-        with StopRequest() as request:
+        with StopRequest() as request, memory_watch(lambda: f"after step {step}. {checkpoints.kept()}"):
             measuring = schedule.due(step, schedule.evaluate_every)
             if agree(accelerator, main and owed is not None and metrics.lacks(step, owed, measuring)):
                 row = dict(owed or {})
@@ -177,7 +186,7 @@ def run_loop(
                     evaluate(row)
                 if main:
                     metrics.rewind(step - 1)
-                    metrics.write(step, row)
+                    write(row)
             while step < schedule.steps:
                 totals.add(task.step(step))
                 step += 1
@@ -211,7 +220,7 @@ def run_loop(
                 if measuring and not stopping:
                     evaluate(row)
                 if row and main:
-                    metrics.write(step, row)
+                    write(row)
                 if stopping:
                     stopped_by = request.signal
                     break
@@ -262,6 +271,23 @@ def capture(
     }
 
 
+def owed_row(saved: Mapping[str, Any], seconds: float) -> dict[str, float] | None:
+    """Return the row that belongs to a checkpoint, None if it has none.
+
+    Raises:
+        CheckpointError: when it is no row.
+    """
+    log = saved.get("log", {})
+    row = log.get("row") if isinstance(log, dict) else log
+    if row is None:
+        return None
+    if not isinstance(row, dict) or not all(
+        value is None or isinstance(value, (int, float)) for value in row.values()
+    ):
+        raise CheckpointError("the checkpoint is damaged: the row of metrics.csv in it is none")
+    return {"seconds": seconds, **row}
+
+
 def restore(task: Task, accelerator: Any, saved: Mapping[str, Any], totals: Means) -> float:
     """Undo :func:`capture` and return the seconds of training so far.
 
@@ -269,7 +295,8 @@ def restore(task: Task, accelerator: Any, saved: Mapping[str, Any], totals: Mean
         RunError: when the number of processes differs: data order and random streams are split between them.
         CheckpointError: when the state is incomplete, or of another model.
     """
-    if missing := sorted({"task", "rng", "seconds", "num_processes"} - set(saved)):
+    parts = set(saved) if isinstance(saved, Mapping) else set()
+    if missing := sorted({"task", "rng", "seconds", "num_processes"} - parts):
         raise CheckpointError(f"the checkpoint is damaged: it lacks {', '.join(missing)}")
     if saved["num_processes"] != accelerator.num_processes:
         raise RunError(
@@ -278,15 +305,17 @@ def restore(task: Task, accelerator: Any, saved: Mapping[str, Any], totals: Mean
         )
     try:
         task.load_state(saved["task"])
-    except RunError:
+        set_rng_state(saved["rng"][accelerator.process_index])
+        totals.clear()
+        if "log" in saved:  # older checkpoints have none
+            totals.load_state(saved["log"]["means"][accelerator.process_index], accelerator.device)
+        return float(saved["seconds"])
+    except (RunError, ConfigError):
         raise
-    except (KeyError, RuntimeError, ValueError) as error:
+    except MISFITS as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             "the checkpoint does not fit what was built from the options and the data: was config.json "
             f"edited? {type(error).__name__}: {error}"
         ) from error
-    set_rng_state(saved["rng"][accelerator.process_index])
-    totals.clear()
-    if "log" in saved:  # older checkpoints have none
-        totals.load_state(saved["log"]["means"][accelerator.process_index], accelerator.device)
-    return float(saved["seconds"])

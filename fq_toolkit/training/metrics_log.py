@@ -60,19 +60,20 @@ class MetricsLog:
         csv.writer(text, lineterminator="\n").writerow(cells)
         try:
             with open(self.path, "a", encoding="utf-8", newline="") as file:
+                if file.tell() == 0:  # somebody removed or emptied it while the run went on
+                    csv.writer(file, lineterminator="\n").writerow(self.columns)
                 file.write(text.getvalue())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(
-                f"cannot write {self.path}: {explain(error)}. The checkpoints are intact."
-            ) from error
+            raise RunError(f"cannot write {self.path}: {explain(error)}.") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read a metrics file -> rows of name -> value, empty cells left out.
 
-    A last row that was cut short by a kill or a full disk is dropped.
+    A last row that was cut short by a kill or a full disk is dropped. An empty file has no rows: that is what
+    a crash of the machine can leave of one.
 
     Raises:
         RunError: when the file cannot be read or has no step column.
@@ -83,12 +84,21 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         raise RunError(f"cannot read {path}: {explain(error)}") from error
     except UnicodeDecodeError as error:
         raise RunError(f"cannot read {path}: it is damaged ({error}). Remove or repair it.") from error
+    if not text.strip("\0 \t\r\n"):
+        return []
     reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        records = list(reader)
+    except csv.Error as error:
+        raise RunError(f"cannot read {path}: it is damaged ({error}). Remove or repair it.") from error
     if "step" not in (reader.fieldnames or ()):
-        raise RunError(f"{path} has no column 'step'; it is not the metrics file of a run")
+        raise RunError(
+            f"{path} has no column 'step'; it is not the metrics file of a run. "
+            "Remove it to go on without its rows"
+        )
     width = len(reader.fieldnames or ())
     rows = []
-    for record in reader:
+    for record in records:
         cells = {name: cell for name, cell in record.items() if name is not None and cell not in (None, "")}
         try:
             row = {name: float(cell) for name, cell in cells.items()}

@@ -63,7 +63,7 @@ def unpack(tensors: dict[str, Tensor], rest: Any) -> Any:
     """
     if isinstance(rest, dict):
         if set(rest) == {_TENSOR}:
-            if rest[_TENSOR] not in tensors:
+            if not isinstance(rest[_TENSOR], str) or rest[_TENSOR] not in tensors:
                 raise CheckpointError(f"the checkpoint lacks the tensor {rest[_TENSOR]!r}")
             return tensors[rest[_TENSOR]]
         if set(rest) == {_PAIRS}:

@@ -76,6 +76,46 @@ class SilentReporter:
         """See :class:`Reporter`."""
 
 
+class GuardedReporter:
+    """Passes everything on to another reporter until that cannot write any more, and is silent from then on.
+
+    A reader that went away, a closed terminal or a full disk behind a stream is no reason to end a training.
+
+    Args:
+        reporter: the other one.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def _pass_on(self, method: str, *arguments: Any, **named: Any) -> None:
+        try:
+            getattr(self._reporter, method)(*arguments, **named)
+        except (OSError, ValueError) as error:  # ValueError: a closed stream, or text it cannot encode
+            self._reporter = SilentReporter()
+            log.warning("no progress is shown any more, and training goes on: %s", error)
+
+    def start(self, *, done: int, total: int) -> None:
+        """See :class:`Reporter`."""
+        self._pass_on("start", done=done, total=total)
+
+    def advance(self, step: int) -> None:
+        """See :class:`Reporter`."""
+        self._pass_on("advance", step)
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """See :class:`Reporter`."""
+        self._pass_on("values", step, values)
+
+    def note(self, text: str) -> None:
+        """See :class:`Reporter`."""
+        self._pass_on("note", text)
+
+    def stop(self) -> None:
+        """See :class:`Reporter`."""
+        self._pass_on("stop")
+
+
 class LineReporter:
     """One line per logged step, for files, pipes and job logs.
 

@@ -6,6 +6,7 @@ A paper describes itself with a :class:`Trainer`; :func:`train` and :func:`dry_r
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -15,13 +16,16 @@ from torch import Tensor
 
 from fq_toolkit import __version__
 from fq_toolkit.training.config import changes, load_config, save_config
-from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.identity import check_identity, identity
 from fq_toolkit.training.loop import LoopResult, Schedule, Task, restore, run_loop
 from fq_toolkit.training.means import Means
+from fq_toolkit.training.memory import memory_watch
 from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
 from fq_toolkit.training.plots import plot_curves
 from fq_toolkit.training.progress import (
+    GuardedReporter,
     LineReporter,
     Reporter,
     SilentReporter,
@@ -29,6 +33,7 @@ from fq_toolkit.training.progress import (
     format_values,
 )
 from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.run_lock import RunLock
 
 # Options that may change on resume: they decide how long and how closely one looks, not what is computed.
 FREE_ON_RESUME = frozenset({"steps", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
@@ -126,13 +131,16 @@ def train(
         trainer: which.
         config: all options; None takes the defaults, or with ``resume`` those of the run.
         out: the new run folder; by default ``runs/RUN_NAME-TIME``.
-        resume: the run folder to go on with instead.
-        reporter: told about the progress; by default lines in the log.
+        resume: the run folder to go on with instead, from its newest checkpoint if it has one.
+        reporter: told about the progress; by default lines in the log. One that fails to write is told no
+            more and does not end the training.
         stop_after: stop and save after this many steps in all, as Ctrl-C would.
 
     Raises:
         ConfigError: for options that do not fit, or that changed since the run started.
-        RunError: when the run folder cannot be used, a file cannot be written, or training diverges.
+        RunError: when the run folder cannot be used or is being trained in, a file cannot be written, memory
+            runs out, or training diverges.
+        CheckpointError: when the newest checkpoint is damaged or of another run.
         MissingExtraError: without a package of the extra ``train``.
     """
     if resume is not None:
@@ -141,32 +149,46 @@ def train(
         config = resumed_config(trainer, config, resume)
     options: Any = config or trainer.config_class()
     accelerator = make_accelerator(options)
-    reporter = (reporter or LineReporter()) if accelerator.is_main_process else SilentReporter()
-    if out is not None and accelerator.is_main_process:
-        RunFolder(out).check_free()  # before minutes of work
-    # Before the folder: data or an extractor that do not fit leave nothing behind.
-    task = trainer.build(options, accelerator)
-    reporter.note(task.summary())
-    task.prepare_evaluation()
-    run = open_run(trainer, options, out=out, resume=resume, accelerator=accelerator)
-    reporter.note(f"run folder: {run.path}")
-    result = run_loop(
-        task,
-        accelerator=accelerator,
-        run=run,
-        metrics=MetricsLog(run.metrics, task.columns()),
-        schedule=Schedule(options.steps, options.log_every, options.checkpoint_every, options.evaluate_every),
-        reporter=reporter,
-        keep_checkpoints=options.keep_checkpoints,
-        resume=resume is not None,
-        stop_after=stop_after,
+    reporter = GuardedReporter(
+        (reporter or LineReporter()) if accelerator.is_main_process else SilentReporter()
     )
-    complete = result.step == options.steps and result.signal is None
-    if accelerator.is_main_process:
-        task.finish(run, result, complete=complete)
-        if read_metrics(run.metrics):  # stopped before the first row, there is nothing to draw
-            draw_curves(trainer, run)
-    accelerator.wait_for_everyone()
+    with ExitStack() as held:
+        if accelerator.is_main_process:  # before minutes of work
+            if out is not None:
+                RunFolder(out).check_free()
+            if resume is not None:
+                RunFolder.open(resume).check_writable()
+                held.enter_context(RunLock(resume))
+        # Before the folder: data or an extractor that do not fit leave nothing behind.
+        with memory_watch(lambda: "before the first step."):
+            task = trainer.build(options, accelerator)
+            reporter.note(task.summary())
+            task.prepare_evaluation()
+        run = open_run(trainer, options, out=out, resume=resume, accelerator=accelerator, held=held)
+        reporter.note(f"run folder: {run.path}")
+        if resume is not None:
+            reporter.note(start_of(run))
+        result = run_loop(
+            task,
+            accelerator=accelerator,
+            run=run,
+            metrics=MetricsLog(run.metrics, task.columns()),
+            schedule=Schedule(
+                options.steps, options.log_every, options.checkpoint_every, options.evaluate_every
+            ),
+            reporter=reporter,
+            keep_checkpoints=options.keep_checkpoints,
+            resume=resume is not None,
+            stop_after=stop_after,
+            about=identity(trainer.name, options, free=trainer.free_on_resume),
+        )
+        complete = result.step == options.steps and result.signal is None
+        if accelerator.is_main_process:
+            with memory_watch(lambda: f"after step {result.step}. {run.checkpoints().kept()}"):
+                task.finish(run, result, complete=complete)
+                if read_metrics(run.metrics):  # stopped before the first row, there is nothing to draw
+                    draw_curves(trainer, run)
+        accelerator.wait_for_everyone()
     return TrainResult(
         run.path,
         result.step,
@@ -181,10 +203,24 @@ def resumed_config(trainer: Trainer[Config], requested: Config | None, run: Path
     """Return the options to go on with: those of the run, and of the requested ones what may change.
 
     Raises:
-        ConfigError: naming every option that changed and may not, with its old and new value.
-        RunError: when there is no run.
+        ConfigError: naming every option that changed and may not, with its old and new value, be it in the
+            request or in ``config.json`` since the newest checkpoint.
+        RunError: when there is no run, or one that has ended and lost its checkpoints.
+        CheckpointError: when the newest checkpoint is damaged or of another trainer.
     """
-    saved = load_config(trainer.config_class, RunFolder.open(run).config, trainer=trainer.name)
+    folder = RunFolder.open(run)
+    saved = load_config(trainer.config_class, folder.config, trainer=trainer.name)
+    checkpoints = folder.checkpoints()
+    if checkpoints.steps():
+        step, about = checkpoints.about()
+        if about is not None:
+            source = f"the checkpoint of step {step} in {checkpoints.folder}"
+            check_identity(about, trainer.name, saved, free=trainer.free_on_resume, source=source)
+    elif folder.evaluation.exists():
+        raise RunError(
+            f"{run} holds a run that has ended, and its checkpoints are gone: there is nothing to go on "
+            "from. Bring them back, or start a new run in another folder."
+        )
     refused = [c for c in changes(saved, requested or saved) if c.name not in trainer.free_on_resume]
     if refused:
         listing = "".join(f"\n  {change}" for change in refused)
@@ -196,10 +232,33 @@ def resumed_config(trainer: Trainer[Config], requested: Config | None, run: Path
     return requested or saved
 
 
+def start_of(run: RunFolder) -> str:
+    """Return a sentence about where a resumed run goes on."""
+    checkpoints = run.checkpoints()
+    if not checkpoints.steps():
+        return "there is no checkpoint yet: the run starts at step 0"
+    step, about = checkpoints.about()
+    unchecked = (
+        ", which an older version wrote: its options and the part in JSON cannot be checked"
+        if about is None
+        else ""
+    )
+    return f"going on from the checkpoint of step {step}{unchecked}"
+
+
 def open_run(
-    trainer: Trainer[Config], config: Config, *, out: Path | None, resume: Path | None, accelerator: Any
+    trainer: Trainer[Config],
+    config: Config,
+    *,
+    out: Path | None,
+    resume: Path | None,
+    accelerator: Any,
+    held: ExitStack,
 ) -> RunFolder:
-    """Make or open the run folder on the main process and write the configuration; agree on it everywhere."""
+    """Make or open the run folder on the main process and write the configuration; agree on it everywhere.
+
+    A new folder is locked on the main process, as a resumed one is already.
+    """
     from accelerate.utils import broadcast_object_list
 
     if resume is not None:
@@ -209,10 +268,10 @@ def open_run(
         path = out or Path("runs") / f"{trainer.run_name(config)}-{stamp}"
         run = RunFolder(Path(broadcast_object_list([str(path)])[0]))
     if accelerator.is_main_process:
-        if resume is not None:
-            run.check_writable()
-        else:
+        if resume is None:
             run = RunFolder.create(run.path)
+            held.enter_context(RunLock(run.path))
+            run.check_free()  # of another process that was quicker
         save_config(config, run.config, trainer=trainer.name)
     accelerator.wait_for_everyone()
     return run
@@ -257,8 +316,10 @@ def dry_run(
     task = trainer.build(config, accelerator)
     first = 0
     if resume is not None:
-        first, saved = RunFolder.open(resume).checkpoints().load()
-        restore(task, accelerator, saved, Means())
+        checkpoints = RunFolder.open(resume).checkpoints()
+        if checkpoints.steps():
+            first, saved = checkpoints.load()
+            restore(task, accelerator, saved, Means())
     task.step(first)  # the first step is slower than the rest
     started = time.monotonic()
     values = read_values(task.step(first + 1))

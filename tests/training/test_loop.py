@@ -277,7 +277,8 @@ def test_an_incomplete_checkpoint_is_told(tmp_path: Path, part: str) -> None:
     go(Walk(), tmp_path, stop_after=7)
     path = tmp_path / "checkpoints" / "step_00000007.json"
     record = json.loads(path.read_text())
-    del record["state"][part]
+    del record["state"][part], record["about"], record["checksum"]
+    record["format"] = 1  # a newer one has a checksum, which would be the first to tell
     path.write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=f"it lacks {part}"):
         go(Walk(), tmp_path, resume=True)
