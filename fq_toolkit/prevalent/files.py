@@ -1,10 +1,27 @@
 """Reading data files: what is wrong is said with the name of the file, and of the item."""
 
+import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 _LFS = b"version https://git-lfs.github.com/spec/"
+_LINES = (".jsonl", ".ndjson")
+_ALWAYS_FITS = 64 << 20  # bytes that a compressed file may hold, whatever its size
+_MOST_RATIO = 100  # above them; JSON of long names comes to 30
+_KINDS = (
+    (b"PK\x03\x04", "a zip archive (npz, or PyTorch's)"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"%PDF", "a PDF"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"BZh", "compressed by bzip2"),
+    (b"\xfd7zXZ", "compressed by xz"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+)
 
 
 class DataError(ValueError):
@@ -12,26 +29,95 @@ class DataError(ValueError):
 
 
 def check_readable(path: Path) -> None:
-    """Check that a file exists, has content, and is not a git-LFS pointer.
+    """Check that a file exists, is a plain file with content, and no git-LFS pointer.
 
     Raises:
         DataError: otherwise.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+            raise DataError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; expected a file")
         with open(path, "rb") as file:
             head = file.read(len(_LFS))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except DataError:
+        raise
+    except ValueError as error:  # a NUL in the name
+        raise DataError(f"cannot read {str(path)!r}: {error}") from error
     if head == _LFS:
         raise DataError(f"{path} is a git-LFS pointer, not the data: run `git lfs pull` in its repository")
     if not head:
         raise DataError(f"{path} is empty")
 
 
+def describe_content(head: bytes) -> str | None:
+    """Return what the first bytes of a file are of, or None for what may be JSON.
+
+    Example:
+        >>> describe_content(b"%PDF-1.4"), describe_content(b"[{}]")
+        ('a PDF', None)
+    """
+    for magic, kind in _KINDS:
+        if head.startswith(magic):
+            return kind
+    if len(head) > 1 and head[0] == 0x80 and head[1] <= 5:
+        return "a pickle"
+    if head.lstrip().startswith(b"<"):
+        return "HTML or XML, perhaps the page of a failed download"
+    return None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file, and unpack it if it is compressed by gzip, whatever its name.
+
+    Raises:
+        DataError: when it is missing, empty, a git-LFS pointer, damaged, or a compressed file that is out of
+            proportion to its size.
+    """
+    check_readable(path)
+    try:
+        raw = path.read_bytes()
+        if not raw.startswith(b"\x1f\x8b"):
+            return raw
+        most = max(_ALWAYS_FITS, _MOST_RATIO * len(raw))
+        with gzip.open(path) as file:
+            content = file.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}): truncated or damaged; fetch it again") from error
+    if len(content) > most:
+        raise DataError(
+            f"{path} unpacks to more than {most >> 20} MiB from {len(raw)} bytes, which no annotations do: "
+            "unpack it by hand if it is what you mean"
+        )
+    return content
+
+
+def _decode(path: Path, content: bytes) -> Any:
+    """Return what JSON says, or say what the content is instead."""
+    kind = describe_content(content[:64])
+    if kind is not None:
+        raise DataError(f"{path} is {kind}; expected JSON")
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and content[: error.pos].lstrip().startswith(b"{"):
+            raise DataError(
+                f"{path} holds several JSON objects: if it has one on each line, name it .jsonl or .jsonl.gz"
+            ) from error
+        raise DataError(
+            f"{path} is not valid JSON ({error}): truncated or damaged; fetch it again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not valid JSON ({error}): truncated or damaged; fetch it again"
+        ) from error
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, compressed by gzip or not.
 
     Args:
         path: the file.
@@ -42,28 +128,65 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: when it is missing, empty, a git-LFS pointer, truncated or no JSON.
     """
-    check_readable(path)
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not valid JSON ({error}): truncated or damaged; fetch it again"
-        ) from error
+    return _decode(path, read_bytes(path))
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """Return the values of a file with one on each line."""
+    content = read_bytes(path)
+    kind = describe_content(content[:64])
+    if kind is not None:
+        raise DataError(f"{path} is {kind}; expected one JSON object on each line")
+    found = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}: line {number} is not valid JSON ({error}): truncated or damaged, or no file of one "
+                "object on each line; such a file is named .json"
+            ) from error
+    return found
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON file that holds a list of objects.
+    """Read a list of objects: a JSON list, or one object a line in a ``.jsonl`` file, also with ``.gz``.
 
     Raises:
         DataError: when it is unreadable, or holds something else.
     """
-    records = read_json(path)
+    endings = [ending.lower() for ending in path.suffixes if ending.lower() != ".gz"]
+    records = _read_lines(path) if endings and endings[-1] in _LINES else read_json(path)
+    if isinstance(records, dict):
+        raise DataError(
+            f"{path} holds dict; expected a JSON list of items, not one object with the keys "
+            f"{_some_keys(records)}{_foreign(records)}"
+        )
     if not isinstance(records, list):
         raise DataError(f"{path} holds {type(records).__name__}; expected a JSON list of items")
     for position, record in enumerate(records):
         if not isinstance(record, dict):
             raise DataError(f"{path}: item {position} is {type(record).__name__}; expected a JSON object")
     return records
+
+
+def _some_keys(record: dict[str, Any]) -> str:
+    """Return the first keys of an object."""
+    return ", ".join(repr(key[:40]) for key in list(record)[:9]) + (", ..." if len(record) > 9 else "")
+
+
+def _foreign(record: dict[str, Any]) -> str:
+    """Return what an object at the top of a file may be."""
+    if "episodes" in record:
+        return " (episodes of VLN-CE, whose places are coordinates)"
+    first = next(iter(record.values()), None)
+    if isinstance(first, list) and first and isinstance(first[0], dict) and "position" in first[0]:
+        return " (trajectories of VLN-CE, whose places are coordinates)"
+    if "val_unseen" in record or "val_seen" in record:
+        return " (one list for each split?)"
+    return ""
 
 
 def field(record: dict[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -79,7 +202,7 @@ def field(record: dict[str, Any], name: str, kind: type | tuple[type, ...], wher
         DataError: when it is absent or of another type.
     """
     if name not in record:
-        raise DataError(f"{where} has no field {name!r}; it has {', '.join(map(repr, sorted(record)))}")
+        raise DataError(f"{where} has no field {name!r}; it has {_some_keys(dict(sorted(record.items())))}")
     value = record[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
