@@ -120,24 +120,26 @@ def _quantize_forward(
     codebook: Tensor,
     center: Tensor,
     mask: Tensor | None,
-    strength: float,
+    strength: Tensor | None,
     with_output: bool,
     with_sums: bool,
     exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     backend = select_backend(x)
+    # On the CPU, so that reading it waits for no device. None is 1, as nearly always.
+    blend = 1.0 if strength is None else float(strength)
     if backend == "triton":
         segments = _triton("segment_sums")
         tickets = torch.empty(segments.TICKETS, dtype=torch.int32, device=x.device)
         out, indices, row_error = _triton("lookup").lookup(
-            x, codebook, center, mask, strength, with_output, exact, tickets=tickets
+            x, codebook, center, mask, blend, with_output, exact, tickets=tickets
         )
         sq_error, counts, sums = segments.segment_sums(
             x, indices, row_error, codebook.shape[0], with_sums, tickets=tickets
         )
         return out, indices, sq_error, counts, sums
     run = native.quantize_forward if backend == "native" else reference.quantize_forward
-    return run(x, codebook, center, mask, strength, with_output, with_sums, exact)
+    return run(x, codebook, center, mask, blend, with_output, with_sums, exact)
 
 
 @_quantize_forward.register_fake
@@ -146,7 +148,7 @@ def _(
     codebook: Tensor,
     center: Tensor,
     mask: Tensor | None,
-    strength: float,
+    strength: Tensor | None,
     with_output: bool,
     with_sums: bool,
     exact: bool,
@@ -288,7 +290,7 @@ def quantize_forward(
     codebook: Tensor,
     center: Tensor,
     mask: Tensor | None,
-    strength: float,
+    strength: float | Tensor,
     with_output: bool,
     with_sums: bool,
     exact: bool,
@@ -297,16 +299,22 @@ def quantize_forward(
 
     The output and the squared error are differentiable with respect to ``x``, to any order.  While a graph is
     being exported, and inside transforms of `torch.func`, the same arithmetic runs as plain torch.
+
+    ``strength`` may be a scalar tensor on the CPU, on whose value no compiled graph depends.
     """
     if tracing.under_export():
         return reference.quantize_forward_traceable(
-            x, codebook, center, mask, strength, with_output, with_sums, exact
+            x, codebook, center, mask, float(strength), with_output, with_sums, exact
         )
     if tracing.under_transform():
         return reference.quantize_forward_transformable(
-            x, codebook, center, mask, strength, with_output, with_sums, exact
+            x, codebook, center, mask, float(strength), with_output, with_sums, exact
         )
-    return _quantize_forward(x, codebook, center, mask, strength, with_output, with_sums, exact)
+    if isinstance(strength, Tensor):
+        blend: Tensor | None = strength
+    else:
+        blend = None if strength == 1 else torch.tensor(strength, dtype=torch.float64, device="cpu")
+    return _quantize_forward(x, codebook, center, mask, blend, with_output, with_sums, exact)
 
 
 def quantize_backward(

@@ -30,7 +30,7 @@ class Dictionary(NamedTuple):
 
     codebook: Tensor
     center: Tensor
-    strength: float
+    strength: float | Tensor
 
 
 class _Region:
@@ -83,7 +83,7 @@ def may_be_checkpointed() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
-def remember(layer: nn.Module, codebook: Tensor, center: Tensor, strength: float) -> bool:
+def remember(layer: nn.Module, codebook: Tensor, center: Tensor, strength: float | Tensor) -> bool:
     """Leave a copy of the dictionary on every enclosing region.
 
     Returns:

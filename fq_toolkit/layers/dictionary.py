@@ -19,6 +19,7 @@ from fq_toolkit.layers.ownership import OwnedCodebook
 from fq_toolkit.layers.presets import Preset
 from fq_toolkit.layers.revival import check_threshold, restart_dead_codes_, restart_rows
 from fq_toolkit.layers.statistics import BatchStatistics, perplexity
+from fq_toolkit.layers.strength import Schedule, ask, scheduled_strength
 
 #: A code whose moving count is below this (or below the threshold of ``revive``) counts as dead in reports.
 DEAD_COUNT = 0.01
@@ -28,6 +29,9 @@ class MovingDictionary(OwnedCodebook):
     """K centroids that follow the features by moving averages; `FeatureQuantizer` documents its settings."""
 
     lookups_per_row: int = 1
+    _schedule: Schedule | None = None
+    _strength: float = 1.0
+    _strength_tensor: Tensor | None = None
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class MovingDictionary(OwnedCodebook):
         self.init = "given" if given is not None else one_of("init", settings.init, initialization.INITS)
         self.revive_by = one_of("revive_by", settings.revive_by, ("share", "count"))
         self.revive = check_threshold(settings.revive, self.revive_by)
-        self.strength = strength if callable(strength) else between("strength", strength, 0, 1)
+        self.strength = strength
         self.metric = one_of("metric", metric, ("euclidean", "cosine"))
         self.update = one_of("update", update, ("training", "manual"))
         self.update_every = at_least_one("update_every", update_every)
@@ -96,7 +100,7 @@ class MovingDictionary(OwnedCodebook):
             self.chosen_counts.zero_()
         self.num_updates.zero_()
         self.nonfinite_rows.zero_()
-        self.memory.commits = 0
+        self.memory.commits_now.zero_()
         if self.staging:
             self.make_room_to_stage()
         self.clear_staged()
@@ -172,7 +176,7 @@ class MovingDictionary(OwnedCodebook):
             self.keep_float32()
         codebook, center = self.codebook, self.usable_center()
         eager = not torch.compiler.is_compiling()
-        strength = self._scheduled(self.strength) if callable(self.strength) else self.strength
+        strength = self._strength_now()
         # In evaluation too: a training forward may come before the backward pass.
         differentiated = self.training or torch.is_grad_enabled()
         checkpointed = eager and differentiated and task is None and checkpointing.may_be_checkpointed()
@@ -188,14 +192,37 @@ class MovingDictionary(OwnedCodebook):
                 )
         return Dictionary(codebook, center, strength)
 
-    def _scheduled(self, strength: Callable[[int], float]) -> float:
-        """What a schedule says for the number of updates so far."""
-        if torch.compiler.is_compiling():
-            return strength(self.memory.commits)
+    @property
+    def strength(self) -> float | Callable[[int], float]:
+        """How far the output goes towards the centroids: a number in [0, 1] or a schedule; may be set."""
+        return self._strength if self._schedule is None else self._schedule.function
+
+    @strength.setter
+    def strength(self, value: float | Callable[[int], float]) -> None:
+        if callable(value):
+            self._schedule, self._strength = Schedule(value), 1.0
+            return
+        self._schedule, self._strength = None, between("strength", value, 0, 1)
+        # Full strength, which hardly anybody ever changes, needs no tensor. Once there is one it stays, so
+        # that a warm-up that is set from outside compiles nothing when it ends.
+        if self._strength_tensor is None and self._strength != 1:
+            self._strength_tensor = torch.empty((), dtype=torch.float64, device="cpu")
+        if self._strength_tensor is not None:
+            self._strength_tensor.fill_(self._strength)
+
+    def _strength_now(self) -> float | Tensor:
+        """The strength of this forward: a tensor where a graph is compiled, which a number would bind."""
+        exporting = tracing.under_export()
+        if torch.compiler.is_compiling() and not exporting:
+            if self._schedule is not None:
+                return scheduled_strength(self.memory.commits_now, self._schedule.key)
+            return 1.0 if self._strength_tensor is None else self._strength_tensor
+        if self._schedule is None:
+            return self._strength
         # An averaged copy of a model gets its buffers from elsewhere: outside training they are asked.
-        ask = not self.training and not self.num_updates.is_meta and not tracing.under_transform()
-        step = int(self.num_updates) if ask else self.memory.commits
-        return between("strength(step)", float(strength(step)), 0, 1)
+        buffers = not self.training and not self.num_updates.is_meta
+        buffers = buffers and not tracing.under_transform() and not exporting
+        return ask(self._schedule.function, int(self.num_updates) if buffers else self.memory.commits)
 
     def learn(
         self,
@@ -275,8 +302,8 @@ class MovingDictionary(OwnedCodebook):
         if self.metric == "cosine":
             self.codebook.copy_(F.normalize(self.codebook, dim=1))
         self.written()
-        if callable(self.strength):
-            self.memory.commits += 1
+        if self._schedule is not None:
+            self.memory.commits_now.add_(1)
 
     def translate(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
         """Take a state that was saved with ``revive`` without it, and the other way round."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import Tensor
 
 from fq_toolkit.layers.statistics import BatchStatistics
@@ -15,7 +16,8 @@ class HostMemory:
     Attributes:
         started: the dictionary has started; False means that the device must be asked.
         given: somebody has given codes to a dictionary that waits for data; None if nobody has asked yet.
-        commits: updates so far, kept only for a schedule of the strength.
+        commits_now: int64 scalar on the CPU, updates so far, kept only for a schedule of the strength.  A
+            tensor, as a compiled graph would be bound to a number.
         staged: statistics have been staged since the last commit.
         staged_forwards: by how many forwards, kept only for ``update_every``.
         shape: shape of the last features, None before any.
@@ -28,7 +30,7 @@ class HostMemory:
     def __init__(self) -> None:
         self.started = False
         self.given: bool | None = None
-        self.commits = 0
+        self.commits_now = torch.zeros((), dtype=torch.int64, device="cpu")
         self.staged = False
         self.staged_forwards = 0
         self.shape: tuple[int, ...] | None = None
@@ -37,6 +39,11 @@ class HostMemory:
         self.samples: Tensor | int = 0
         self.restarts: Tensor | None = None
         self._warned: set[str] = set()
+
+    @property
+    def commits(self) -> int:
+        """The number of updates so far; by way of NumPy, which reads it inside a fake mode too."""
+        return int(self.commits_now.numpy())
 
     def observe(self, batch: BatchStatistics) -> None:
         """Keep what reports show of the last batch; not the sums, which may be large."""

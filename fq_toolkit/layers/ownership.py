@@ -374,7 +374,7 @@ class OwnedCodebook(StagedStatistics):
         if self.staging:
             self.make_room_to_stage()
         self.clear_staged()
-        self.memory.commits = int(self.num_updates)
+        self.memory.commits_now.fill_(int(self.num_updates))
         started = self.has_started()
         self.initialized.fill_(started)
         self._trust(started)

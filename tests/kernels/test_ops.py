@@ -253,9 +253,10 @@ def test_output_gradient_passes_straight_through(backend):
 def test_opcheck(backend):
     x, codebook = torch.randn(3, 5, 2, 4, requires_grad=True), torch.randn(7, 5)
     center = codebook.mean(0)
-    torch.library.opcheck(ops._quantize_forward, (x, codebook, center, None, 1.0, True, True, True))
+    torch.library.opcheck(ops._quantize_forward, (x, codebook, center, None, None, True, True, True))
     torch.library.opcheck(
-        ops._quantize_forward, (x, codebook, center, torch.ones(24) > 0, 0.5, False, False, False)
+        ops._quantize_forward,
+        (x, codebook, center, torch.ones(24) > 0, torch.tensor(0.5), False, False, False),
     )
     indices = forward(x, codebook)[1]
     torch.library.opcheck(ops._quantize_backward, (torch.randn_like(x), torch.randn(3), x, codebook, indices))

@@ -1,5 +1,6 @@
 """torch.compile: no graph break in training and eval, and no recompile when N changes."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,45 @@ def test_inductor() -> None:
     for n in (3, 5, 6):
         torch.testing.assert_close(step(net, compiled, n), step(eager, eager, n), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(net[1].codebook, eager[1].codebook, rtol=1e-4, atol=1e-5)
+
+
+def warm_up(step: int) -> float:
+    return min(1.0, step / 12)
+
+
+@pytest.mark.parametrize(
+    ("how", "backend"), [("schedule", "inductor"), ("schedule", "eager"), ("set", "eager")]
+)
+def test_a_strength_that_changes_in_every_step_compiles_nothing(how: str, backend: str) -> None:
+    """Not even when the warm-up ends; the values are those of eager mode, also in a copy."""
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("inductor needs a C++ compiler")
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(network(strength=warm_up if how == "schedule" else 0.0, init="normal", decay=0.5))
+    net, eager = nets
+    net = copy.deepcopy(net)
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    frames = []
+    for i in range(20):
+        if how == "set":
+            net[1].strength = eager[1].strength = warm_up(i)
+        loss = step(net, compiled, 4)
+        torch.testing.assert_close(loss, step(eager, eager, 4), rtol=1e-4, atol=1e-5)
+        frames.append(counter.frame_count)
+    assert frames[3:] == frames[3:4] * 17
+    assert frames[-1] <= 3
+    assert int(net[1].num_updates) == 20
+
+
+def test_a_schedule_out_of_range_is_named_inside_a_graph() -> None:
+    net = network(strength=lambda step: 1.0 + step, init="normal")
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    step(net, compiled, 4)
+    with pytest.raises(ValueError, match=r"strength\(step\) must be in \[0, 1\], got 2"):
+        step(net, compiled, 4)
 
 
 @pytest.mark.gpu
