@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,43 @@ from torch import Tensor
 from fq_toolkit.layers.latent_projector import Projected
 
 _SEEN = "_latent_seen"
+# What forwards of transformers have called the cache of their text, the newest name first.
+_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+def cache_name(parameters: tuple[str, ...]) -> str:
+    """What a forward with these parameters calls the cache; the oldest name where it hands all on."""
+    return next((name for name in _NAMES if name in parameters), "past_key_values")
+
+
+def take_cache(given: dict[str, Any], own: str) -> Any:
+    """The cache among the arguments of a forward, whatever the caller calls it.
+
+    It is put under the forward's own name: before 5.24 transformers ignores what comes as ``cache``.
+
+    Args:
+        given: arguments by name; changed in place.
+        own: what the forward calls its cache.
+    """
+    for name in _NAMES:
+        if name != own and is_text_cache(given.get(name)):
+            value = given.pop(name)
+            if given.get(own) is None:
+                given[own] = value
+            elif given[own] is not value:
+                raise ValueError(f"two caches were given, {own}= and {name}=; leave one of them out")
+    return given.get(own)
+
+
+def cache_of(outputs: Any) -> Any:
+    """The cache that a forward returned, in an output of any kind or in a tuple."""
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return next((value for value in values if is_text_cache(value)), None)
+
+
+def is_text_cache(value: Any) -> bool:
+    """Whether something holds keys and values of a text, as the caches of transformers do."""
+    return hasattr(value, "get_seq_length") or hasattr(value, "has_previous_state")
 
 
 class _Seen(NamedTuple):
@@ -79,8 +117,7 @@ def remember(outputs: Any, cache: Any, latent: Tensor, projected: Projected | No
     if torch.compiler.is_compiling():
         return
     if cache is None:
-        cache = getattr(outputs, "past_key_values", None)
-        cache = getattr(outputs, "cache_params", None) if cache is None else cache
+        cache = cache_of(outputs)
     if cache is not None and hasattr(cache, "__dict__"):
         kept = latent.detach() if latent.requires_grad else latent
         setattr(cache, _SEEN, _Seen(kept, _version(latent), projected))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fq_toolkit.layers.latent_cache import cache_of
+
 
 class LatentGuidance:
     """Logits processor: ``log p = log p(null) + scale * (log p(latent) - log p(null))``.
@@ -46,11 +48,10 @@ class LatentGuidance:
         if self._model.takes_position_ids:
             options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, self._seen :]
         with torch.no_grad():
-            out = self._model(
-                input_ids[:, self._seen :], latent=self._null, past_key_values=self._cache, **options
-            )
+            options[self._model.cache_name] = self._cache
+            out = self._model(input_ids[:, self._seen :], latent=self._null, **options)
         if self._use_cache:
-            self._cache, self._seen = out.past_key_values, length
+            self._cache, self._seen = cache_of(out), length
         guided = scores.float().log_softmax(-1)
         null = out.logits[:, -1].float().log_softmax(-1).to(guided.device)
         return null + self._scale * (guided - null)

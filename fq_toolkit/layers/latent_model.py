@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fq_toolkit.layers.latent_attention import KEYWORD, PREFIX, ROUTED, Memory
-from fq_toolkit.layers.latent_cache import projected_before, remember
+from fq_toolkit.layers.latent_cache import cache_name, projected_before, remember, take_cache
 from fq_toolkit.layers.latent_guidance import LatentGuidance
 from fq_toolkit.layers.latent_projector import check_latent
 from fq_toolkit.layers.latent_spec import LatentSpec
@@ -43,7 +43,7 @@ class LatentModel:
         given = dict(zip(self._latent_names, args, strict=False)) | kwargs
         if latent is not None:
             check_latent(latent, self.latent_spec)
-        cache = given.get("past_key_values", given.get("cache_params"))
+        cache = take_cache(given, self.cache_name)
         if self._latent_slices:
             args, kwargs = (), _keep_by_number(given, cache)
         projector = getattr(self, CHILD)
@@ -267,6 +267,11 @@ class LatentModel:
         return super()._get_candidate_generator(  # type: ignore[misc]
             *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
         )
+
+    @property
+    def cache_name(self) -> str:
+        """What the forward of the model calls the cache of its text."""
+        return cache_name(self._latent_names)  # type: ignore[attr-defined]
 
     @property
     def takes_position_ids(self) -> bool:
