@@ -218,6 +218,8 @@ def test_where_memory_cannot_work_the_error_names_the_architecture_and_suggests_
 ) -> None:
     model = build(family)
     kind = type(model)
+    if family == "gptj" and kind._can_set_attn_implementation():
+        pytest.skip("from transformers 5.24 on, GPT-J's attention goes through the interface")
     with pytest.raises(ValueError, match=rf"{kind.__name__} \(model_type '{family}'\).*mode=\"embedding\""):
         inject_latent(model)
     assert type(model) is kind
