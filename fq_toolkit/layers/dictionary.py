@@ -300,7 +300,8 @@ class MovingDictionary(OwnedCodebook):
                 scale=self.debiasing_scale(),
             )
         if self.metric == "cosine":
-            self.codebook.copy_(F.normalize(self.codebook, dim=1))
+            moved = batch.counts.sum() > 0  # scaling again would change the last bits
+            self.codebook.copy_(torch.where(moved, F.normalize(self.codebook, dim=1), self.codebook))
         self.written()
         if self._schedule is not None:
             self.memory.commits_now.add_(1)

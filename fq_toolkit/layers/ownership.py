@@ -195,7 +195,7 @@ class OwnedCodebook(StagedStatistics):
             doubtful, keep = self._doubtful, self._counts_given
             self._doubtful, self._counts_given = None, False
             self._account_for(doubtful, keep, may_be_blank=keep or self.init in initialization.FROM_DATA)
-            self._record(content=self.codebook.is_cpu)
+            self._record(content=self.witness.compares(self.codebook))
 
     @torch.no_grad()
     def _look_closer(self, learning: bool) -> None:
@@ -204,7 +204,7 @@ class OwnedCodebook(StagedStatistics):
             return
         own = self.witness
         if self.codebook.dtype == torch.float32 and self.codebook.device == self.center.device:
-            if self.codebook.is_cpu and own.same_bits(self.codebook):
+            if own.compares(self.codebook) and own.same_bits(self.codebook):
                 self._record(content=False)
                 return
             if own.all_written(self.codebook, self.ema_counts, self.ema_sums):
@@ -214,7 +214,7 @@ class OwnedCodebook(StagedStatistics):
                 if not learning:
                     self.derive_center()
                     self._start_known(False)
-                self._record(content=self.codebook.is_cpu)
+                self._record(content=own.compares(self.codebook))
                 return
         given = own.counts_written(self.ema_counts)
         self._put_on_one_device()
@@ -288,8 +288,7 @@ class OwnedCodebook(StagedStatistics):
     def written(self) -> None:
         """The layer has just written its state itself."""
         if not torch.compiler.is_compiling():
-            codebook = self.codebook
-            self.witness.record(codebook, self.ema_counts, self.ema_sums, content=codebook.is_cpu)
+            self._record(content=self.witness.compares(self.codebook))
         elif self.witness.copy is not None:
             self.witness.copy.copy_(bits(self.codebook))
 

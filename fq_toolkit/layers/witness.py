@@ -89,7 +89,12 @@ class Witness:
             return True
         if codebook.data_ptr() != self._place:
             return False
-        return not codebook.is_cpu or self.same_bits(codebook)
+        return not self.compares(codebook) or self.same_bits(codebook)
+
+    @staticmethod
+    def compares(codebook: Tensor) -> bool:
+        """Whether the bits of this codebook can be compared without waiting for a device."""
+        return codebook.is_cpu
 
     def same_bits(self, codebook: Tensor) -> bool:
         """Whether a codebook on the CPU holds what the layer wrote."""

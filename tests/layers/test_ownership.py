@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fq_toolkit.layers import FeatureQuantizer, ResidualQuantizer, commit_updates, commitment_loss
+from fq_toolkit.layers.consistency import disagreeing
+from fq_toolkit.layers.witness import Witness
 
 STARTS = [
     {"init": "data"},
@@ -101,6 +103,44 @@ def test_every_write_ends_where_set_codebook_does(options: dict, write: str, for
     for layer in (told, written):
         layer.eval()
     assert torch.equal(told(x), written(x))
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where comparing bits would wait for the device, other traces must do."""
+    monkeypatch.setattr(Witness, "compares", staticmethod(lambda codebook: False))
+
+
+#: Writes that leave no trace but the bits.
+UNTRACED = ("data.copy_", "numpy", "state_dict().data.copy_")
+
+
+@pytest.mark.parametrize("forwards", [0, 1, 5])
+@pytest.mark.parametrize("write", [name for name in WRITES if name not in UNTRACED])
+@pytest.mark.parametrize("options", STARTS, ids=str)
+@pytest.mark.usefixtures("like_a_gpu")
+def test_every_traced_write_is_seen_without_comparing_bits(options: dict, write: str, forwards: int) -> None:
+    test_every_write_ends_where_set_codebook_does(options, write, forwards)
+
+
+@pytest.mark.parametrize("options", STARTS, ids=str)
+@pytest.mark.usefixtures("like_a_gpu")
+def test_broadcasts_before_every_forward_change_nothing(options: dict) -> None:
+    """As DistributedDataParallel sends buffers; the second copy began with another dictionary."""
+    torch.manual_seed(0)
+    first = FeatureQuantizer(4, 16, **options)
+    second, alone = FeatureQuantizer(4, 16, **options), copy.deepcopy(first)
+    for step, x in enumerate(batches(12)):
+        for layer in (first, second):
+            layer.train(step % 4 != 3)
+            for own, theirs in zip(layer.buffers(), first.buffers(), strict=True):
+                own.copy_(theirs.clone())
+        alone.train(step % 4 != 3)
+        expected = alone(x)
+        assert torch.equal(first(x), expected)
+        assert torch.equal(second(x), expected)
+        assert same_state(first, alone)
+        assert same_state(second, alone)
 
 
 @pytest.mark.parametrize("write", [name for name in WRITES if name != "state_dict().copy_"])
@@ -293,6 +333,86 @@ def test_what_the_layer_has_written_itself_is_never_doubted(options: dict, forwa
             layer(x)
 
 
+class Traffic:
+    """One layer, whatever happens to it, and the codes that it must hold."""
+
+    def __init__(self, options: dict) -> None:
+        self.layer = FeatureQuantizer(4, 8, **options)
+        self.draw = torch.Generator().manual_seed(0)
+
+    def codes(self) -> torch.Tensor:
+        codes = torch.randn(8, 4, generator=self.draw) + 2
+        return nn.functional.normalize(codes, dim=1) if self.layer.metric == "cosine" else codes
+
+    def do(self, action: str) -> None:
+        layer, x = self.layer, torch.randn(20, 4, generator=self.draw)
+        if action == "train":
+            layer.train()(x)
+        elif action == "evaluate":
+            layer.eval()(x)
+        elif action == "copy":
+            self.layer = copy.deepcopy(layer)
+        elif action == "pickle":
+            self.layer = pickle.loads(pickle.dumps(layer))
+        elif action == "load":
+            layer.load_state_dict(copy.deepcopy(layer.state_dict()))
+        elif action == "call with others":
+            torch.func.functional_call(layer.eval(), {"codebook": self.codes()}, (x,))
+        elif action == "half":
+            layer.half().float()
+        else:
+            WRITES[action](layer, self.codes())
+
+
+ACTIONS = [
+    *WRITES,
+    "train",
+    "train",
+    "train",
+    "evaluate",
+    "copy",
+    "pickle",
+    "load",
+    "call with others",
+    "half",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    options=st.sampled_from(STARTS),
+    actions=st.lists(st.sampled_from(ACTIONS), max_size=12),
+)
+def test_whatever_happens_what_is_looked_up_stays_until_the_data_moves_it(
+    options: dict, actions: list[str]
+) -> None:
+    traffic = Traffic(options)
+    for action in [*actions, "train"]:
+        traffic.do(action)
+        layer = traffic.layer
+        if not layer.has_started():
+            continue
+        held, x = layer.codebook.clone(), torch.randn(30, 4, generator=traffic.draw)
+        found = layer.eval().quantize(x)
+        scaled = nn.functional.normalize(x, dim=1) if layer.metric == "cosine" else x
+        nearest = torch.cdist(scaled.double(), held.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        assert torch.equal(found.indices, nearest.argmin(dim=1))
+        layer.clear_staged()
+        layer.train()(torch.full((3, 4), float("nan")))  # a step without data
+        assert torch.equal(layer.codebook, held)
+        # ... and the next step with data starts from these codes, not from what stale sums remember.
+        account = disagreeing(
+            layer.codebook,
+            layer.ema_counts,
+            layer.ema_sums,
+            layer.eps,
+            layer.debiasing_scale(),
+            unit=layer.metric == "cosine",
+            may_be_blank=True,
+        )
+        assert not account.any()
+
+
 # --- derived state ------------------------------------------------------------------------------------------
 
 
@@ -390,6 +510,18 @@ def test_states_that_come_around_load_state_dict(way: str, options: dict, tmp_pa
             for name, value in state.items():
                 accelerate.utils.set_module_tensor_to_device(layer, name, "cpu", value=value)
     check_loaded(layer, source)
+
+
+def test_an_ensemble_whose_base_has_no_memory() -> None:
+    layers = [offset_source().eval() for _ in range(3)]
+    params, buffers = torch.func.stack_module_state(layers)
+    base, x = copy.deepcopy(layers[0]).to("meta"), torch.randn(20, 4) + 1000
+
+    def run(params: dict, buffers: dict) -> torch.Tensor:
+        return torch.func.functional_call(base, (params, buffers), (x,))
+
+    found = torch.func.vmap(run)(params, buffers)
+    torch.testing.assert_close(found, torch.stack([layer(x) for layer in layers]))
 
 
 def test_offloaded_by_accelerate() -> None:
