@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from fq_toolkit.prevalent.env import BatchedNavEnv, Step
     from fq_toolkit.prevalent.features import FeatureStore
     from fq_toolkit.prevalent.files import DataError
-    from fq_toolkit.prevalent.items import NavItem, check_disjoint, check_items, check_lengths
+    from fq_toolkit.prevalent.items import NavItem, check_items, check_lengths
+    from fq_toolkit.prevalent.leak_guard import check_disjoint
     from fq_toolkit.prevalent.metrics import PathMetrics, measure_paths
     from fq_toolkit.prevalent.miniworld import MiniWorld
     from fq_toolkit.prevalent.model import PrevalentModel, PrevalentOutput, TextCache
@@ -67,7 +68,7 @@ _HOME = {
     "Vocabulary": "fq_toolkit.prevalent.vocabulary",
     "action_label": "fq_toolkit.prevalent.triplets",
     "angle_features": "fq_toolkit.prevalent.angles",
-    "check_disjoint": "fq_toolkit.prevalent.items",
+    "check_disjoint": "fq_toolkit.prevalent.leak_guard",
     "check_items": "fq_toolkit.prevalent.items",
     "check_lengths": "fq_toolkit.prevalent.items",
     "collect_triplets": "fq_toolkit.prevalent.triplets",

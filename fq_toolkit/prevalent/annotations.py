@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fq_toolkit.prevalent.files import DataError, field, read_records, strings
-from fq_toolkit.prevalent.items import NavItem, check_disjoint, check_items, check_lengths, check_unique
+from fq_toolkit.prevalent.items import NavItem, check_items, check_lengths, check_unique
+from fq_toolkit.prevalent.leak_guard import SPLIT_LONGER_BY, check_disjoint
 from fq_toolkit.prevalent.world import NavWorld
 
 PathType = Literal["planner", "player", "trusted"]
@@ -33,14 +34,23 @@ def _finish(
     limit: int | None,
     tokenize: Tokenize,
     held_out: Iterable[NavItem],
+    *,
+    own: bool = True,
 ) -> list[NavItem]:
-    """Run the checks that all loaders share."""
+    """Run the checks that all loaders share; ``own`` if each path and text of a dataset is one item's own."""
     check_unique(items, source=str(path))
     if limit is not None:
         check_lengths(items, limit, tokenize=tokenize, source=str(path))
     if world is not None:
         check_items(items, world, source=str(path))
-    check_disjoint(items, held_out, source=str(path))
+    check_disjoint(
+        items,
+        held_out,
+        source=str(path),
+        world=world,
+        longer_by=SPLIT_LONGER_BY if own else None,
+        texts=own,
+    )
     return items
 
 
@@ -82,7 +92,8 @@ def load_r2r(
         world: check scans, viewpoints and reachability against it.
         max_tokens: refuse longer instructions.
         tokenize: text -> tokens, for ``max_tokens``; words by default.
-        held_out: items of validation and test splits, none of whose paths may be in this file.
+        held_out: items of validation and test splits, none of whose paths and texts may be in this file; see
+            `check_disjoint`.
 
     Raises:
         DataError: naming file and item.
@@ -147,7 +158,7 @@ def load_hanna(
     """
     path = Path(path)
     items = hanna_items(read_records(path), path)
-    return _finish(items, path, world, max_tokens, tokenize, held_out)
+    return _finish(items, path, world, max_tokens, tokenize, held_out, own=False)
 
 
 def trusted_path(planner: Sequence[str], player: Sequence[str]) -> Sequence[str]:
@@ -268,7 +279,7 @@ def load_ndh(
     """
     path = Path(path)
     items = ndh_items(read_records(path), path, target=target, max_words=max_words)
-    return _finish(items, path, world, None, str.split, held_out)
+    return _finish(items, path, world, None, str.split, held_out, own=False)
 
 
 def load_planner_goals(path: str | Path) -> dict[str, str]:

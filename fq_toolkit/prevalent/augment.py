@@ -1,5 +1,6 @@
 """Augmentation: new paths with instructions of a speaker, in the format of R2R; and back-translation."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,11 +12,14 @@ from fq_toolkit.prevalent.annotations import r2r_items
 from fq_toolkit.prevalent.env import BatchedNavEnv
 from fq_toolkit.prevalent.features import FeatureStore
 from fq_toolkit.prevalent.files import DataError
-from fq_toolkit.prevalent.items import NavItem, check_disjoint
+from fq_toolkit.prevalent.items import NavItem
+from fq_toolkit.prevalent.leak_guard import LeakGuard, check_disjoint
 from fq_toolkit.prevalent.path_views import observe_paths
-from fq_toolkit.prevalent.paths import sample_paths
+from fq_toolkit.prevalent.paths import distinct_paths
 from fq_toolkit.prevalent.speaker import Speaker
 from fq_toolkit.prevalent.world import NavWorld
+
+_LOG = logging.getLogger("fq_toolkit")
 
 FIRST_ID = 1_000_000
 """Path ids of augmented paths begin here, above those of R2R."""
@@ -40,7 +44,7 @@ def training_world(world: NavWorld, training: Iterable[NavItem]) -> NavWorld:
 
 def sample_new_paths(
     world: NavWorld,
-    count: int,
+    count: int | None,
     *,
     seed: int,
     held_out: Iterable[NavItem] = (),
@@ -48,11 +52,11 @@ def sample_new_paths(
     min_edges: int = 4,
     max_edges: int = 6,
 ) -> list[tuple[str, list[str]]]:
-    """Draw shortest paths none of which is held out.
+    """Draw different shortest paths none of which is held out, or has a held-out path inside.
 
     Args:
         world: the graphs of the training scans.
-        count: how many.
+        count: how many; None for all that there are. Where there are fewer, all of them, and it is logged.
         seed: of the draw.
         held_out: items of validation and test splits.
         min_length: metres.
@@ -60,30 +64,29 @@ def sample_new_paths(
         max_edges: of a path.
 
     Returns:
-        ``count`` times (scan, viewpoints).
+        (scan, viewpoints) of each path.
 
     Raises:
-        DataError: when the world has no such paths, or hardly any that is not held out.
+        DataError: when the world has no such paths, or none that is not held out.
     """
-    secret = {(item.scan, item.path) for item in held_out}
-    found: list[tuple[str, list[str]]] = []
-    for attempt in range(100):
-        draw = int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0])
-        drawn = sample_paths(
-            world,
-            count - len(found),
-            seed=draw,
-            min_length=min_length,
-            min_edges=min_edges,
-            max_edges=max_edges,
-        )
-        found += [(scan, path) for scan, path in drawn if (scan, tuple(path)) not in secret]
-        if len(found) == count:
-            return found
-    raise DataError(
-        f"of 100 draws only {len(found)} of {count} paths were not held out: are these the scans of a "
-        "validation split?"
-    )
+    guard = LeakGuard(held_out, world=world, longer_by=1, texts=False)
+
+    def is_free(scan: str, path: tuple[str, ...]) -> bool:
+        return guard.find(NavItem("", scan, 0.0, path, path[-1:], "")) is None
+
+    bounds = {"min_length": min_length, "min_edges": min_edges, "max_edges": max_edges}
+    found = distinct_paths(world, count, seed=seed, accept=is_free, **bounds)  # type: ignore[arg-type]
+    kind = f"of at least {min_length:g} m and {min_edges} to {max_edges} edges"
+    if not found:
+        if distinct_paths(world, 1, seed=seed, **bounds):  # type: ignore[arg-type]
+            raise DataError(
+                f"of the paths {kind} there is none that is not held out: are these the scans of a "
+                "validation split?"
+            )
+        raise DataError(f"the scans have no path {kind}: lower min_length or min_edges")
+    if count is not None and len(found) < count:
+        _LOG.warning("%d paths were asked for; only %d different ones %s exist", count, len(found), kind)
+    return found
 
 
 def retell(
@@ -119,7 +122,7 @@ def augment_records(
     world: NavWorld,
     features: FeatureStore,
     speaker: Speaker,
-    n_paths: int,
+    n_paths: int | None,
     seed: int,
     *,
     held_out: Iterable[NavItem] = (),
@@ -139,7 +142,7 @@ def augment_records(
         ValueError: for counts below 1.
         DataError: as `sample_new_paths`, or for features of another width than the speaker's.
     """
-    if min(n_paths, instructions, batch_size) < 1:
+    if min(1 if n_paths is None else n_paths, instructions, batch_size) < 1:
         raise ValueError(
             f"n_paths, instructions and batch_size must be at least 1, got {n_paths}, {instructions}, "
             f"{batch_size}"
@@ -186,7 +189,9 @@ def augment_records(
                     record["instructions"][number] = item.instruction
     finally:
         speaker.train(was_training)
-    check_disjoint(_bare_items(records), held_out, source="the augmented paths")
+    check_disjoint(
+        _bare_items(records), held_out, source="the augmented paths", world=world, longer_by=1, texts=False
+    )
     return records
 
 
@@ -209,7 +214,7 @@ def augment(
     world: NavWorld,
     features: FeatureStore,
     speaker: Speaker,
-    n_paths: int,
+    n_paths: int | None,
     seed: int,
     **options: Any,
 ) -> list[NavItem]:
@@ -219,14 +224,15 @@ def augment(
         world: the graphs of the training scans; never those of an unseen split.
         features: of its views, of the width that the speaker was trained on.
         speaker: a trained one.
-        n_paths: paths; drawn evenly over the scans, of at least 5 m and 4 to 6 edges.
+        n_paths: different paths, drawn evenly over the scans, of at least 5 m and 4 to 6 edges; None, or more
+            than there are, gives all.
         seed: of paths, headings and words.
         options: ``held_out`` (items of validation splits, none of whose paths is drawn), ``sample`` (draw
             words instead of the likeliest), ``instructions`` (per path; from the second on they are drawn),
             ``batch_size``, ``min_length`` (metres), ``min_edges`` and ``max_edges``.
 
     Returns:
-        ``n_paths * instructions`` items.
+        ``instructions`` items of each path.
 
     Raises:
         ValueError: as `augment_records`.

@@ -112,28 +112,3 @@ def check_lengths(
         limit=limit,
         remedy="raise the limit to {longest}, or cut the instruction before loading",
     )
-
-
-def check_disjoint(
-    training: Iterable[NavItem], held_out: Iterable[NavItem], *, source: str = "the training set"
-) -> None:
-    """Check that no held-out path is in a training set: a path is the same scan and the same viewpoints.
-
-    Args:
-        training: tasks to train on.
-        held_out: tasks of validation and test splits.
-        source: file or name of the training set, for messages.
-
-    Raises:
-        DataError: naming the source, the training item and the held-out item.
-
-    The published triplets hold the validation splits as well as the training split: this guard is why ours
-    do not.
-    """
-    secret = {(item.scan, item.path): item.instr_id for item in held_out}
-    for item in training:
-        if (item.scan, item.path) in secret:
-            raise DataError(
-                f"{source}: item {item.instr_id!r} has the path of the held-out item "
-                f"{secret[item.scan, item.path]!r}: leave it out of training"
-            )

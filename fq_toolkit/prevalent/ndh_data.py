@@ -8,6 +8,7 @@ from fq_toolkit.prevalent.annotations import load_ndh, load_planner_goals, ndh_i
 from fq_toolkit.prevalent.feature_sources import SYNTHETIC, open_features
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.items import NavItem
+from fq_toolkit.prevalent.leak_guard import whole_path, words_of
 from fq_toolkit.prevalent.mini_dialogs import dialog_records
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.navigator_config import MINI
@@ -80,7 +81,7 @@ def _real(config: NDHConfig) -> NDHData:
     source = folder / "NDH_train.json"
     # Short ways in the same building may well coincide; in a building of val_unseen none may.
     items = load_ndh(source, target=config.target, world=world, held_out=found.get("val_unseen", ()))
-    check_dialogs(items, [item for rows in found.values() for item in rows], source=str(source))
+    check_dialogs(items, [item for rows in found.values() for item in rows], source=str(source), world=world)
     features = open_features(config.features, world, dim=config.feature_dim)
     train = Split("train", items, world, features, config.features == SYNTHETIC, str(source))
     validation = {
@@ -105,15 +106,25 @@ def check_planner(split: Split, planner: Mapping[str, str]) -> None:
             raise DataError(f"{split.source}: item {item.instr_id!r}: planner_path: {error}") from error
 
 
-def check_dialogs(training: Iterable[NavItem], held_out: Iterable[NavItem], *, source: str) -> None:
-    """Check that no held-out turn is in a training set: the same scan, path and dialog.
+def check_dialogs(
+    training: Iterable[NavItem],
+    held_out: Iterable[NavItem],
+    *,
+    source: str,
+    world: NavWorld | None = None,
+) -> None:
+    """Check that no held-out turn is in a training set: the same scan, path and words.
 
     Raises:
         DataError: naming the source and both items.
     """
-    secret = {(item.scan, item.path, item.instruction): item.instr_id for item in held_out}
+
+    def key(item: NavItem) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+        return item.scan, whole_path(item.scan, item.path, world), words_of(item.instruction)
+
+    secret = {key(item): item.instr_id for item in held_out}
     for item in training:
-        other = secret.get((item.scan, item.path, item.instruction))
+        other = secret.get(key(item))
         if other is not None:
             raise DataError(
                 f"{source}: item {item.instr_id!r} is the held-out item {other!r}: leave it out of training"

@@ -13,7 +13,8 @@ from fq_toolkit.prevalent.feature_sources import SYNTHETIC, open_features
 from fq_toolkit.prevalent.features import FeatureStore
 from fq_toolkit.prevalent.files import DataError, read_records
 from fq_toolkit.prevalent.instruction_limit import fit_items
-from fq_toolkit.prevalent.items import NavItem, check_disjoint
+from fq_toolkit.prevalent.items import NavItem
+from fq_toolkit.prevalent.leak_guard import check_disjoint
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.pretraining_config import MINIWORLD, UNSEEN, PretrainingConfig
 from fq_toolkit.prevalent.pretraining_steps import PretrainingSteps
@@ -274,9 +275,16 @@ def _augmented(config: PretrainingConfig, source: _Source) -> Sequence[NavItem] 
         return []
     records = read_records(Path(config.augmented))
     if records and "teacher_actions" in records[0]:
-        return read_triplets(config.augmented, held_out=source.held_out)
+        return read_triplets(config.augmented, held_out=source.held_out, longer_by=1)
     items = load_r2r(config.augmented, world=source.world)
-    check_disjoint(items, source.held_out, source=config.augmented)
+    check_disjoint(
+        items,
+        source.held_out,
+        source=config.augmented,
+        world=source.world,
+        longer_by=1,
+        texts=config.data != MINIWORLD,  # a generated world says the same of many paths
+    )
     return items
 
 

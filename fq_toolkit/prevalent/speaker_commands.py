@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from fq_toolkit.prevalent.commands import data_errors
 from fq_toolkit.prevalent.files import DataError, read_json
@@ -75,7 +76,7 @@ def augment_command(run: Path, arguments: list[str]) -> int:
 
     def augment(
         out: Path,
-        paths: int = 1000,
+        paths: int | Literal["all"] = 1000,
         instructions: int = 1,
         sample: bool = False,
         seed: int = 0,
@@ -89,7 +90,7 @@ def augment_command(run: Path, arguments: list[str]) -> int:
 
         Args:
             out: The JSON file in the format of R2R, for `train r2r --augmented`.
-            paths: How many.
+            paths: How many different ones, or all that there are.
             instructions: Per path; from the second on the words are drawn.
             sample: Draw the words of the first instruction too, instead of the likeliest.
             seed: Of paths and words.
@@ -101,7 +102,8 @@ def augment_command(run: Path, arguments: list[str]) -> int:
         from fq_toolkit.prevalent.r2r_data import load_r2r_data
         from fq_toolkit.prevalent.speaker import Speaker
 
-        if min(paths, instructions) < 1 or not 0 < min_edges <= max_edges:
+        wanted = None if paths == "all" else paths
+        if min(1 if wanted is None else wanted, instructions) < 1 or not 0 < min_edges <= max_edges:
             raise ConfigError(
                 "paths and instructions must be at least 1 and 0 < min_edges <= max_edges, got "
                 f"{paths}, {instructions}, {min_edges}, {max_edges}"
@@ -118,7 +120,7 @@ def augment_command(run: Path, arguments: list[str]) -> int:
             training_world(data.train.world, data.train.items),
             data.train.features,
             speaker,
-            paths,
+            wanted,
             seed,
             held_out=[item for split in data.validation.values() for item in split.items],
             instructions=instructions,
@@ -129,7 +131,10 @@ def augment_command(run: Path, arguments: list[str]) -> int:
         )
         write_atomic(out, (json.dumps(records, indent=1) + "\n").encode())
         noise = "; features synthesised" if data.train.synthesised else ""
-        sys.stdout.write(f"{out}: {len(records)} paths, {len(records) * instructions} instructions{noise}\n")
+        few = f" (all that there are; {wanted} were asked for)" if len(records) < (wanted or 0) else ""
+        sys.stdout.write(
+            f"{out}: {len(records)} paths{few}, {len(records) * instructions} instructions{noise}\n"
+        )
         return 0
 
     with data_errors():

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from fq_toolkit.prevalent.angles import VIEWS
 from fq_toolkit.prevalent.files import DataError, field, read_records
 from fq_toolkit.prevalent.instruction_limit import LONGEST, LongInstructions, fit_encodings
-from fq_toolkit.prevalent.items import NavItem, check_disjoint
+from fq_toolkit.prevalent.items import NavItem
+from fq_toolkit.prevalent.leak_guard import SPLIT_LONGER_BY, check_disjoint
 from fq_toolkit.prevalent.triplets import TOKENS, Pose, Triplet
 from fq_toolkit.training.atomic import write_atomic
 
@@ -116,8 +117,10 @@ def _used(tokens: Sequence[int]) -> int:
     return max((place + 1 for place, token in enumerate(tokens) if token), default=0)
 
 
-def read_triplets(path: str | Path, *, held_out: Iterable[NavItem] = ()) -> list[Triplet]:
-    """Read triplets with the encodings as they are in the file; see `load_triplets`.
+def read_triplets(
+    path: str | Path, *, held_out: Iterable[NavItem] = (), longer_by: int | None = SPLIT_LONGER_BY
+) -> list[Triplet]:
+    """Read triplets with the encodings as they are in the file; see `load_triplets` and `check_disjoint`.
 
     Raises:
         DataError: as `load_triplets`, but for no limit of tokens.
@@ -161,7 +164,7 @@ def read_triplets(path: str | Path, *, held_out: Iterable[NavItem] = ()) -> list
         NavItem(t.instr_id, t.path[0].scan, 0.0, tuple(pose.viewpoint for pose in t.path), (), "")
         for t in found
     ]
-    check_disjoint(paths, held_out, source=str(path))
+    check_disjoint(paths, held_out, source=str(path), longer_by=longer_by)
     return found
 
 
