@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
+from fq_toolkit.training.memory import REMEDY, is_out_of_memory
+from fq_toolkit.training.output import outlets
 
 # Name of a trainer -> the module with its train_command, evaluate_command and what else it can do.
 TRAINERS = {
@@ -47,7 +49,26 @@ def main(arguments: list[str] | None = None) -> int:
         after signal n.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with outlets() as streams:
+        logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=streams.err)
+        status = run_command(words)
+        streams.out.flush()
+        lost = streams.out.error
+        # A reader that went away has seen enough, and a training has left all in its folder; else the output
+        # was what the command was for.
+        if lost is None or isinstance(lost, BrokenPipeError) or is_training(words):
+            return status
+        streams.err.write(f"fq-toolkit: the output could not be written: {lost}\n")
+        return status or 1
+
+
+def is_training(words: list[str]) -> bool:
+    """Return whether a command line trains a model, and what it writes to the screen is beside the point."""
+    return words[:1] == ["train"] and not {"--print-config", "--dry-run", "--help", "-h"} & set(words)
+
+
+def run_command(words: list[str]) -> int:
+    """Run one command line and say in a sentence what is wrong; return the exit status."""
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             sys.stdout.write(help_screen())
@@ -63,6 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except RunError as error:
         sys.stderr.write(f"fq-toolkit: {error}\n")
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.stderr.write(f"fq-toolkit: out of memory. {REMEDY} ({error})\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("fq-toolkit: interrupted\n")

@@ -8,6 +8,8 @@ the projection of the sentence vector, and ``vae.json`` the settings.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +42,7 @@ def save_vae(vae: Any, folder: str | Path) -> None:
             adapters inside; what was there before is untouched.
         RunError: it cannot be written; what was there before is untouched.
     """
-    with whole_folder(folder, replaces=SETTINGS) as part:
+    with whole_folder(folder, replaces=SETTINGS) as whole, _named_in_text(whole, keep=True) as part:
         _write(vae, part)
         for role in ("encoder", "decoder"):
             _check_written(getattr(vae, role), part / role, role)
@@ -79,14 +81,14 @@ def load_vae(
             f"latent_size={latent_size} is asked for; load it with its own, or train another model"
         )
     del settings["version"]
-    with _without_progress_bars(), _whole_files(place):
+    with _without_progress_bars(), _whole_files(place), _named_in_text(place) as files:
         tokenizers = Tokenizers(
-            *(_load_tokenizer(place / "tokenizers" / role) for role in Tokenizers._fields)
+            *(_load_tokenizer(files / "tokenizers" / role) for role in Tokenizers._fields)
         )
-        decoder, found = load_latent(place / "decoder", projector=projector, output_loading_info=True)
+        decoder, found = load_latent(files / "decoder", projector=projector, output_loading_info=True)
         _check_loaded(found["missing_keys"], place / "decoder")
-        encoder = _load_network(place / "encoder", pooling=settings["pooling"])
-        weights = load_file(place / WEIGHTS)
+        encoder = _load_network(files / "encoder", pooling=settings["pooling"])
+        weights = load_file(files / WEIGHTS)
     vae = kind(encoder, decoder, tokenizers, **settings)
     problem = _misfit(weights, vae)
     if problem:
@@ -244,6 +246,27 @@ def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
+
+
+@contextmanager
+def _named_in_text(folder: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Give a folder a name that is text: safetensors takes no other, and a path may be any bytes.
+
+    Args:
+        folder: what is to be read or, with ``keep``, written.
+        keep: whether what the block leaves goes into the folder.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(temporary) / "model"
+            shutil.copytree(folder, place)
+            yield place
+            if keep:
+                shutil.copytree(place, folder, dirs_exist_ok=True)
+    else:
+        yield folder
 
 
 def _misfit(weights: dict[str, torch.Tensor], vae: Any) -> str | None:

@@ -226,7 +226,7 @@ class Speaker(nn.Module):
             DataError: naming the file that is missing or damaged.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         folder = Path(folder)
         if (folder / "speaker").is_dir():
@@ -236,7 +236,7 @@ class Speaker(nn.Module):
         check_readable(weights)
         try:
             speaker = cls(Vocabulary.from_file(folder / "vocabulary.json"), **settings)
-            speaker.load_state_dict(load_file(weights))
+            speaker.load_state_dict(load(weights.read_bytes()))
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder} holds no speaker of this version: {error}") from error
         return speaker.eval()

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
+from fq_toolkit.training.output import Outlet, printable
+
 log = logging.getLogger("fq_toolkit")
 
 
@@ -185,11 +187,11 @@ class BarReporter:
         """See :class:`Reporter`."""
         from rich.markup import escape
 
-        self._progress.update(self._task, description=escape(format_values(values)))
+        self._progress.update(self._task, description=escape(printable(format_values(values))))
 
     def note(self, text: str) -> None:
         """See :class:`Reporter`."""
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(printable(text), markup=False, highlight=False)
 
     def stop(self) -> None:
         """See :class:`Reporter`."""
@@ -203,9 +205,10 @@ def make_reporter(stream: TextIO | None = None) -> Reporter:
         MissingExtraError: on a terminal without rich.
     """
     stream = stream or sys.stderr
-    if not stream.isatty():
+    terminal = stream.terminal if isinstance(stream, Outlet) else stream if stream.isatty() else None
+    if terminal is None:
         return LineReporter(stream)
     from fq_toolkit.training.extras import require
 
     require("rich.progress", purpose="the progress bar")
-    return BarReporter(stream)
+    return BarReporter(terminal)

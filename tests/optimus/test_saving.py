@@ -284,3 +284,10 @@ def test_a_network_that_saves_a_part_of_itself_replaces_no_good_model(
     monkeypatch.undo()
     assert_same(vae, SentenceVAE.from_pretrained(tmp_path / "m"))
     assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_path_that_is_no_text_is_a_path(tmp_path: Path) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff"))
+    vae = toy_vae()
+    vae.save_pretrained(place)
+    assert_same(vae, SentenceVAE.from_pretrained(place))
