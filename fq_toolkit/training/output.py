@@ -77,7 +77,7 @@ class Outlet:
         self.error = error
         with suppress(OSError, ValueError, AttributeError):
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
+            os.dup2(null, self._stream.fileno())  # type: ignore[union-attr]
             os.close(null)
 
     def __getattr__(self, name: str) -> Any:
@@ -96,7 +96,7 @@ def outlets() -> Iterator[Outlets]:
     """Run a block with standard output and error behind :class:`Outlet`; flush them at its end."""
     before = sys.stdout, sys.stderr
     both = Outlets(Outlet(sys.stdout), Outlet(sys.stderr))
-    sys.stdout, sys.stderr = both  # type: ignore[assignment]
+    sys.stdout, sys.stderr = both
     try:
         yield both
     finally:
