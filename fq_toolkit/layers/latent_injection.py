@@ -30,6 +30,7 @@ from fq_toolkit.layers.latent_attention import (
     eager_attention,
     routed,
 )
+from fq_toolkit.layers.latent_forward import INNER, WAITING, come_off, go_around, heard, suspicion
 from fq_toolkit.layers.latent_model import (
     CHILD,
     LatentModel,
@@ -39,7 +40,7 @@ from fq_toolkit.layers.latent_model import (
     site_configs,
     unroute,
 )
-from fq_toolkit.layers.latent_projector import LatentProjector
+from fq_toolkit.layers.latent_projector import MARK, LatentProjector
 from fq_toolkit.layers.latent_spec import CONFIG_KEY, LatentSpec, Site, check_settings, choose_layers
 
 logger = logging.getLogger("fq_toolkit")
@@ -82,7 +83,8 @@ def inject_latent(
         latent_dropout: probability that training replaces a sample's latent by zeros, the null latent that
             ``generate(guidance_scale=...)`` guides away from.
         check_finite: refuse latents with a NaN or an infinity; costs a synchronisation per call.
-        verify: prove by a forward of two tokens that each layer reads its slot.
+        verify: prove by forwards of two tokens that each layer reads its slot, and that a call of the model
+            with a latent gets there, whatever was assigned to the model's ``forward``.
 
     Returns:
         The same object.  ``latent`` may be (B, nz), (1, nz), (B, slots, nz), (B, layers, nz) or
@@ -110,9 +112,11 @@ def inject_latent(
     custom = projector if isinstance(projector, nn.Module) else None
     kind = "custom" if isinstance(projector, nn.Module) else one_of("projector", projector, ("linear", "mlp"))
     memory = mode != "embedding"
-    if mode != "memory":
-        _check_embeddings(model)
-    readings = _find_sites(model) if memory else []
+    with heard(model) as has_run:
+        if mode != "memory":
+            _check_embeddings(model)
+        readings = _find_sites(model) if memory else []
+        leads_here = has_run()
     num_layers = len(readings) if memory else _num_layers(model)
     chosen = choose_layers(layers, num_layers) if memory else ()
     if layers is not None and not memory:
@@ -146,6 +150,12 @@ def inject_latent(
         latent_dropout=float(latent_dropout),
         check_finite=check_finite,
     )
+    if getattr(model.config, CONFIG_KEY, None) is not None:
+        logger.warning(
+            "the config of this %s is that of a model with a latent, whose projections were not loaded; the "
+            "new ones are random: load them by load_latent(folder)",
+            type(model).__name__,
+        )
     child = LatentProjector(spec, custom).to(device=model.device)
     if custom is None:
         child.to(dtype=model.dtype)
@@ -154,6 +164,13 @@ def inject_latent(
     _own_configs(model)
     _attach(model, spec, child)
     model.config.latent_injection = spec.to_dict()
+    go_around(model, leads_here)
+    if verify and not model.device.type == "meta":
+        try:
+            _check_call(model)
+        except Exception:
+            remove_latent(model)
+            raise
     logger.info("%s", model.latent_status())
     return model
 
@@ -182,12 +199,13 @@ def remove_latent(model: Any) -> Any:
             f"no latent was injected into this {type(model).__name__}; there is nothing to remove"
         )
     target: Any = model
+    come_off(target)
     unroute(site_configs(target))
     for site in target.latent_spec.sites:
         delattr(target.get_submodule(site.name), TAG)
     del target._modules[CHILD]
     del target.latent_spec
-    for name in ("_latent_padding", "_latent_slices"):
+    for name in ("_latent_padding", "_latent_slices", "_latent_steps"):
         vars(target).pop(name, None)
     delattr(target.config, CONFIG_KEY)
     target.__class__ = target._latent_base
@@ -228,6 +246,11 @@ def load_latent(folder: str | Path, *, projector: nn.Module | None = None, **opt
 
     shared = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder")
     config = options.pop("config", None)
+    if (Path(folder) / "adapter_config.json").is_file() and not (Path(folder) / "config.json").is_file():
+        raise ValueError(
+            f"{str(folder)!r} holds an adapter alone; load the folder of the injected model that it was made "
+            f"for, and then the adapter: load_latent(base).load_adapter({str(folder)!r})"
+        )
     if config is None:
         hub = {key: options[key] for key in shared if key in options}
         config = transformers.AutoConfig.from_pretrained(folder, **hub)
@@ -263,7 +286,16 @@ def injected_class(base: type) -> Any:
     plain: Any = base
 
     def forward(self: Any, *args: Any, latent: Tensor | None = None, **kwargs: Any) -> Any:
-        return self._forward_with(functools.partial(plain.forward, self), args, latent, kwargs)
+        inner = getattr(self, INNER, None)
+        if inner is None:
+            inner = functools.partial(plain.forward, self)
+        if not isinstance(self, LatentModel):  # removed, and called by what somebody has put around it
+            if latent is not None:
+                raise TypeError(f"the latent of this {base.__name__} was removed; call inject_latent again")
+            if getattr(self, WAITING, None) is not None:
+                setattr(self, WAITING, None)
+            return inner(*args, **kwargs)
+        return self._forward_with(inner, args, latent, kwargs)
 
     def init(
         self: Any, config: Any, *args: Any, latent_projector: nn.Module | None = None, **kwargs: Any
@@ -284,6 +316,11 @@ def injected_class(base: type) -> Any:
         "__init__": init,
         "forward": forward,
         "_latent_base": base,
+        "_latent_forward": forward,
+        "_keys_to_ignore_on_load_unexpected": [
+            *(getattr(base, "_keys_to_ignore_on_load_unexpected", None) or ()),
+            f"^{CHILD}\\.{MARK}$",
+        ],
         "_latent_names": tuple(parameters)[1:],
         "_latent_prefix": "decoder_" if "decoder_input_ids" in parameters else "",
     }
@@ -361,7 +398,7 @@ def _unsupported(model: Any, reason: str, suggest: bool = True) -> ValueError:
     hint = '; use mode="embedding", which works there' if suggest else ""
     return ValueError(
         f"{'memory' if suggest else 'a latent'} cannot work in {type(model).__name__} "
-        f"(model_type {model.config.model_type!r}): {reason}{hint}"
+        f"(model_type {model.config.model_type!r}): {reason}{suspicion(model)}{hint}"
     )
 
 
@@ -413,7 +450,8 @@ def _check_embeddings(model: Any) -> None:
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"a latent cannot be added to the embeddings of {type(model).__name__} "
-            f"(model_type {model.config.model_type!r}), which needs the tokens themselves: {error}; "
+            f"(model_type {model.config.model_type!r}), which needs the tokens themselves: "
+            f"{error}{suspicion(model)}; "
             'use mode="memory"'
         ) from error
 
@@ -465,6 +503,45 @@ def _pretrained() -> type:
     from transformers import PreTrainedModel
 
     return PreTrainedModel
+
+
+def _check_call(model: Any) -> None:
+    """See by a call with a latent that every layer gets its slots, whatever forward was assigned.
+
+    Raises:
+        RuntimeError: another forward than ours ran.
+        ValueError: the memory does not arrive in these layers.
+    """
+    spec = model.latent_spec
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens
+    read: set[int] = set()
+
+    class Slots(list[Any]):
+        """Note which layers take theirs."""
+
+        def __getitem__(self, layer: Any) -> Any:
+            read.add(layer)
+            return super().__getitem__(layer)
+
+    def note(_module: nn.Module, _inputs: Any, projected: Any) -> Any:
+        return projected if projected.memory is None else projected._replace(memory=Slots(projected.memory))
+
+    handle = getattr(model, CHILD).register_forward_hook(note)
+    latent = torch.zeros(1, spec.latent_size, device=model.device)
+    try:
+        with _evaluating(model), torch.no_grad():
+            model(**inputs, latent=latent, use_cache=False)
+    finally:
+        handle.remove()
+    deaf = [site.name for number, site in enumerate(spec.sites) if number not in read]
+    if deaf:
+        raise ValueError(
+            f"a call of this {type(model).__name__} with a latent does not reach {', '.join(deaf)}: the "
+            "forward that was assigned to it drops keywords that it does not know; take it back first"
+        )
 
 
 @contextmanager

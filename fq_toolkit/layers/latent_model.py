@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +14,26 @@ from torch import Tensor, nn
 
 from fq_toolkit.layers.latent_attention import KEYWORD, PREFIX, ROUTED, Memory
 from fq_toolkit.layers.latent_cache import cache_name, projected_before, remember, take_cache
+from fq_toolkit.layers.latent_forward import checked, is_replaced, set_attribute
 from fq_toolkit.layers.latent_guidance import LatentGuidance
-from fq_toolkit.layers.latent_projector import check_latent
+from fq_toolkit.layers.latent_projector import check_latent, computing_dtype, marked
 from fq_toolkit.layers.latent_spec import LatentSpec
+
+logger = logging.getLogger("fq_toolkit")
 
 #: Name of the child module that holds the trainable part.
 CHILD = "latent_injection"
+#: Steps of training without any latent after which that is said.
+PATIENCE = 3
+_LETTERS = "abcdefghijklmnopqrstuvwxyz_"
+#: What is one slip from "latent" or "latents", and the symbol that papers use.
+_LOOKALIKES = frozenset(
+    word[:i] + between + word[j:]
+    for word in ("latent", "latents")
+    for i in range(len(word) + 1)
+    for j in range(i, min(i + 2, len(word)) + 1)
+    for between in ("", *_LETTERS, word[i:j][::-1])
+) | {"z", "zs"}
 
 
 class LatentModel:
@@ -31,6 +47,24 @@ class LatentModel:
     _latent_padding: int | None = None
     #: Whether the model drops queries of its last layers by itself, where sdpa's name allows it (Gemma 4).
     _latent_slices: bool = False
+    #: The forward that ours goes around, where one was assigned to the model before the injection.
+    _latent_inner: Callable[..., Any] | None = None
+    #: What a call waits for to be taken away, by our forward.
+    _latent_waiting: list[None] | None = None
+    #: Training forwards without a latent so far; None once one has come, or its absence was said.
+    _latent_steps: int | None = 0
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, and fail where a latent is given and another forward than ours ran."""
+        run = super().__call__  # type: ignore[misc]
+        return checked(self, run, *args, **kwargs) if is_replaced(self) else run(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a forward that is assigned is seen to lead to ours."""
+        if name == "forward":
+            set_attribute(self, name, value, super().__setattr__)  # type: ignore[arg-type]
+        else:
+            super().__setattr__(name, value)
 
     def _forward_with(
         self: Any,
@@ -40,6 +74,10 @@ class LatentModel:
         kwargs: dict[str, Any],
     ) -> Any:
         """The forward of the model, with the latent in it where there is one."""
+        if self._latent_waiting is not None:
+            self._latent_waiting = None
+        self._refuse_lookalikes(kwargs)
+        self._note_training(latent)
         given = dict(zip(self._latent_names, args, strict=False)) | kwargs
         if latent is not None:
             check_latent(latent, self.latent_spec)
@@ -65,7 +103,7 @@ class LatentModel:
         if known is None:
             like = next(projector.parameters(), latent)
             device = latent.device if like.is_meta else like.device  # accelerate fetches offloaded weights
-            known = projector(latent.to(device=device, dtype=like.dtype))
+            known = projector(latent.to(device=device, dtype=self._latent_dtype(like, latent)))
         self._place_text(given, cache, length, (ids if embeds is None else embeds).device)
         if spec.has_embedding:
             self._add_to_embeddings(given, ids, embeds, known.embedding)
@@ -77,6 +115,51 @@ class LatentModel:
         if not remembered:
             remember(outputs, cache, latent, None if in_graph else known)
         return outputs
+
+    def _latent_dtype(self: Any, like: Tensor, latent: Tensor) -> torch.dtype:
+        """The precision of the projections' computation, where their weights are stored in integers too."""
+        decoder = self.get_decoder() if self._latent_prefix else self
+        return computing_dtype(like, decoder.get_input_embeddings().weight, latent)
+
+    def _refuse_lookalikes(self: Any, names: Mapping[str, Any]) -> None:
+        """Refuse keywords that no forward knows and that were meant to be the latent."""
+        for name in names:
+            meant = name.lower() in _LOOKALIKES or "latent" in name.lower()
+            if meant and name != "latent" and name not in self._latent_names:
+                raise TypeError(
+                    f"{type(self).__name__} has no keyword {name!r}, which would be ignored; "
+                    "the latent is passed as latent="
+                )
+
+    def _note_training(self: Any, latent: Tensor | None) -> None:
+        """Say it, once, where training has no latent, or projections that stay as they are."""
+        if not self.training or not torch.is_grad_enabled():
+            return
+        if torch.compiler.is_compiling():  # a count would compile every step anew
+            if latent is None:
+                _compiled_without()
+            return
+        if self._latent_steps is None:
+            return
+        if latent is not None:
+            self._latent_steps = None
+            own = list(getattr(self, CHILD).parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                logger.warning(
+                    "a model is trained with a latent whose projections are frozen, and random unless they "
+                    'were trained before; with LoRA, pass modules_to_save=["%s"]',
+                    CHILD,
+                )
+            return
+        self._latent_steps += 1
+        if self._latent_steps == PATIENCE:
+            self._latent_steps = None
+            logger.warning(
+                "%d training steps of an injected %s came without a latent, whose projections learn nothing "
+                'then; pass latent=, and see that the collator keeps a column "latent"',
+                PATIENCE,
+                type(self).__name__,
+            )
 
     def _text(self: Any, given: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """The decoder's token ids or its embeddings."""
@@ -184,6 +267,7 @@ class LatentModel:
         Raises:
             ValueError: a latent that does not fit, no BOS token to start from, or guidance that cannot work.
         """
+        self._refuse_lookalikes(kwargs)
         if latent is None:
             if null_latent is not None:
                 raise ValueError("null_latent needs a latent to guide towards; pass latent= as well")
@@ -299,13 +383,27 @@ class LatentModel:
                 config._attn_implementation_internal = name
             raise
 
-    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Save as transformers does, whose checks of a config know its own attention implementations only."""
+    def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Save as transformers does, whose checks of a config know its own attention implementations only.
+
+        Raises:
+            ValueError: with an adapter of PEFT, the adapter alone is saved, and it leaves the latent out.
+        """
+        adapted = getattr(self, "_hf_peft_config_loaded", False)
+        child = getattr(self, CHILD)
+        kept = getattr(child, "modules_to_save", ())
+        if adapted and any(name not in kept for name in self.active_adapters()):
+            raise ValueError(
+                "transformers saves the adapter of this model alone, and the latent's projections are not in "
+                f'it; add it with LoraConfig(..., modules_to_save=["{CHILD}"]), after the injected model was '
+                "saved"
+            )
         configs = site_configs(self)
         before = [config._attn_implementation for config in configs]
         unroute(configs)
         try:
-            return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+            with marked(child, marks=not adapted):
+                return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         finally:
             for config, name in zip(configs, before, strict=True):
                 config._attn_implementation_internal = name
@@ -395,6 +493,16 @@ def _keep_by_number(given: dict[str, Any], cache: Any) -> dict[str, Any]:
         text = given["inputs_embeds"] if text is None else text
         given["logits_to_keep"] = torch.arange(text.shape[1] - keep, text.shape[1], device=text.device)
     return given
+
+
+@torch.compiler.assume_constant_result
+def _compiled_without() -> bool:
+    """Say it when a training step is compiled; what is compiled cannot."""
+    logger.warning(
+        "a training step of an injected model is compiled without a latent, whose projections learn nothing "
+        'there; pass latent=, and see that the collator keeps a column "latent"'
+    )
+    return True
 
 
 class _Touch(torch.autograd.Function):

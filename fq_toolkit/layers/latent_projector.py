@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from fq_toolkit.layers.latent_spec import LatentSpec
 
 Slots = tuple[Tensor, Tensor]
+#: Key of an empty tensor among saved weights: who loads them without the latent reads how to load it.
+MARK = "is_loaded_by_fq_toolkit_load_latent"
 
 
 class Projected(NamedTuple):
@@ -74,6 +78,11 @@ class LatentProjector(nn.Module):
         kept = torch.rand(latent.shape[0], device=latent.device) >= self.spec.latent_dropout
         return latent * kept.view(-1, *[1] * (latent.ndim - 1)).to(latent.dtype)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load weights, of which a mark is none."""
+        state_dict.pop(prefix + MARK, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         """Mode, sizes and layers."""
         spec = self.spec
@@ -83,6 +92,29 @@ class LatentProjector(nn.Module):
 def memory_width(spec: LatentSpec) -> int:
     """Numbers that a projection to memory returns per latent."""
     return sum(spec.slots * sum(_widths(spec, number)) for number in range(len(spec.sites)))
+
+
+def computing_dtype(*like: Tensor) -> torch.dtype:
+    """The first precision that is computed in: weights of 4 and 8 bits are stored ones."""
+    for tensor in like:
+        if tensor.is_floating_point() and tensor.element_size() > 1:
+            return tensor.dtype
+    return torch.get_default_dtype()
+
+
+@contextmanager
+def marked(child: nn.Module, marks: bool = True) -> Iterator[None]:
+    """Put the mark among the weights, in a block that saves them."""
+
+    def mark(_child: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+        state[prefix + MARK] = torch.zeros(0)
+
+    handle = child.register_state_dict_post_hook(mark) if marks else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def check_latent(latent: Tensor, spec: LatentSpec) -> None:
@@ -143,8 +175,9 @@ def _check_width(spec: LatentSpec, custom: nn.Module) -> None:
     """Refuse a projector of the caller's that returns something else than is needed."""
     width = memory_width(spec) if spec.has_memory else spec.hidden_size
     like = next(custom.parameters(), torch.zeros(()))
+    dtype = computing_dtype(like, torch.zeros(()))
     with torch.no_grad():
-        shape = tuple(custom(torch.zeros(1, spec.latent_size, dtype=like.dtype, device=like.device)).shape)
+        shape = tuple(custom(torch.zeros(1, spec.latent_size, dtype=dtype, device=like.device)).shape)
     if shape != (1, width):
         raise ValueError(
             f"projector maps (1, {spec.latent_size}) to {shape}, but this model needs (1, {width}): "

@@ -83,6 +83,7 @@ class LatentSpec:
         """The settings as plain JSON values."""
         return {
             "version": VERSION,
+            "loaded_by": "fq_toolkit.load_latent",
             **dataclasses.asdict(self),
             "layers": list(self.layers),
             "sites": [list(site) for site in self.sites],
@@ -96,6 +97,7 @@ class LatentSpec:
             ValueError: another version, or an unknown or missing setting.
         """
         given = dict(values)
+        given.pop("loaded_by", None)  # for who reads the file
         version = given.pop("version", None)
         if version != VERSION:
             raise ValueError(
