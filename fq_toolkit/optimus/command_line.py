@@ -1,11 +1,14 @@
 """What the commands share: user errors without a traceback, seeds, and what is typed."""
 
+import dataclasses
 import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.train_command import first_look
 
 _SEEDS = 2**32  # what numpy, scikit-learn and torch all take
 
@@ -17,6 +20,24 @@ def user_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def suit_the_data(config: Any, arguments: list[str]) -> Any:
+    """Defaults for the data that a command line names: 1000 whole words suit the embedded corpora only.
+
+    What the command line says of the tokenizer itself stays as it is said.
+
+    Args:
+        config: the defaults, whose ``data`` are embedded or left open.
+        arguments: the command line.
+
+    Returns:
+        The defaults to use.
+    """
+    given = first_look(arguments, "data", "tokenizer", "vocab-size")
+    if given.data in (None, config.data, "grammar", "embedded") or given.tokenizer or given.vocab_size:
+        return config
+    return dataclasses.replace(config, tokenizer="subword", vocab_size=8000)
 
 
 def check_seed(seed: int) -> None:

@@ -1,5 +1,6 @@
 """``train optimus``, which is ``train optimus --task vae``."""
 
+from fq_toolkit.optimus.command_line import suit_the_data
 from fq_toolkit.optimus.config import OptimusConfig, preset
 from fq_toolkit.training.train_command import first_look, run_train_command
 
@@ -9,8 +10,9 @@ With no options: the embedded grammar, a small BERT and GPT-2 from scratch. At i
 interpolations, ten analogies and the share of analogies on held-out combinations that are right. The run
 folder then holds config.json, metrics.csv, checkpoints/, model/, examples.txt, curves.png and
 evaluation.json. Ctrl-C saves; --resume goes on bit by bit. --preset captions --data FILE trains on any file
-of one sentence a line; --encoder bert-base-cased --decoder gpt2 starts from pretrained networks. --task
-trains something else than the VAE itself."""
+of one sentence a line; --init RUN goes on from a trained model, on other sentences; --encoder
+bert-base-cased --decoder gpt2 starts from pretrained networks. --task trains something else than the VAE
+itself."""
 
 
 def train_command(arguments: list[str]) -> int:
@@ -28,4 +30,4 @@ def train_command(arguments: list[str]) -> int:
 
 
 def _defaults(arguments: list[str]) -> OptimusConfig:
-    return preset(first_look(arguments, "preset").preset or "grammar")
+    return suit_the_data(preset(first_look(arguments, "preset").preset or "grammar"), arguments)

@@ -19,6 +19,8 @@ class OptimusConfig(VAEConfig):
     """Sentences: grammar (embedded), a file (.txt, .jsonl, each also .gz), or datasets:NAME."""
     valid: str | None = None
     """Sentences to measure with; by default every twentieth of data, or the grammar's held-out ones."""
+    init: str | None = None
+    """Start from the model of this run, or a saved one, with its tokenizers and sizes; by default afresh."""
     text_key: str = "text"
     """Where the text is in a JSON line or a row of a dataset."""
     steps: int = 2400

@@ -4,12 +4,30 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from fq_toolkit.optimus.command_line import check_seed, user_errors
+from fq_toolkit.optimus.command_line import check_seed, suit_the_data, user_errors
+from fq_toolkit.optimus.commands import (
+    analogy_command,
+    interpolate_command,
+    play_command,
+    reconstruct_command,
+)
 from fq_toolkit.optimus.dialog_task import DIALOG_TRAINER, DialogConfig
 from fq_toolkit.optimus.paired_task import evaluate_task_run, load_task
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.train_command import run_plot_command, run_train_command
+
+# Of the sentence VAE within: analogy, interpolate, play and reconstruct.
+__all__ = [
+    "analogy_command",
+    "evaluate_command",
+    "interpolate_command",
+    "play_command",
+    "plot_command",
+    "reconstruct_command",
+    "sample_command",
+    "train_command",
+]
 
 TRAIN_HELP = """Train a model of dialog responses: contexts and responses share one latent space.
 
@@ -25,7 +43,10 @@ def train_command(arguments: list[str]) -> int:
 
     logging.disable_progress_bar()
     return run_train_command(
-        DIALOG_TRAINER, arguments, defaults=lambda _: DialogConfig(), description=TRAIN_HELP
+        DIALOG_TRAINER,
+        arguments,
+        defaults=lambda words: suit_the_data(DialogConfig(), words),
+        description=TRAIN_HELP,
     )
 
 

@@ -36,8 +36,8 @@ class Evaluation(NamedTuple):
         left_out = f" ({s.left_out} longer than the model reads left out)" if s.left_out else ""
         lines = [
             f"{s.sentences} held-out sentences{left_out}: "
-            f"perplexity {s.ppl_per_bpe_token:.2f} per token (the paper's), {s.ppl_per_word:.2f} per word, "
-            f"with {s.draws} draws; -ELBO {s.negative_elbo:.2f} nats",
+            f"perplexity {s.ppl_per_bpe_token:.2f} per token (the paper's), {s.ppl_per_word:.2f} per word"
+            f"{_not_comparable(s.unknown)}, with {s.draws} draws; -ELBO {s.negative_elbo:.2f} nats",
             f"latent: KL {s.kl:.2f} nats, mutual information {s.mutual_information:.2f} nats, "
             f"{s.active_units} of {self.latent_size} dimensions active",
             f"reconstruction {s.reconstruction_from_mean:.2f} nats from a sentence's own latent, "
@@ -51,6 +51,11 @@ class Evaluation(NamedTuple):
                 f"factor changed {100 * a.changed:.1f} %, others kept {100 * a.kept:.1f} %"
             )
         return "\n".join(lines)
+
+
+def _not_comparable(unknown: float) -> str:
+    """What must stand beside a perplexity per word when words are unknown: each is an easy guess."""
+    return f" (not comparable: {100 * unknown:.2g} % of the tokens are unknown words)" if unknown else ""
 
 
 class Evaluator:

@@ -3,12 +3,30 @@
 import sys
 from pathlib import Path
 
-from fq_toolkit.optimus.command_line import check_seed, user_errors
+from fq_toolkit.optimus.command_line import check_seed, suit_the_data, user_errors
+from fq_toolkit.optimus.commands import (
+    analogy_command,
+    interpolate_command,
+    play_command,
+    reconstruct_command,
+)
 from fq_toolkit.optimus.label_task import LABEL_TRAINER, LabelConfig
 from fq_toolkit.optimus.paired_task import evaluate_task_run, load_task
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.train_command import run_plot_command, run_train_command
+
+# Of the sentence VAE within: analogy, interpolate, play and reconstruct.
+__all__ = [
+    "analogy_command",
+    "evaluate_command",
+    "interpolate_command",
+    "play_command",
+    "plot_command",
+    "reconstruct_command",
+    "sample_command",
+    "train_command",
+]
 
 TRAIN_HELP = """Train a sentence VAE that is told a label: the decoder reads latent + label embedding.
 
@@ -23,7 +41,10 @@ def train_command(arguments: list[str]) -> int:
 
     logging.disable_progress_bar()
     return run_train_command(
-        LABEL_TRAINER, arguments, defaults=lambda _: LabelConfig(), description=TRAIN_HELP
+        LABEL_TRAINER,
+        arguments,
+        defaults=lambda words: suit_the_data(LabelConfig(), words),
+        description=TRAIN_HELP,
     )
 
 

@@ -42,7 +42,9 @@ class LanguageScores(NamedTuple):
         active_units: dimensions in use.
         ppl_per_bpe_token: the paper's perplexity, ``exp(sum -log p(x) / tokens)``: BOS counts although nobody
             predicts it, and the tokens are those of the decoder's tokenizer.
-        ppl_per_word: ``exp(sum -log p(x) / words)``, which tokenizers without an unknown token share.
+        ppl_per_word: ``exp(sum -log p(x) / words)``.  Models of different tokenizers compare by it, but not
+            where words are unknown: each of them is one easy guess.
+        unknown: share of the decoder's tokens that are the unknown one, from 0 to 1.
         draws: K.
     """
 
@@ -60,6 +62,7 @@ class LanguageScores(NamedTuple):
     active_units: int
     ppl_per_bpe_token: float
     ppl_per_word: float
+    unknown: float
     draws: int
 
 
@@ -109,6 +112,8 @@ def measure_language(
     (drawn_for_mi,) = noise_of_mi.normal(range(count), 1, vae.latent_size)
     tokens = sum(len(row) for row in rows.decoder)
     words = sum(len(text.split()) + 1 for text in kept)
+    mark = vae.tokenizers.decoder.unk_token_id
+    unknown = 0 if mark is None else sum(row.count(mark) for row in rows.decoder)
     kl = float(posterior.kl().double().sum(1).mean())
     total = -float(log_px.sum())
     return LanguageScores(
@@ -126,6 +131,7 @@ def measure_language(
         active_units=active_units(posterior),
         ppl_per_bpe_token=_exp(total / tokens),
         ppl_per_word=_exp(total / words),
+        unknown=unknown / tokens,
         draws=draws,
     )
 

@@ -32,6 +32,9 @@ def load_model(path: Path, *, step: int | None = None) -> SentenceVAE:
         ConfigError: when it is a run of another trainer, or its data are gone.
     """
     folder = RunFolder.open(path)
+    trainer = folder.trainer()
+    if trainer.startswith(f"{TRAINER}-"):
+        return _within(trainer, path, step)
     config = load_config(OptimusConfig, folder.config, trainer=TRAINER)
     device = _device(config)
     if step is None and (path / MODEL).is_dir():
@@ -41,6 +44,19 @@ def load_model(path: Path, *, step: int | None = None) -> SentenceVAE:
             raise RunError(f"{error}; --step reads a checkpoint instead") from error
     checkpoint = folder.load_checkpoint(step)
     return _from_checkpoint(config, _corpus(config), checkpoint, path).to(device).eval()
+
+
+def _within(trainer: str, path: Path, step: int | None) -> SentenceVAE:
+    """The sentence VAE inside the model of another task."""
+    if step is not None or not (path / MODEL).is_dir():
+        raise RunError(
+            f"{path} is a run of {trainer!r}, whose sentence VAE is in its folder {MODEL} when training has "
+            "ended or was stopped: leave --step out, and stop the run or wait"
+        )
+    try:
+        return SentenceVAE.from_pretrained(path / MODEL)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def evaluate_run(

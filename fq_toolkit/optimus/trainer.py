@@ -23,7 +23,7 @@ from fq_toolkit.optimus.tokenizer_training import train_tokenizers
 from fq_toolkit.optimus.vae_config import FREE_ON_RESUME, SMALL
 from fq_toolkit.training import session
 from fq_toolkit.training.accumulation import update
-from fq_toolkit.training.errors import CheckpointError, ConfigError
+from fq_toolkit.training.errors import CheckpointError, ConfigError, RunError
 from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.progress import Reporter
@@ -106,7 +106,8 @@ class OptimusTask:
         lines = [
             f"{len(self.data):,} sentences, {len(self.evaluator.texts):,} to measure with; "
             f"{type(self.vae.encoder).__name__} {sizes[0]:,} and {self.vae.decoder.config.model_type} "
-            f"{sizes[1]:,} weights; latent {config.latent_size} by {config.mode}; beta {config.schedule}, "
+            f"{sizes[1]:,} weights; {_describe_tokenizer(config, self.vae)}; "
+            f"latent {config.latent_size} by {config.mode}; beta {config.schedule}, "
             f"free bits {config.free_bits:g}; {where}",
             describe_skipped(skipped),
         ]
@@ -173,8 +174,10 @@ def build_vae(config: OptimusConfig, sentences: list[str]) -> SentenceVAE:
     Raises:
         RunError: when a pretrained network cannot be loaded.
         ConfigError: when the networks have no room for ``max_length`` tokens, no such pooling, or the decoder
-            no place for a latent in this mode.
+            no place for a latent in this mode; or when the model of ``init`` is another than is asked for.
     """
+    if getattr(config, "init", None) is not None:
+        return _trained_vae(config)
     if config.encoder == SMALL:
         tokenizers = train_tokenizers(sentences, config.vocab_size, kind=config.tokenizer)
         encoder, decoder = small_networks(
@@ -202,6 +205,38 @@ def build_vae(config: OptimusConfig, sentences: list[str]) -> SentenceVAE:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _describe_tokenizer(config: OptimusConfig, vae: SentenceVAE) -> str:
+    """Whose words the run has: what was trained in place, or came with the networks."""
+    count = len(vae.tokenizers.decoder)
+    if config.init is not None:
+        return f"{count:,} tokens of {config.init}"
+    if config.encoder != SMALL:
+        return f"{count:,} tokens of {config.decoder}"
+    return f"{count:,} {'words' if config.tokenizer == 'word' else 'subwords'} trained in place"
+
+
+def _trained_vae(config: OptimusConfig) -> SentenceVAE:
+    """The model of another run to go on from; its tokenizers read the new sentences."""
+    assert config.init is not None
+    try:
+        vae = SentenceVAE.from_pretrained(config.init)
+    except ValueError as error:
+        raise RunError(f"--init: {error}") from error
+    for name, found in (("latent_size", vae.latent_size), ("mode", vae.decoder.latent_spec.mode)):
+        if getattr(config, name) != found:
+            option = name.replace("_", "-")
+            raise ConfigError(
+                f"the model of --init {config.init} has --{option} {found}, and {getattr(config, name)} is "
+                f"asked for; pass --{option} {found}"
+            )
+    if config.max_length > vae.max_length:
+        raise ConfigError(
+            f"the model of --init {config.init} reads {vae.max_length} tokens; "
+            f"pass --max-length {vae.max_length}"
+        )
+    return vae.float().train()
 
 
 def check_data(state: Mapping[str, Any], data: Any, source: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fq_toolkit.optimus.evaluation import Evaluation
 from fq_toolkit.optimus.language_metrics import LanguageScores, measure_language
 from fq_toolkit.optimus.latent_metrics import active_units, mutual_information
 from fq_toolkit.optimus.sentence_noise import SentenceNoise
@@ -143,3 +144,16 @@ def test_batches_and_order_change_nothing_but_the_rounding() -> None:
     assert (likely[0][:3] - likely[0][-3:]).abs().min() > 1e-3
     again = vae.log_likelihood(corpus[::-1], iw=4, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(again.sort().values, likely[0].sort().values, rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_words_stand_beside_the_perplexity_per_word() -> None:
+    vae = toy_vae()
+    known = measure_language(vae, CORPUS, draws=2)
+    assert known.unknown == 0
+    assert "not comparable" not in str(Evaluation(known, NZ, None))
+    strange = [text.replace("a ", "zebra ") for text in CORPUS]
+    found = measure_language(vae, strange, draws=2)
+    count = sum(text.split().count("zebra") for text in strange)
+    assert found.unknown == count / found.tokens > 0
+    shown = str(Evaluation(found, NZ, None))
+    assert f"per word (not comparable: {100 * found.unknown:.2g} % of the tokens are unknown words)" in shown

@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fq_toolkit.cli import main
 from fq_toolkit.optimus.play import play
@@ -178,3 +180,64 @@ def test_a_resumed_run_knows_its_task(run: Path) -> None:
     )
     assert split_task([f"--resume={run}", "--task=vae"]) == ("vae", [f"--resume={run}"])
     assert split_task([]) == ("vae", [])
+
+
+def sentences_file(folder: Path) -> Path:
+    path = folder / "my.txt"
+    path.write_text("".join(f"das haus nummer {i} steht am fluss .\n" for i in range(120)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind"),
+    [([], "subwords"), (["--tokenizer", "word"], "words"), (["--vocab-size", "900"], "words")],
+)
+def test_other_sentences_get_a_tokenizer_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], kind: str
+) -> None:
+    data = ["--data", str(sentences_file(tmp_path)), *extra]
+    assert main(["train", "optimus", *TRAIN, *data, "--dry-run"]) == 0
+    assert re.search(rf"\d {kind} trained in place", capsys.readouterr().out)
+    for task in ("label-conditional", "dialog"):
+        assert main(["train", "optimus", "--task", task, *data, "--print-config"]) == 0
+        assert json.loads(capsys.readouterr().out)["tokenizer"] == kind.rstrip("s")
+    assert main(["train", "optimus", *TRAIN, "--dry-run"]) == 0
+    assert "words trained in place" in capsys.readouterr().out
+
+
+def test_training_goes_on_from_a_finished_model(
+    run: Path, vae: SentenceVAE, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(sentences_file(tmp_path)), "--init", str(run)]
+    out = tmp_path / "on"
+    assert main(["train", "optimus", *TRAIN, *data, "--out", str(out), "--lr", "1e-9"]) == 0
+    again = load_model(out)
+    assert again.tokenizers.decoder.get_vocab() == vae.tokenizers.decoder.get_vocab()
+    for name, value in vae.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    assert main(["train", "optimus", "--resume", str(out), "--steps", "2"]) in (0, 2)
+    capsys.readouterr()
+    assert main(["train", "optimus", *TRAIN, *data, "--latent-size", "5", "--dry-run"]) == 2
+    assert "has --latent-size 4, and 5 is asked for" in capsys.readouterr().err
+    assert main(["train", "optimus", *TRAIN, "--init", str(tmp_path / "none"), "--dry-run"]) != 0
+
+
+@pytest.mark.parametrize("task", ["label-conditional", "dialog"])
+def test_the_sentence_vae_within_other_tasks_answers_too(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = """--limit 60 --steps 1 --layers 1 --width 16 --heads 2 --latent-size 4 --batch-size 8
+    --lr-warmup 0
+    --eval-rows 4 --device cpu""".split()
+    assert main(["train", "optimus", "--task", task, "--out", str(folder), *options]) == 0
+    capsys.readouterr()
+    assert main(["reconstruct", str(folder), A]) == 0
+    assert capsys.readouterr().out.startswith(f"{A} -> ")
+    assert main(["interpolate", str(folder), A, B, "--steps", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(["analogy", str(folder), A, B, C]) == 0
+    assert main(["reconstruct", str(folder), A, "--step", "1"]) == 1
+    assert "leave --step out" in capsys.readouterr().err
+    assert main(["evaluate", str(folder)]) == 0
+    assert "step 1" in capsys.readouterr().out
