@@ -6,13 +6,16 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fq_toolkit.prevalent.angles import VIEWS
 from fq_toolkit.prevalent.files import DataError, check_readable
 from fq_toolkit.training.extras import require
+
+if TYPE_CHECKING:
+    from fq_toolkit.prevalent.world import NavWorld
 
 TSV_FIELDS = ("scanId", "viewpointId", "image_w", "image_h", "vfov", "features")
 
@@ -24,7 +27,25 @@ def check_width(found: int, expected: int | None, where: str) -> None:
         DataError: with both widths.
     """
     if expected is not None and found != expected:
-        raise DataError(f"{where}: features have width {found}; expected {expected}")
+        raise DataError(
+            f"{where}: features have width {found}; expected {expected}: give the width of the file "
+            f"(--feature-dim {found}), or how many of its first columns are features (--feature-columns)"
+        )
+
+
+def kept_width(found: int, columns: int | None, where: str) -> int:
+    """Return how many columns are features: all, or the first ones that were asked for.
+
+    Raises:
+        DataError: when there are not as many.
+    """
+    if columns is None:
+        return found
+    if found < columns:
+        raise DataError(
+            f"{where}: features have width {found}; --feature-columns asks for the first {columns}"
+        )
+    return columns
 
 
 def check_finite(rows: np.ndarray, where: str) -> np.ndarray:
@@ -48,24 +69,39 @@ def half(rows: np.ndarray, where: str) -> np.ndarray:
         return check_finite(rows.astype(np.float16), where)
 
 
-def split_key(key: str, where: str) -> tuple[str, str]:
-    """Split ``SCAN_VIEWPOINT`` at its last underscore.
+def split_key(key: str, where: str, world: "NavWorld | None" = None) -> tuple[str, str]:
+    """Split ``SCAN_VIEWPOINT`` where the world knows the scan, or else at its last underscore.
 
     Raises:
-        DataError: when there is none.
+        DataError: when there is none, or two scans have such a viewpoint.
     """
+    if world is not None and key.count("_") > 1:
+        places = [i for i, letter in enumerate(key) if letter == "_" and i + 1 < len(key)]
+        fits = [(key[:i], key[i + 1 :]) for i in places if key[:i] in world.names]
+        if len(fits) > 1:
+            fits = [(scan, viewpoint) for scan, viewpoint in fits if viewpoint in world.scan(scan).index]
+        if len(fits) > 1:
+            raise DataError(
+                f"{where}: key {key!r} may be of the scans {' and '.join(repr(s) for s, _ in fits)}: write "
+                "an npz, which keeps scan and viewpoint apart"
+            )
+        if fits:
+            return fits[0]
     scan, underscore, viewpoint = key.rpartition("_")
     if not (scan and underscore and viewpoint):
         raise DataError(f"{where}: key {key!r} is not of the form SCAN_VIEWPOINT")
     return scan, viewpoint
 
 
-def read_tsv(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.ndarray]:
+def read_tsv(
+    path: Path, dim: int | None, columns: int | None = None
+) -> tuple[list[tuple[str, str]], np.ndarray]:
     """Read a TSV of six columns, the last of which is base64 of float32 (36, D), row by row.
 
     Args:
         path: the file, without a header.
         dim: width D; that of the first row by default.
+        columns: keep this many of the first columns.
 
     Returns:
         (scan, viewpoint) of each row, and float16 (n, 36, D): half the memory, and what features are worth.
@@ -98,14 +134,17 @@ def read_tsv(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.nda
                     f"{where}: features have {len(raw)} bytes, no multiple of {VIEWS} views of float32: "
                     "truncated or damaged"
                 )
-            dim = width if dim is None else dim
-            check_width(width, dim, where)
-            rows.append(half(np.frombuffer(raw, dtype="<f4").reshape(VIEWS, width), where))
+            kept = kept_width(width, columns, where)
+            dim = kept if dim is None else dim
+            check_width(kept, dim, where)
+            rows.append(half(np.frombuffer(raw, dtype="<f4").reshape(VIEWS, width)[:, :kept], where))
             keys.append(key)
     return keys, np.stack(rows)
 
 
-def map_npz(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.ndarray]:
+def map_npz(
+    path: Path, dim: int | None, columns: int | None = None, world: "NavWorld | None" = None
+) -> tuple[list[tuple[str, str]], np.ndarray]:
     """Map a npz with ``keys`` and ``features`` (n, 36, D) into memory; pages are read on use.
 
     Keys are (n, 2), scan and viewpoint, or (n,) of the form SCAN_VIEWPOINT.
@@ -113,6 +152,8 @@ def map_npz(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.ndar
     Args:
         path: an uncompressed npz, as `FeatureStore.save_npz` writes it.
         dim: width D that is expected.
+        columns: keep this many of the first columns.
+        world: tells where the scan ends in a key.
 
     Returns:
         (scan, viewpoint) of each row, and the read-only array.
@@ -147,17 +188,19 @@ def map_npz(path: Path, dim: int | None) -> tuple[list[tuple[str, str]], np.ndar
                 f"{path}: features are {dtype} of shape {shape}; expected floats ({len(keys)}, {VIEWS}, D), "
                 "one row per key"
             )
-        array = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+        array: np.ndarray = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
     except DataError:
         raise
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
         raise DataError(
             f"{path} is no readable npz of keys and features ({error}): truncated or damaged"
         ) from error
-    check_width(shape[2], dim, str(path))
+    kept = kept_width(shape[2], columns, str(path))
+    check_width(kept, dim, str(path))
+    array = array[:, :, :kept]
     if keys.ndim == 2:
         return [(str(scan), str(viewpoint)) for scan, viewpoint in keys], array
-    return [split_key(str(key), str(path)) for key in keys], array
+    return [split_key(str(key), str(path), world) for key in keys], array
 
 
 class Hdf5Rows:
@@ -165,34 +208,47 @@ class Hdf5Rows:
 
     Args:
         path: the file.
-        dim: width D; that of the first dataset by default.
+        dim: width D; that of the first dataset by default. The others are checked when they are read: to ask
+            each of 200,000 for its shape takes minutes.
+        columns: keep this many of the first columns.
+        world: tells where the scan ends in a name.
 
     Raises:
         DataError: naming the file and the dataset.
         MissingExtraError: without h5py.
     """
 
-    def __init__(self, path: Path, dim: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dim: int | None,
+        columns: int | None = None,
+        world: "NavWorld | None" = None,
+    ) -> None:
         check_readable(path)
         h5py = require("h5py", purpose="reading HDF5 features", extra="vln")
         try:
             with h5py.File(path, "r") as file:
                 self._names = list(file)
-                sizes = [getattr(file[name], "shape", None) for name in self._names]
-        except (OSError, RuntimeError, KeyError) as error:
+                size = getattr(file[self._names[0]], "shape", None) if self._names else None
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise DataError(f"{path} is no readable HDF5 file ({error}): truncated or damaged") from error
-        for name, size in zip(self._names, sizes, strict=True):
-            where = f"{path}: dataset {name!r}"
-            if size is None or len(size) != 2 or size[0] != VIEWS:
-                raise DataError(f"{where} has shape {size}; expected ({VIEWS}, D)")
-            dim = size[1] if dim is None else dim
-            check_width(size[1], dim, where)
-        if dim is None:
+        if not self._names:
             raise DataError(f"{path} holds no datasets")
-        self._path = path
+        self._path, self._columns = path, columns
+        kept = self._checked_width(self._names[0], size)
+        dim = kept if dim is None else dim
+        check_width(kept, dim, f"{path}: dataset {self._names[0]!r}")
         self._open: tuple[int, Any] | None = None
-        self.keys = [split_key(name, str(path)) for name in self._names]
+        self.keys = [split_key(name, str(path), world) for name in self._names]
         self.shape = (len(self._names), VIEWS, dim)
+
+    def _checked_width(self, name: str, size: Any) -> int:
+        """Return how many columns of a dataset are features."""
+        where = f"{self._path}: dataset {name!r}"
+        if size is None or len(size) != 2 or size[0] != VIEWS or not size[1]:
+            raise DataError(f"{where} has shape {size}; expected ({VIEWS}, D)")
+        return kept_width(size[1], self._columns, where)
 
     def _file(self) -> Any:
         """Return the open file; a process that was forked off opens its own."""
@@ -213,8 +269,14 @@ class Hdf5Rows:
         name = self._names[index]
         where = f"{self._path}: dataset {name!r}"
         try:
-            row = np.asarray(self._file()[name][()], dtype=np.float32)
-        except (OSError, RuntimeError, ValueError) as error:
+            dataset = self._file()[name]
+            kept = self._checked_width(name, getattr(dataset, "shape", None))
+            check_width(kept, self.shape[2], where)
+            with np.errstate(over="ignore"):  # the check below says it
+                row = np.asarray(dataset[:, :kept], dtype=np.float32)
+        except DataError:
+            raise
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{where} cannot be read ({error}): truncated?") from error
         return check_finite(row, where)
 

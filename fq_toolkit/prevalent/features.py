@@ -9,7 +9,14 @@ import numpy as np
 import torch
 
 from fq_toolkit.prevalent.angles import VIEWS
-from fq_toolkit.prevalent.feature_files import Hdf5Rows, SyntheticRows, half, map_npz, read_tsv
+from fq_toolkit.prevalent.feature_files import (
+    Hdf5Rows,
+    SyntheticRows,
+    check_finite,
+    half,
+    map_npz,
+    read_tsv,
+)
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.world import NavWorld
 from fq_toolkit.training.errors import RunError
@@ -50,6 +57,7 @@ class FeatureStore:
             raise DataError(f"{source}: viewpoint {scan}_{viewpoint} occurs twice")
         self.dim = int(shape[2])
         self._source = source
+        self._finite = np.zeros(len(self.keys), dtype=bool)
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._resident: dict[torch.device, torch.Tensor] = {}
 
@@ -61,47 +69,68 @@ class FeatureStore:
         return store
 
     @classmethod
-    def from_tsv(cls, path: str | Path, *, dim: int | None = None) -> "FeatureStore":
+    def from_tsv(
+        cls, path: str | Path, *, dim: int | None = None, columns: int | None = None
+    ) -> "FeatureStore":
         """Read the TSV of the released features (base64 float32, 36 views) into memory as float16.
 
         Args:
             path: the file.
             dim: width that is expected, 2048 for the released features; any by default.
+            columns: keep this many of the first columns.
 
         Raises:
             DataError: for a missing, truncated or damaged file, or another width.
         """
-        keys, array = read_tsv(Path(path), dim)
+        keys, array = read_tsv(Path(path), dim, columns)
         store = cls(keys, array)
         store._source = str(path)
         return store
 
     @classmethod
-    def from_hdf5(cls, path: str | Path, *, dim: int | None = None) -> "FeatureStore":
+    def from_hdf5(
+        cls,
+        path: str | Path,
+        *,
+        dim: int | None = None,
+        columns: int | None = None,
+        world: NavWorld | None = None,
+    ) -> "FeatureStore":
         """Open an HDF5 file with one dataset (36, D) per viewpoint, named ``SCAN_VIEWPOINT``.
 
         Args:
             path: the file.
             dim: width that is expected; any by default.
+            columns: keep this many of the first columns; behind the features many files hold logits.
+            world: tells where the scan ends in a key that holds several underscores.
 
         Raises:
             DataError: for a missing, truncated or damaged file, or another shape.
             MissingExtraError: without h5py.
         """
-        return cls._from_rows(Hdf5Rows(Path(path), dim), str(path))
+        return cls._from_rows(Hdf5Rows(Path(path), dim, columns, world), str(path))
 
     @classmethod
-    def from_npz(cls, path: str | Path, *, dim: int | None = None) -> "FeatureStore":
+    def from_npz(
+        cls,
+        path: str | Path,
+        *,
+        dim: int | None = None,
+        columns: int | None = None,
+        world: NavWorld | None = None,
+    ) -> "FeatureStore":
         """Map a file that `save_npz` wrote into memory.
 
         Args:
             path: the file.
             dim: width that is expected; any by default.
+            columns: keep this many of the first columns; behind the features many files hold logits.
+            world: tells where the scan ends in a key that holds several underscores.
 
         Raises:
             DataError: for a missing, truncated, damaged or compressed file, or another width.
         """
-        store = cls(*map_npz(Path(path), dim))
+        store = cls(*map_npz(Path(path), dim, columns, world))
         store._source = str(path)
         return store
 
@@ -145,6 +174,23 @@ class FeatureStore:
                 f"{self._source}: no features of viewpoint {viewpoint!r} of scan {scan!r} "
                 f"(it has {len(self)} viewpoints)"
             ) from error
+
+    def check(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Check that viewpoints have finite features; those that were checked are not read again.
+
+        Args:
+            keys: (scan, viewpoint) pairs.
+
+        Raises:
+            DataError: naming source and viewpoint.
+        """
+        rows = self.rows(keys)
+        for row in np.unique(rows[~self._finite[rows]]):
+            if self._array is not None:
+                check_finite(self._array[row], f"{self._source}: viewpoint {'_'.join(self.keys[row])}")
+            elif isinstance(self._made, Hdf5Rows):
+                self._made.row(int(row))
+            self._finite[row] = True
 
     def _row(self, row: int) -> np.ndarray:
         """Return a made row, keeping the most recent ones."""

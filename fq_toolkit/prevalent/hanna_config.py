@@ -45,7 +45,6 @@ PRESETS: dict[str, HannaConfig] = {
         steps=50_000,
         batch_size=32,
         max_steps=50,
-        feature_dim=2048,
         lr=1e-4,
         model_lr=5e-6,
         hidden_size=512,

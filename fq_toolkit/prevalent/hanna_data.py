@@ -10,7 +10,7 @@ from fq_toolkit.prevalent.hanna_help import Helper, MiniHelper, RouteHelper
 from fq_toolkit.prevalent.mini_requests import request_items
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.navigator_config import MINI
-from fq_toolkit.prevalent.r2r_data import UNSEEN, Split, unseen_paths
+from fq_toolkit.prevalent.r2r_data import UNSEEN, Split, check_validation, unseen_paths
 from fq_toolkit.prevalent.world import NavWorld
 
 
@@ -39,9 +39,9 @@ def load_hanna_data(config: HannaConfig) -> HannaData:
 
 
 def _mini(config: HannaConfig) -> HannaData:
-    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.feature_dim)
+    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.synthetic_dim)
     unseen = MiniWorld(
-        config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.feature_dim
+        config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.synthetic_dim
     )
     name, other_name = (f"MiniWorld({world.seed})" for world in (seen, unseen))
     train = Split(
@@ -72,10 +72,17 @@ def _real(config: HannaConfig) -> HannaData:
         for name, path in files.items()
         if name != "train" and path.exists()
     }
+    check_validation(found, files)
     held_out = [item for items in found.values() for item in items]
     items = load_hanna(files["train"], world=world, held_out=held_out)
     routes = [route for path in config.routes for route in load_r2r(path, world=world)]
-    features = open_features(config.features, world, dim=config.feature_dim)
+    features = open_features(
+        config.features,
+        world,
+        dim=config.feature_dim,
+        synthetic_dim=config.synthetic_dim,
+        columns=config.feature_columns,
+    )
     train = Split("train", items, world, features, config.features == SYNTHETIC, str(files["train"]))
     helper = RouteHelper(world, routes)
     scans = {item.scan for item in items}

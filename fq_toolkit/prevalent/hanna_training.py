@@ -92,7 +92,7 @@ class HannaTraining(NavigatorTraining):
         check_split(data.train)
         texts = [item.instruction for item in data.train.items]
         spoken = [f"<ORA> {text} <TAR> {texts[0]}" for text in data.texts]
-        agent = build_follower(config, [*texts, *spoken])
+        agent = build_follower(config, [*texts, *spoken], feature_dim=data.train.features.dim)
         self.asker = AskModule(config.hidden_size)
         self.helpers, self.config = data.helpers, config
         self.without_help: dict[str, HannaScores] = {}

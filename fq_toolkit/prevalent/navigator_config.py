@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fq_toolkit.prevalent.feature_sources import FEATURE_DIM, SYNTHETIC
+from fq_toolkit.prevalent.feature_sources import (
+    FEATURE_DIM,
+    RELEASED_DIM,
+    SYNTHETIC,
+    check_columns,
+)
 from fq_toolkit.prevalent.instruction_limit import InstructionLimit
 from fq_toolkit.training.errors import ConfigError
 
@@ -23,8 +28,11 @@ class NavigationConfig:
     """Folder of SCAN_connectivity.json files; with a data folder only."""
     features: str = SYNTHETIC
     """File of view features (.tsv, .hdf5, .npz), or synthetic: noise per viewpoint, for trials only."""
-    feature_dim: int = FEATURE_DIM
-    """Width of mini's and of synthetic features; of a file the width that is expected."""
+    feature_dim: int | None = None
+    """Width of generated and of synthetic features; of a file the width that is expected, by default that of
+    the file."""
+    feature_columns: int | None = None
+    """Keep this many of the first columns of a file of features, 768 of 1768 for example."""
     limit: int | None = None
     """Use this many items of each split only, for trials."""
     seed: int = 0
@@ -71,7 +79,7 @@ class NavigationConfig:
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
         check_positive(
-            self, "steps", "batch_size", "feature_dim", "scans", "train_items", "validation_items",
+            self, "steps", "batch_size", "scans", "train_items", "validation_items",
             "log_every", "keep_checkpoints", "clip",
         )  # fmt: skip
         if self.limit is not None and self.limit < 1:
@@ -88,8 +96,14 @@ class NavigationConfig:
                 "connectivity belongs to a data folder, and a data folder needs it; got "
                 f"data {self.data!r} and connectivity {self.connectivity!r}"
             )
+        check_columns(self.features, self.feature_dim, self.feature_columns)
         if self.data == MINI and self.features != SYNTHETIC:
             raise ConfigError(f"mini makes its own features; leave out features {self.features!r}")
+
+    @property
+    def synthetic_dim(self) -> int:
+        """Return the width of features that are generated: by default small in small presets."""
+        return self.feature_dim or (FEATURE_DIM if self.preset == MINI else RELEASED_DIM)
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,22 @@ _TOGETHER = 64  # episodes at once in an evaluation
 FREE_ON_RESUME = frozenset({"log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
 
 
-def build_follower(config: NavigatorConfig, texts: Sequence[str]) -> FollowerAgent:
+def build_follower(
+    config: NavigatorConfig, texts: Sequence[str], *, feature_dim: int | None = None
+) -> FollowerAgent:
     """Return an agent: from a pretraining run with the words that some texts add, or from scratch.
+
+    Args:
+        config: all options.
+        texts: whose words it must know.
+        feature_dim: width of the features it sees; by default that of generated ones.
 
     Raises:
         DataError: for a pretraining run that is unfinished, damaged, of another width of features, or with
             the vocabulary of another model.
     """
-    width = config.feature_dim + ANGLES
+    feature_dim = config.synthetic_dim if feature_dim is None else feature_dim
+    width = feature_dim + ANGLES
     if config.pretrained is not None:
         model = PrevalentModel.from_pretrained(config.pretrained)
         words = Path(config.pretrained) / FOLDER / VOCABULARY
@@ -61,7 +69,7 @@ def build_follower(config: NavigatorConfig, texts: Sequence[str]) -> FollowerAge
         if model.config.vision_size != width:
             raise DataError(
                 f"{config.pretrained} was pretrained on views of width {model.config.vision_size}; "
-                f"these have {width} ({config.feature_dim} and {ANGLES} of angles)"
+                f"these have {width} ({feature_dim} and {ANGLES} of angles)"
             )
         model, vocabulary = add_words(model, vocabulary, texts)
     else:
@@ -84,7 +92,7 @@ def build_agent(config: NavigatorConfig, model: PrevalentModel, vocabulary: Voca
     return FollowerAgent(
         model,
         vocabulary,
-        feature_dim=config.feature_dim,
+        feature_dim=model.config.vision_size - ANGLES,
         hidden_size=config.hidden_size,
         dropout=config.dropout,
         cross_modal=config.cross_modal,

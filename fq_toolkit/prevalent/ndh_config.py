@@ -42,7 +42,6 @@ PRESETS: dict[str, NDHConfig] = {
         steps=20_000,
         batch_size=100,
         max_steps=80,
-        feature_dim=2048,
         lr=1e-4,
         model_lr=2e-6,
         feature_dropout=0.3,

@@ -13,7 +13,7 @@ from fq_toolkit.prevalent.mini_dialogs import dialog_records
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.navigator_config import MINI
 from fq_toolkit.prevalent.ndh_config import NDHConfig
-from fq_toolkit.prevalent.r2r_data import UNSEEN, Split
+from fq_toolkit.prevalent.r2r_data import UNSEEN, Split, check_validation
 from fq_toolkit.prevalent.world import NavWorld
 
 
@@ -41,9 +41,9 @@ def load_ndh_data(config: NDHConfig) -> NDHData:
 
 
 def _mini(config: NDHConfig) -> NDHData:
-    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.feature_dim)
+    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.synthetic_dim)
     unseen = MiniWorld(
-        config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.feature_dim
+        config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.synthetic_dim
     )
     items, records = _items(config, seen, config.train_items, 1)
     train = Split("train", items, seen, seen.features())
@@ -72,17 +72,22 @@ def _items(
 
 def _real(config: NDHConfig) -> NDHData:
     folder, world = Path(config.data), NavWorld.from_connectivity(str(config.connectivity))
-    files = {
-        name: folder / f"NDH_{name}.json"
-        for name in ("val_seen", "val_unseen")
-        if (folder / f"NDH_{name}.json").exists()
-    }
+    files = {name: folder / f"NDH_{name}.json" for name in ("val_seen", "val_unseen")}
+    there = {name: path for name, path in files.items() if path.exists()}
+    check_validation(there, files)
+    files = there
     found = {name: load_ndh(path, target=config.target, world=world) for name, path in files.items()}
     source = folder / "NDH_train.json"
     # Short ways in the same building may well coincide; in a building of val_unseen none may.
     items = load_ndh(source, target=config.target, world=world, held_out=found.get("val_unseen", ()))
     check_dialogs(items, [item for rows in found.values() for item in rows], source=str(source), world=world)
-    features = open_features(config.features, world, dim=config.feature_dim)
+    features = open_features(
+        config.features,
+        world,
+        dim=config.feature_dim,
+        synthetic_dim=config.synthetic_dim,
+        columns=config.feature_columns,
+    )
     train = Split("train", items, world, features, config.features == SYNTHETIC, str(source))
     validation = {
         name: train._replace(name=name, items=rows, source=str(files[name])) for name, rows in found.items()

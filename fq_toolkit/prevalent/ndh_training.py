@@ -56,7 +56,11 @@ class NDHTraining(NavigatorTraining):
 
     def __init__(self, config: NDHConfig, data: NDHData, accelerator: Any) -> None:
         seed_everything(config.seed)
-        agent = build_follower(config, [item.instruction for item in data.train.items])
+        agent = build_follower(
+            config,
+            [item.instruction for item in data.train.items],
+            feature_dim=data.train.features.dim,
+        )
         train = cut_dialogs(data.train, agent)
         validation = {name: cut_dialogs(split, agent) for name, split in data.validation.items()}
         super().__init__(

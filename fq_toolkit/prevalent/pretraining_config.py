@@ -4,7 +4,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fq_toolkit.prevalent.feature_sources import FEATURE_DIM, SYNTHETIC
+from fq_toolkit.prevalent.feature_sources import (
+    FEATURE_DIM,
+    RELEASED_DIM,
+    SYNTHETIC,
+    check_columns,
+)
 from fq_toolkit.prevalent.instruction_limit import InstructionLimit
 from fq_toolkit.prevalent.model_config import PrevalentConfig
 from fq_toolkit.prevalent.triplets import ActionLabel
@@ -29,8 +34,11 @@ class PretrainingConfig(InstructionLimit):
     """Folder of SCAN_connectivity.json files; with real data only."""
     features: str = SYNTHETIC
     """File of view features (.tsv, .hdf5, .npz), or synthetic: noise per viewpoint, for trials only."""
-    feature_dim: int = FEATURE_DIM
-    """Width of MiniWorld's and of synthetic features; of a file the width that is expected."""
+    feature_dim: int | None = None
+    """Width of generated and of synthetic features; of a file the width that is expected, by default that of
+    the file."""
+    feature_columns: int | None = None
+    """Keep this many of the first columns of a file of features, 768 of 1768 for example."""
     vocabulary: str | None = None
     """vocab.txt of BERT or vocabulary.json; by default the words of the training instructions."""
     validation: str | None = None
@@ -114,7 +122,7 @@ class PretrainingConfig(InstructionLimit):
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
         positive = (
-            "steps", "batch_size", "feature_dim", "scans", "train_items", "validation_items", "hidden_size",
+            "steps", "batch_size", "scans", "train_items", "validation_items", "hidden_size",
             "num_heads", "text_layers", "cross_layers", "intermediate_size", "log_every", "keep_checkpoints",
             "eval_steps", "clip", "init_std", "fine_tune_steps", "fine_tune_items",
         )  # fmt: skip
@@ -149,6 +157,7 @@ class PretrainingConfig(InstructionLimit):
                 raise ConfigError(
                     f"synthesised_share is {self.synthesised_share}; expected a share between 0 and 1"
                 )
+        check_columns(self.features, self.feature_dim, self.feature_columns)
         self.check_limit()
         self._check_sources()
 
@@ -166,6 +175,11 @@ class PretrainingConfig(InstructionLimit):
                 "validation is a file of held-out triplets, and a file of triplets needs it; got "
                 f"data {self.data!r} and validation {self.validation!r}"
             )
+
+    @property
+    def synthetic_dim(self) -> int:
+        """Return the width of features that are generated: by default small in small presets."""
+        return self.feature_dim or (FEATURE_DIM if self.preset == MINIWORLD else RELEASED_DIM)
 
     def model_config(self, *, vocab_size: int, vision_size: int) -> PrevalentConfig:
         """Return the sizes of the model."""
@@ -193,7 +207,6 @@ PRESETS: dict[str, PretrainingConfig] = {
         preset="released",
         long_instructions="cut",
         action_from="cls",
-        feature_dim=2048,
         action_label="prevalent",
         hidden_size=768,
         num_heads=12,

@@ -221,9 +221,9 @@ def mix(
 def mini_worlds(config: PretrainingConfig) -> tuple[MiniWorld, MiniWorld]:
     """Return the generated worlds to train in, and unseen ones."""
     return (
-        MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.feature_dim),
+        MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.synthetic_dim),
         MiniWorld(
-            config.world_seed + UNSEEN, num_scans=max(2, config.scans // 4), feature_dim=config.feature_dim
+            config.world_seed + UNSEEN, num_scans=max(2, config.scans // 4), feature_dim=config.synthetic_dim
         ),
     )
 
@@ -240,7 +240,13 @@ def _mini(config: PretrainingConfig) -> _Source:
 
 def _graphs(config: PretrainingConfig) -> tuple[NavWorld, FeatureStore]:
     world = NavWorld.from_connectivity(str(config.connectivity))
-    return world, open_features(config.features, world, dim=config.feature_dim)
+    return world, open_features(
+        config.features,
+        world,
+        dim=config.feature_dim,
+        synthetic_dim=config.synthetic_dim,
+        columns=config.feature_columns,
+    )
 
 
 def _annotations(config: PretrainingConfig) -> _Source:

@@ -83,6 +83,7 @@ class PretrainingSteps:
             except DataError as error:
                 raise DataError(f"triplet {triplet.instr_id!r}: {error}") from error
         self._rows = np.concatenate(rows)
+        features.check([features.keys[row] for row in np.unique(self._rows)])
         self._text = torch.repeat_interleave(
             torch.arange(len(triplets)), torch.tensor([len(triplet.path) for triplet in triplets])
         )

@@ -59,7 +59,6 @@ PRESETS: dict[str, R2RConfig] = {
         steps=80_000,
         batch_size=64,
         max_steps=35,
-        feature_dim=2048,
         lr=1e-4,
         model_lr=5e-6,
         a2c_weight=1.0,

@@ -1,6 +1,6 @@
 """What the R2R trainer trains and validates on: generated worlds, or the real graphs and annotations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +122,7 @@ def unseen_paths(items: Sequence[NavItem], training: Sequence[NavItem]) -> list[
 
 
 def _mini_splits(config: R2RConfig) -> R2RData:
-    width = config.feature_dim
+    width = config.synthetic_dim
     seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=width)
     unseen = MiniWorld(config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=width)
     inside, outside = (f"MiniWorld({world.seed})" for world in (seen, unseen))
@@ -148,14 +148,39 @@ def _real_splits(config: R2RConfig) -> R2RData:
     found = {
         name: load_r2r(path, world=world) for name, path in files.items() if name != "train" and path.exists()
     }
+    check_validation(found, files)
     held_out = [item for items in found.values() for item in items]
     items = load_r2r(files["train"], world=world, held_out=held_out)
-    features = open_features(config.features, world, dim=config.feature_dim)
+    features = open_features(
+        config.features,
+        world,
+        dim=config.feature_dim,
+        synthetic_dim=config.synthetic_dim,
+        columns=config.feature_columns,
+    )
     train = Split("train", items, world, features, config.features == SYNTHETIC, str(files["train"]))
     validation = {
         name: train._replace(name=name, items=rows, source=str(files[name])) for name, rows in found.items()
     }
     return R2RData(train, _augmented(config, train, validation), validation)
+
+
+def check_validation(found: Mapping[str, object], files: Mapping[str, Path]) -> None:
+    """Check that a data folder has something to validate on.
+
+    Args:
+        found: the splits that are there.
+        files: all of them.
+
+    Raises:
+        DataError: naming the folder and the files that were looked for.
+    """
+    if not found:
+        names = [path for name, path in files.items() if name != "train"]
+        raise DataError(
+            f"{names[0].parent} has neither {' nor '.join(path.name for path in names)} to validate on: put "
+            "one of them there"
+        )
 
 
 def _augmented(config: R2RConfig, train: Split, validation: dict[str, Split]) -> Split | None:

@@ -84,7 +84,7 @@ class R2RTraining(NavigatorTraining):
         self.config = config
         if agent is None:
             texts = [item.instruction for item in data.train.items]
-            agent = build_follower(config, texts)
+            agent = build_follower(config, texts, feature_dim=data.train.features.dim)
         super().__init__(config, data.train, data.validation, agent, accelerator)
         self.augmented = data.augmented
         if data.augmented is not None:
@@ -97,10 +97,11 @@ class R2RTraining(NavigatorTraining):
         if config.speaker is not None:
             paths = unlabelled_paths(config, data)
             speaker = Speaker.from_pretrained(config.speaker).to(accelerator.device).eval()
-            if speaker.feature_dim != config.feature_dim:
+            if speaker.feature_dim != data.train.features.dim:
                 raise ConfigError(
                     f"the speaker {config.speaker} was trained on features of width {speaker.feature_dim}, "
-                    f"the agent sees {config.feature_dim}: train one of them with the other's --feature-dim"
+                    f"the agent sees {data.train.features.dim}: train one of them with the "
+                    "other's --feature-dim"
                 )
             self.exploration = Exploration(
                 paths, paths.env(accelerator.device), self._order_of(paths), speaker

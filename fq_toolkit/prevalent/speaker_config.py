@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from fq_toolkit.prevalent.feature_sources import SYNTHETIC
 from fq_toolkit.prevalent.instruction_limit import InstructionLimit
 from fq_toolkit.prevalent.navigator_config import MINI, NavigationConfig, check_positive
 from fq_toolkit.prevalent.r2r_config import R2RConfig
@@ -10,8 +11,8 @@ from fq_toolkit.training.errors import ConfigError
 
 TRAINER = "speaker"
 _DATA = (
-    "data", "connectivity", "features", "feature_dim", "limit", "seed", "world_seed", "scans", "train_items",
-    "validation_items",
+    "data", "connectivity", "features", "feature_dim", "feature_columns", "limit", "seed", "world_seed",
+    "scans", "train_items", "validation_items",
 )  # fmt: skip
 
 
@@ -44,7 +45,9 @@ class SpeakerConfig(InstructionLimit, NavigationConfig):
 
     def data_options(self) -> R2RConfig:
         """Return the options of the data as `load_r2r_data` takes them: the agent's data is the speaker's."""
-        return R2RConfig(**{name: getattr(self, name) for name in _DATA})
+        made = self.features == SYNTHETIC  # its width goes with the preset, which the data do not know
+        options = {name: getattr(self, name) for name in _DATA}
+        return R2RConfig(**{**options, "feature_dim": self.synthetic_dim if made else self.feature_dim})
 
 
 PRESETS: dict[str, SpeakerConfig] = {
@@ -56,7 +59,6 @@ PRESETS: dict[str, SpeakerConfig] = {
         long_instructions="cut",
         steps=80_000,
         batch_size=64,
-        feature_dim=2048,
         lr=1e-4,
         feature_dropout=0.4,
         hidden_size=512,

@@ -7,7 +7,7 @@ from fq_toolkit.prevalent.speaker import MOST_STEPS
 
 
 def check_split(split: Split) -> None:
-    """Check that there are items, and features of every viewpoint that an agent may come to.
+    """Check that there are items, and finite features of every viewpoint that an agent may come to.
 
     Raises:
         DataError: naming the source.
@@ -15,7 +15,7 @@ def check_split(split: Split) -> None:
     if not split.items:
         raise DataError(f"{split.source}: no instruction")
     for name in sorted({item.scan for item in split.items}):
-        split.features.rows((name, viewpoint) for viewpoint in split.world.scan(name).viewpoints)
+        split.features.check((name, viewpoint) for viewpoint in split.world.scan(name).viewpoints)
 
 
 def check_goals(split: Split) -> None:
