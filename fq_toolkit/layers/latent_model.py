@@ -16,7 +16,7 @@ from fq_toolkit.layers.latent_attention import KEYWORD, PREFIX, ROUTED, Memory
 from fq_toolkit.layers.latent_cache import cache_name, projected_before, remember, take_cache
 from fq_toolkit.layers.latent_forward import checked, is_replaced, set_attribute
 from fq_toolkit.layers.latent_guidance import LatentGuidance
-from fq_toolkit.layers.latent_projector import check_latent, computing_dtype, marked
+from fq_toolkit.layers.latent_projector import MARK, check_latent, computing_dtype, is_computed_in, marked
 from fq_toolkit.layers.latent_spec import LatentSpec
 
 logger = logging.getLogger("fq_toolkit")
@@ -103,7 +103,7 @@ class LatentModel:
         if known is None:
             like = next(projector.parameters(), latent)
             device = latent.device if like.is_meta else like.device  # accelerate fetches offloaded weights
-            known = projector(latent.to(device=device, dtype=self._latent_dtype(like, latent)))
+            known = projector(latent.to(device=device, dtype=self._computing_dtype(like, latent)))
         self._place_text(given, cache, length, (ids if embeds is None else embeds).device)
         if spec.has_embedding:
             self._add_to_embeddings(given, ids, embeds, known.embedding)
@@ -116,16 +116,19 @@ class LatentModel:
             remember(outputs, cache, latent, None if in_graph else known)
         return outputs
 
-    def _latent_dtype(self: Any, like: Tensor, latent: Tensor) -> torch.dtype:
-        """The precision of the projections' computation, where their weights are stored in integers too."""
+    def _computing_dtype(self: Any, weight: Tensor, latent: Tensor) -> torch.dtype:
+        """The precision in which the projections compute, whatever their weights are stored in."""
+        if is_computed_in(weight.dtype):
+            return weight.dtype
         decoder = self.get_decoder() if self._latent_prefix else self
-        return computing_dtype(like, decoder.get_input_embeddings().weight, latent)
+        return computing_dtype(decoder.get_input_embeddings().weight, latent)
 
     def _refuse_lookalikes(self: Any, names: Mapping[str, Any]) -> None:
         """Refuse keywords that no forward knows and that were meant to be the latent."""
         for name in names:
-            meant = name.lower() in _LOOKALIKES or "latent" in name.lower()
-            if meant and name != "latent" and name not in self._latent_names:
+            if name == "latent" or name in self._latent_names:
+                continue
+            if name.lower() in _LOOKALIKES or "latent" in name.lower():
                 raise TypeError(
                     f"{type(self).__name__} has no keyword {name!r}, which would be ignored; "
                     "the latent is passed as latent="
@@ -398,6 +401,8 @@ class LatentModel:
                 f'it; add it with LoraConfig(..., modules_to_save=["{CHILD}"]), after the injected model was '
                 "saved"
             )
+        if kwargs.get("state_dict") is not None and not adapted:  # gathered from shards, by accelerate
+            kwargs["state_dict"] = {**kwargs["state_dict"], f"{CHILD}.{MARK}": torch.zeros(0)}
         configs = site_configs(self)
         before = [config._attn_implementation for config in configs]
         unroute(configs)

@@ -94,12 +94,14 @@ def memory_width(spec: LatentSpec) -> int:
     return sum(spec.slots * sum(_widths(spec, number)) for number in range(len(spec.sites)))
 
 
+def is_computed_in(dtype: torch.dtype) -> bool:
+    """Whether numbers are computed in this precision; those of 4 and 8 bits are stored only."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
 def computing_dtype(*like: Tensor) -> torch.dtype:
-    """The first precision that is computed in: weights of 4 and 8 bits are stored ones."""
-    for tensor in like:
-        if tensor.is_floating_point() and tensor.element_size() > 1:
-            return tensor.dtype
-    return torch.get_default_dtype()
+    """The first precision of these that is computed in."""
+    return next((t.dtype for t in like if is_computed_in(t.dtype)), torch.get_default_dtype())
 
 
 @contextmanager

@@ -174,3 +174,5 @@ def test_the_mark_is_no_weight(shards: str, tmp_path: Path) -> None:
     assert outcome.unexpected_keys == []
     assert set(outcome.missing_keys) <= {"lm_head.weight"}
     assert not any("load_latent" in key for key in model.state_dict())
+    model.save_pretrained(tmp_path / "gathered", state_dict=model.state_dict())
+    assert any("load_latent" in key for key in load_file(tmp_path / "gathered" / "model.safetensors"))
