@@ -2,30 +2,23 @@
 
 The library is compiled for the processor it will run on, with the machine's own C++ compiler, in a few
 seconds; it is kept in ``$FQ_TOOLKIT_CACHE`` (default ``~/.cache/fq-toolkit``) under a name that changes with
-the source, the compiler and the processor.  Without a compiler the reference kernels take over.
+the source, the compiler and the processor (see `fq_toolkit.kernels.native_build`).  Without a
+compiler the reference kernels take over.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fq_toolkit.cache import cache_folder
+from fq_toolkit.kernels import native_build
 
 logger = logging.getLogger("fq_toolkit")
 
-_SOURCES = Path(__file__).with_name("cpu")
 #: Names of the element types in the C++ source.
 _FEATURES = {
     torch.float16: "_Float16",
@@ -72,113 +65,14 @@ class _Commit(ctypes.Structure):
     )  # fmt: skip
 
 
-class _BuildError(Exception):
-    """The kernels could not be compiled or loaded; the message says why."""
-
-
-def _compiler() -> str:
-    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
-    raise _BuildError("no C++ compiler was found (looked for $CXX, c++, g++ and clang++)")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-
-
-def _writable_folder() -> Path:
-    """The cache, or a temporary folder where it cannot be written."""
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="fq-toolkit-"))
-
-
-def _checksum(library: Path) -> str:
-    return hashlib.sha256(library.read_bytes()).hexdigest()
-
-
-def _checksum_file(library: Path) -> Path:
-    return library.with_suffix(".sha256")
-
-
-def _is_intact(library: Path) -> bool:
-    """Loading a damaged library would crash the process, so its checksum is looked at first."""
-    try:
-        return _checksum_file(library).read_text() == _checksum(library)
-    except OSError:
-        return False
-
-
-def _compile(compiler: str, feature: str, target: Path) -> None:
-    """Compile the source for one element type into ``target``, which appears complete or not at all."""
-    # torch's own OpenMP runtime, so that both share one pool of threads.
-    runtimes = sorted(str(path) for path in (Path(torch.__file__).parent / "lib").glob("lib*omp*.so*"))
-    attempts = [
-        (["-march=native", "-fopenmp"], runtimes),
-        (["-march=native", "-fopenmp"], ["-fopenmp"]),
-        (["-march=native"], []),
-        ([], []),
-    ]
-    message = ""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        objects, library = Path(folder) / "kernels.o", Path(folder) / target.name
-        for compile_flags, link_flags in attempts:
-            source = ["-c", str(_SOURCES / "kernels.cpp"), f"-DFEATURE={feature}"]
-            commands = (
-                [compiler, "-std=c++17", "-O3", "-fPIC", *compile_flags, *source, "-o", str(objects)],
-                [compiler, "-shared", str(objects), "-o", str(library), *link_flags],
-            )
-            try:
-                for command in commands:
-                    subprocess.run(
-                        command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
-                    )
-                ctypes.CDLL(str(library))
-            except (subprocess.CalledProcessError, OSError) as error:
-                message = getattr(error, "stderr", None) or str(error)
-                continue
-            os.replace(library, target)
-            _checksum_file(target).write_text(_checksum(target))
-            return
-    raise _BuildError(f"{compiler} could not compile the kernels: {message.strip().splitlines()[-1:]}")
-
-
 @functools.lru_cache
 def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     """The library for features of one dtype, compiled if need be.
 
     Raises:
-        _BuildError: when it cannot be.
+        BuildError: when it cannot be.
     """
-    compiler = _compiler()
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    sources = [path.read_text() for path in sorted(_SOURCES.iterdir())]
-    identity = "\0".join([*sources, version.stdout, _processor(), torch.__version__])
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    name = f"cpu_kernels-{_FEATURES[dtype].strip('_').lower()}-{digest}.so"
-    target = _writable_folder() / name
-    if not _is_intact(target):
-        logger.info("compiling the CPU kernels for %s with %s, once", dtype, compiler)
-        _compile(compiler, _FEATURES[dtype], target)
-    loaded = ctypes.CDLL(str(target))
-    for op in ("quantize_forward", "quantize_backward", "ema_commit", "decode"):
-        function = loaded[f"fq_{op}"]
-        function.argtypes = [ctypes.c_void_p]
-        function.restype = ctypes.c_int
-    return loaded
+    return native_build.load(_FEATURES[dtype])
 
 
 @functools.lru_cache
@@ -186,7 +80,7 @@ def problem(dtype: torch.dtype = torch.float32) -> str | None:
     """Why features of this dtype cannot use the compiled kernels, or None.  The first call compiles them."""
     try:
         loaded = library(dtype)
-    except (_BuildError, OSError) as error:
+    except (native_build.BuildError, OSError) as error:
         return f"cannot be built: {error}"
     if not loaded.fq_parallel():
         logger.warning("the compiler has no OpenMP: the CPU kernels will run on one thread")
