@@ -72,7 +72,8 @@ def _(value: Tensor, group: str, ranks: int) -> Tensor:
 
 
 def rank_and_size(group: str) -> tuple[int, int]:
-    """This process's rank in the named group, and the group's size."""
+    """This process's rank in the named group, and the group's size: asked before anything is gathered."""
+    _refuse_uneven_inputs()
     process_group = _resolve(group)
     return dist.get_rank(process_group), dist.get_world_size(process_group)
 
@@ -89,8 +90,8 @@ def _refuse_uneven_inputs() -> None:
         raise RuntimeError(
             "a FeatureQuantizer sums its statistics over the ranks in every training forward, which a rank "
             "that has run out of inputs under DistributedDataParallel.join() does not join; give all ranks "
-            'the same number of batches (drop_last=True), or build it with update="manual" and call '
-            "commit_updates(model) after the block"
+            'the same number of batches (drop_last=True), or build it with update="manual", let it start '
+            "before the block and call commit_updates(model) after it"
         )
 
 

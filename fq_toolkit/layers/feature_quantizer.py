@@ -316,9 +316,10 @@ class FeatureQuantizer(ReferenceStates):
             )
         if task is None and not transformed and not tracing.under_export():
             self.notice_writes(learning)
-        if learning and self.update == "training" and self.waits_for_model() and self.is_due():
-            # A second forward before the end of the model's: the first one's update comes before its lookup.
-            updates.commit_staged([self])
+            if self.coalesced and self.training and (learning or self.awaited) and self.is_left_due():
+                # A second lookup before the end of the model's forward, or after a forward that failed:
+                # the update of the first comes before it, as in a single process.
+                updates.commit_staged([self])
         self.start(features, rows, learning)
         dictionary = self.consult(torch.is_grad_enabled() and features.requires_grad, task, in_band)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -190,6 +191,12 @@ def quantize_discriminator(
     _check_names(names, modules)
     planned, axes = [], {}
     given = options.pop("channel_dim", None)
+    for name in given if isinstance(given, Mapping) else ():
+        if name not in names:
+            raise ValueError(
+                f"channel_dim names {name!r}, which is not among the modules to quantize: "
+                f"{', '.join(map(repr, names))}"
+            )
     for name in names:
         shape = _output_shape(name, modules[name], probed)
         axes[name] = _channel_axis(name, probed[name], shape, given)
@@ -326,9 +333,12 @@ def _probe(model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: A
         dtype = None if features is None else features.dtype
         axis = None
         if features is not None:
-            if (told := _axis_by_kind(module, features.ndim)) is not None:
+            told = _axis_by_kind(module, features.ndim)
+            # The operations come first: a subclass may return another layout than its parent.
+            if told is not None and provenance.axis(features) is None and not provenance.is_mixed(features):
                 provenance.tell(features, told)
-            axis, places[name] = provenance.axis(features), place_of(features)
+            known = provenance.axis(features)
+            axis, places[name] = told if known is None else known, place_of(features)
         seen[name] = _Probed(shape, device, dtype, not isinstance(output, Tensor), calls + 1, axis)
 
     hooks = [module.register_forward_hook(note) for module in names]
@@ -339,14 +349,29 @@ def _probe(model: nn.Module, modules: Mapping[str, nn.Module], example_inputs: A
     finally:
         for hook in hooks:
             hook.remove()
-    outputs = (x for x in tree_leaves(result) if isinstance(x, Tensor))
-    ends = frozenset[Place]().union(*(provenance.made_from(x) for x in outputs))
+    ends = frozenset[Place]().union(*(provenance.made_from(x) for x in _tensors_in(result)))
     for name, place in places.items():
         seen[name] = seen[name]._replace(is_output=place in ends)
     for name, module in modules.items():  # a module under two names ran under both
         if names[module] in seen:
             seen.setdefault(name, seen[names[module]])
     return seen
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in what a model returned: containers, dataclasses and other objects that hold some."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        for leaf in tree_leaves(waiting.pop()):
+            if isinstance(leaf, Tensor):
+                yield leaf
+            elif id(leaf) not in seen and not isinstance(leaf, nn.Module | type):
+                seen.add(id(leaf))
+                if dataclasses.is_dataclass(leaf):  # with or without slots
+                    waiting.append([getattr(leaf, field.name, None) for field in dataclasses.fields(leaf)])
+                else:
+                    waiting.append(list(getattr(leaf, "__dict__", {}).values()))
 
 
 #: Modules that say where their channels are, also where the operations inside them do not.
@@ -359,10 +384,11 @@ _CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn
 
 
 def _axis_by_kind(module: nn.Module, ndim: int) -> int | None:
-    """The channel axis that a kind of module is known for."""
+    """The channel axis that a kind of module is known for, where the operations inside it do not tell."""
     if isinstance(module, _CHANNELS_FIRST):
         return 1
-    return ndim - 1 if isinstance(module, _CHANNELS_LAST) else None
+    over_last = isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1
+    return ndim - 1 if over_last or isinstance(module, _CHANNELS_LAST) else None
 
 
 def _channel_axis(
@@ -373,7 +399,7 @@ def _channel_axis(
         given = given.get(name)
     if given is not None or len(shape) == 2:
         return resolve_channel_dim(len(shape), given)
-    if found.axis is None:
+    if not found.axis:  # none, or the batch axis
         raise ValueError(
             f"nothing tells which axis of the output of {name!r}, shape {shape}, holds the channels; pass "
             f"channel_dim={{{name!r}: axis}}, 1 for (B, C, ...) and -1 for (B, ..., C)"
@@ -381,62 +407,113 @@ def _channel_axis(
     return found.axis
 
 
-class _Probe(nn.Module):
-    """Stands where a quantizer would, and counts."""
+class _StandIn(nn.Module):
+    """Stands where a quantizer would, and notes how it is run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.runs = 0
         self.last: Any = None
+        self.got_more = False
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         self.runs += 1
         self.last = x
+        self.got_more |= bool(args or kwargs)
         return x
+
+
+class _Trial:
+    """What chosen modules did in one forward.
+
+    Attributes:
+        returned: their features, call by call.
+        stood_in: for each call whether the stand-in ran, once and on just what the module returned; None
+            where it ran in another way.
+        child_runs: how often each of their own children ran.
+    """
+
+    def __init__(self, model: nn.Module, chosen: Mapping[str, nn.Module], example_inputs: Any) -> None:
+        self.returned: dict[str, list[Tensor | None]] = {name: [] for name in chosen}
+        self.stood_in: dict[str, list[bool | None]] = {name: [] for name in chosen}
+        children = {child for module in chosen.values() for child in module.children()}
+        self._runs: dict[nn.Module, int] = {child: 0 for child in children if not isinstance(child, _StandIn)}
+        hooks = [child.register_forward_hook(self._count) for child in self._runs]
+        hooks += [module.register_forward_hook(self._note(name)) for name, module in chosen.items()]
+        args, kwargs = _arguments(example_inputs)
+        try:
+            with _untouched(model):
+                model(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.child_runs = {
+            name: [self._runs[child] for child in module.children() if child in self._runs]
+            for name, module in chosen.items()
+        }
+
+    def _count(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._runs[module] += 1
+
+    def _note(self, name: str) -> Any:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            features = _features(output)
+            # A copy, as an activation in place may follow.
+            self.returned[name].append(None if features is None else features.clone())
+            stand_in = module._modules.get(CHILD)
+            if isinstance(stand_in, _StandIn):
+                runs, stand_in.runs = stand_in.runs, 0
+                proper = runs == 1 and features is stand_in.last and not stand_in.got_more
+                self.stood_in[name].append(False if runs == 0 else True if proper else None)
+
+        return note
 
 
 def _needs_hook(model: nn.Module, chosen: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, bool]:
     """Whether each module's quantizer must be run by a hook: not where the module runs all its children.
 
-    Tried in a forward of its own, with a stand-in as the last child.
+    Tried in two forwards, without and with a stand-in as the last child.
 
     Raises:
-        ValueError: a module that runs a new child, but not on what it returns, or not once.
+        ValueError: a module that a new child changes, or that runs it in another way than once on just what
+            the module returns.
     """
-    probes = {name: _Probe() for name in chosen}
-    ran: dict[str, list[bool]] = {name: [] for name in chosen}
-
-    def watch(name: str) -> Any:
-        before = [0]
-
-        def note(module: nn.Module, args: Any, output: Any) -> None:
-            probe = probes[name]
-            runs, before[0] = probe.runs - before[0], probe.runs
-            features = _features(output)
-            if runs > 1 or (runs == 1 and features is not probe.last):
-                raise ValueError(
-                    f"{name!r} ({type(module).__name__}) runs its children itself, and a quantizer among "
-                    f"them would run {runs} time(s) on something else than what the module returns; name the "
-                    "module inside it whose output is meant"
-                )
-            ran[name].append(runs == 1)
-
-        return note
-
-    hooks = []
+    alone = _Trial(model, chosen, example_inputs)
     try:
-        for name, module in chosen.items():
-            module.add_module(CHILD, probes[name])
-            hooks.append(module.register_forward_hook(watch(name)))
-        args, kwargs = _arguments(example_inputs)
-        with _untouched(model):
-            model(*args, **kwargs)
+        for module in chosen.values():
+            module.add_module(CHILD, _StandIn())
+        tried = _Trial(model, chosen, example_inputs)
+    except Exception as error:
+        suspects = [name for name, module in chosen.items() if not _runs_its_children(module)]
+        raise ValueError(
+            f"the model fails with a new child in {', '.join(map(repr, suspects or chosen))}: one of them "
+            f"runs its children itself; name the module inside it whose output is meant ({error})"
+        ) from error
     finally:
-        for hook in hooks:
-            hook.remove()
         for module in chosen.values():
             module._modules.pop(CHILD, None)
-    return {name: not all(runs) for name, runs in ran.items()}
+    for name, module in chosen.items():
+        joined = tried.stood_in[name]
+        before, after = alone.returned[name], tried.returned[name]
+        if (
+            None in joined
+            or len(set(joined)) > 1
+            or alone.child_runs[name] != tried.child_runs[name]
+            or (any(joined) and not all(map(_alike, before, after)))
+        ):
+            raise ValueError(
+                f"{name!r} ({type(module).__name__}) runs its children itself, and a quantizer among them "
+                "would change what it does, run on something else than what it returns, or not once; name "
+                "the module inside it whose output is meant"
+            )
+    return {name: not any(joined) for name, joined in tried.stood_in.items()}
+
+
+def _alike(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two runs returned the same features, up to kernels that round differently from run to run."""
+    if a is None or b is None or a.shape != b.shape:
+        return a is b
+    return torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 def _check_names(names: list[str], modules: Mapping[str, nn.Module]) -> None:

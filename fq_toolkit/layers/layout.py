@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fq_toolkit.kernels import tracing
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -72,8 +74,8 @@ def check_features(x: Tensor, dim: int, channel_dim: int | None) -> FeatureLayou
             f"features must be float16, bfloat16, float32 or float64, got {x.dtype}; convert them first"
         )
     axis = resolve_channel_dim(x.ndim, channel_dim)
-    # Not while tracing: there it would make a constant of a length that may vary.
-    if channel_dim is None and x.ndim == 3 and not torch.compiler.is_compiling():
+    # Not in an export: the comparison would bound a length that is to vary.
+    if channel_dim is None and x.ndim == 3 and not tracing.under_export():
         if x.shape[1] == x.shape[2] == dim:
             raise ValueError(
                 f"features of shape {tuple(x.shape)} have dim={dim} on both axes, which may be (B, L, C) or "

@@ -27,8 +27,18 @@ _LAST = {"addmm", "mm", "linear", "_addmm_activation", "mkldnn_linear", "embeddi
 _WEIGHTED = {*_LAST, "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"}
 #: Operations in which two features meet, so that neither of them is the result.
 _PRODUCTS = {"mul", "bmm", "baddbmm", "dot", "mv"}
+#: Operations that may change how many channels there are, but not where.
+_RESIZING = {
+    *("cat", "slice", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "narrow"),
+    *("glu", "index_select", "repeat", "constant_pad_nd"),
+}
 _VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 _REDUCTIONS = {"select", "squeeze", "mean", "sum", "amax", "amin"}
+
+#: In place of an axis: the channels are among the rows of a matrix, as before a linear layer over positions.
+_MERGED = -2
+#: And the result of that layer, which may be said to have its channels on either axis.
+_MIXED = -1
 
 Place = tuple[int, tuple[int, ...], tuple[int, ...]]
 
@@ -56,6 +66,14 @@ class Provenance(TorchDispatchMode):
 
     def axis(self, x: Tensor) -> int | None:
         """The channel axis of a tensor of this pass, None where no operation tells."""
+        axis = self._noted(x)
+        return None if axis is None or axis < 0 else axis
+
+    def is_mixed(self, x: Tensor) -> bool:
+        """Whether a linear layer ran over another axis than that of the channels."""
+        return self._noted(x) == _MIXED
+
+    def _noted(self, x: Tensor) -> int | None:
         origin = self._origins.get(place_of(x))
         return None if origin is None else origin.axis
 
@@ -95,13 +113,14 @@ class Provenance(TorchDispatchMode):
     def _axis_of(self, name: str, inputs: list[Tensor], args: Any, result: Tensor) -> int | None:
         if name in _FIRST:
             return 1 if result.ndim > 1 else None
+        noted = {self._noted(x) for x in inputs}
         if name in _LAST:
-            return result.ndim - 1
+            return _MIXED if noted & {_MERGED, _MIXED} else result.ndim - 1
         found = [(x, axis) for x in inputs if (axis := self.axis(x)) is not None]
         if not found:
             # Normalization over the last axis alone is over channels; over several axes it tells nothing.
             over_last = name in ("native_layer_norm", "_fused_rms_norm") and len(args[1]) == 1
-            return result.ndim - 1 if over_last else None
+            return result.ndim - 1 if over_last else _MIXED if _MIXED in noted else None
         source, axis = found[0]
         if name == "permute":
             return [d % source.ndim for d in args[1]].index(axis)
@@ -109,14 +128,25 @@ class Provenance(TorchDispatchMode):
             a, b = (0, source.ndim - 1) if name == "t" else (args[1] % source.ndim, args[2] % source.ndim)
             return {a: b, b: a}.get(axis, axis)
         if name in _VIEWS:
-            return _through_view(tuple(source.shape), axis, tuple(result.shape))
+            seen = _through_view(tuple(source.shape), axis, tuple(result.shape))
+            cut = seen is None and axis < source.ndim - 1 and source.shape[-1] == result.shape[-1]
+            return _MERGED if cut else seen
         if name == "unsqueeze":
             return axis + (axis >= args[1] % result.ndim)
         if name in _REDUCTIONS and result.ndim < source.ndim:
             return _without(source, axis, args, result.ndim)
-        # Everything else keeps its axes: pointwise operations, pooling, padding, resampling, joining.
-        fits = (a for x, a in found if x.ndim == result.ndim and x.shape[a] == result.shape[a])
-        return next(fits, None)
+        if name in ("bmm", "baddbmm"):  # rows are those of the first factor, columns those of the second
+            first, second = self.axis(args[-2]), self.axis(args[-1])
+            return _only({axis for axis, kept in ((first, 1), (second, 2)) if axis == kept})
+        # Everything else keeps its axes: pointwise operations, pooling, padding, resampling, joining.  Where
+        # features with channels on different axes meet, nothing is known.
+        kept = [(x, a) for x, a in found if x.ndim == result.ndim]
+        return _only({a for x, a in kept if name in _RESIZING or x.shape[a] == result.shape[a]})
+
+
+def _only(axes: set[int]) -> int | None:
+    """The one axis in a set, None where there is none or another."""
+    return next(iter(axes)) if len(axes) == 1 else None
 
 
 def _has_place(x: Any) -> bool:

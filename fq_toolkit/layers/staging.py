@@ -54,6 +54,10 @@ class StagedStatistics(StrictState):
             return self.memory.staged
         return self.memory.staged_forwards >= self.update_every
 
+    def is_left_due(self) -> bool:
+        """Whether an update by training forwards is due that has not been committed yet."""
+        return self.update == "training" and self.is_due()
+
     def make_room_to_stage(self) -> None:
         """Create the tensors that statistics are added up in, or bring them to where the dictionary is.
 

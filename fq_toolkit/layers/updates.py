@@ -118,10 +118,19 @@ def commit_after_forward(model: nn.Module, args: Any, output: Any) -> None:
     if not torch.compiler.is_compiling() and in_backward() is not None:
         due = []  # a checkpointed forward is being repeated
     else:
-        due = [layer for layer in awaited if layer.staging and layer.update == "training" and layer.is_due()]
+        # Not in evaluation, which one rank may run alone.
+        due = [layer for layer in awaited if layer.training and layer.staging and layer.is_left_due()]
     if due:
         commit_staged(due)
-    for layer in awaited:
+
+
+def stop_waiting(model: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook of `coalesce_updates` that runs after a failed forward as well: nothing waits any more.
+
+    What has been staged until then is committed before the next lookup, and not here, where this rank may be
+    the only one that failed.
+    """
+    for _, layer in quantizers(model):
         layer.awaited = False
 
 
@@ -148,6 +157,7 @@ class CoalescedUpdates:
         self._hooks = (
             model.register_forward_pre_hook(await_the_end),
             model.register_forward_hook(commit_after_forward),
+            model.register_forward_hook(stop_waiting, always_call=True),
         )
         for layer in self._layers:
             layer.make_room_to_stage()
@@ -166,8 +176,10 @@ def forget_coalescing(model: nn.Module) -> None:
     for hooks, ours in (
         (model._forward_pre_hooks, await_the_end),
         (model._forward_hooks, commit_after_forward),
+        (model._forward_hooks, stop_waiting),
     ):
         for key in [key for key, hook in hooks.items() if hook is ours]:
             del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
     for _, layer in quantizers(model):
         layer.coalesced = layer.awaited = False

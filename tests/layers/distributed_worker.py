@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fq_toolkit.layers import (
     frozen,
     quantize_discriminator,
 )
-from tests.layers.foreign_networks import PairOfNetworks
+from tests.layers.foreign_networks import Enough, PairOfNetworks
 
 STEPS = 4
 
@@ -197,12 +198,21 @@ def shard_with_fsdp(rank: int) -> dict[str, Any]:
     return {name: state[name] for name in ("codebook", "ema_counts", "ema_sums", "num_updates")}
 
 
+def stop_early(model: PairOfNetworks, x: torch.Tensor) -> torch.Tensor:
+    """A forward that ends with an exception, then a part."""
+    with contextlib.suppress(Enough):
+        model(x, "stops")
+    return model.D(x)
+
+
 ENTRIES = {
     "call": lambda model, x: model(x),
     "forward": lambda model, x: model.forward(x),
     "a part": lambda model, x: model.D(x),
     "encode": lambda model, x: model.encode(x),
     "twice": lambda model, x: (model.D(x[: len(x) // 2]), model(x[len(x) // 2 :]))[1],
+    "both halves": lambda model, x: model(x, "both halves"),
+    "stops": stop_early,
 }
 
 

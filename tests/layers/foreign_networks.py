@@ -111,5 +111,15 @@ class PairOfNetworks(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         return self.D(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.D(x)
+    def forward(self, x: Tensor, how: str = "once") -> Tensor:
+        if how == "both halves":
+            real, fake = x.chunk(2)
+            return torch.cat([self.D(real), self.D(fake)])
+        logits = self.D(x)
+        if how == "stops":
+            raise Enough
+        return logits
+
+
+class Enough(Exception):
+    """Raised in the middle of a forward whose rest nobody needs, as some feature extractors do."""

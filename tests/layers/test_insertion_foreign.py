@@ -1,6 +1,7 @@
 """Quantizers in networks of others: channel axes, logit maps, blocks that run their children, copies."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -49,6 +50,7 @@ AXES = [
     (nn.Sequential(nn.Linear(5, 6), nn.RMSNorm(6), nn.Dropout()), (2, 7, 5), 6),
     (nn.Sequential(nn.Linear(5, 6), nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)), (2, 7, 5), 6),
     (nn.Sequential(nn.ConvTranspose1d(2, 6, 4, 2), Twice()), (2, 2, 6), 6),
+    (nn.Sequential(nn.Conv1d(1, 6, 5), nn.Linear(36, 10)), (2, 1, 40), 10),
 ]  # fmt: skip
 
 
@@ -186,6 +188,164 @@ def test_a_block_that_goes_on_after_its_children_is_refused() -> None:
     assert before.count("RunsItsChildren") == 1
 
 
+# --- operations that move, cut and join channels ------------------------------------------------------------
+
+
+class Function(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class LastConv(nn.Conv2d):
+    """A subclass that returns another layout than its parent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).permute(0, 2, 3, 1)
+
+
+class Mixer(nn.Module):
+    """A linear layer over tokens, joined in either order (MLP-Mixer, arXiv 2105.01601)."""
+
+    def __init__(self, tokens: int, dim: int, *, swapped: bool) -> None:
+        super().__init__()
+        self.norm, self.mix, self.swapped = nn.LayerNorm(dim), nn.Linear(tokens, tokens), swapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        return y + x if self.swapped else x + y
+
+
+FUNCTIONS = [
+    (lambda x: torch.cat([x, 2 * x], 1), 1),
+    (lambda x: torch.cat([x, x.std(0, keepdim=True).mean((1, 2, 3), keepdim=True).expand(2, 1, 9, 9)], 1), 1),
+    (lambda x: nn.functional.glu(x, 1), 1),
+    (lambda x: x.chunk(2, 1)[1], 1),
+    (lambda x: x[:, 1:4], 1),
+    (lambda x: x.permute(0, 2, 3, 1)[..., :5].relu(), 3),
+    (lambda x: nn.functional.pad(x, (1, 1, 1, 1)), 1),
+    (lambda x: x.flatten(2).softmax(2), 1),
+    (lambda x: torch.bmm(x.flatten(2), torch.eye(81).expand(2, 81, 81)), 1),
+    (lambda x: torch.einsum("bchw->bhwc", x) * 2, 3),
+]
+
+
+@pytest.mark.parametrize(("function", "axis"), FUNCTIONS)
+def test_the_axis_is_followed_through_functions(function, axis: int) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), Function(function), nn.Flatten(), nn.LazyLinear(1))
+    x = torch.randn(2, 3, 9, 9)
+    handle = quantize_discriminator(net, layers=["1"], num_codes=4, example_inputs=x)
+    (layer,) = handle.layers
+    assert (layer.dim, net[1].feature_quantizer.channel_dim % len(layer.shape)) == (layer.shape[axis], axis)
+
+
+def test_a_subclass_that_permutes_is_not_taken_for_its_parent() -> None:
+    net = nn.Sequential(LastConv(3, 9, 1), nn.Flatten(), nn.LazyLinear(1))
+    quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=torch.randn(2, 3, 9, 9))
+    assert net[0].feature_quantizer.channel_dim == -1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_where_two_axes_meet_nothing_is_guessed(swapped: bool) -> None:
+    net = nn.Sequential(Mixer(7, 5, swapped=swapped), nn.LayerNorm(5), nn.Flatten(), nn.Linear(35, 1))
+    x = torch.randn(2, 7, 5)
+    with pytest.raises(ValueError, match=r"nothing tells which axis .*'0'"):
+        quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=x)
+    handle = quantize_discriminator(net, layers=["1"], num_codes=4, example_inputs=x)
+    assert handle.layers[0].dim == 5
+
+
+@pytest.mark.parametrize(
+    ("norm", "dim"),
+    [(nn.LayerNorm(5), 5), (nn.RMSNorm(5), 5), (nn.BatchNorm1d(4), 4), (nn.GroupNorm(2, 4), 4)],
+)
+def test_a_norm_tells_of_an_input_that_nothing_made(norm: nn.Module, dim: int) -> None:
+    net = nn.Sequential(copy.deepcopy(norm), nn.Flatten(), nn.Linear(20, 1))
+    handle = quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=torch.randn(2, 4, 5))
+    assert handle.layers[0].dim == dim
+
+
+def test_channels_on_the_batch_axis_are_refused() -> None:
+    net = nn.Sequential(nn.Conv1d(3, 6, 1), Reorder(1, 0, 2), nn.Flatten(), nn.LazyLinear(1))
+    with pytest.raises(ValueError, match=r"nothing tells which axis .*'1'"):
+        quantize_discriminator(net, layers=["1"], num_codes=4, example_inputs=torch.randn(2, 3, 5))
+
+
+def test_an_axis_for_a_module_that_is_not_quantized_is_refused() -> None:
+    net = nn.Sequential(nn.Conv1d(3, 6, 1), nn.Flatten(), nn.LazyLinear(1))
+    with pytest.raises(ValueError, match=r"channel_dim names '0\.conv', which is not among"):
+        quantize_discriminator(
+            net, layers=["0"], num_codes=4, example_inputs=torch.randn(2, 3, 5), channel_dim={"0.conv": 1}
+        )
+
+
+# --- outputs and children of other kinds --------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Judgement:
+    logits: Tensor
+    maps: list
+
+
+class WithDataclass(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.post = nn.Conv2d(3, 6, 4, 2, 1), nn.Conv2d(6, 1, 4, 2, 1)
+
+    def forward(self, x: Tensor) -> Judgement:
+        h = self.body(x).relu()
+        return Judgement(self.post(h), [h])
+
+
+def test_auto_finds_the_logits_inside_an_object() -> None:
+    handle = quantize_discriminator(WithDataclass(), layers="auto", num_codes=4, example_inputs=images())
+    assert [layer.name for layer in handle.layers] == ["body"]
+
+
+class GivesMore(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x, *(() if child is self.a else (torch.ones(2),)))
+        return x
+
+
+class HeadIsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        *body, head = self.children()
+        for child in body:
+            x = child(x)
+        return head(x.relu())
+
+
+class LeavesOutTheLast(HeadIsLast):
+    def forward(self, x: Tensor) -> Tensor:
+        for child in list(self.children())[:-1]:
+            x = child(x)
+        return x
+
+
+@pytest.mark.parametrize("block", [GivesMore, HeadIsLast, LeavesOutTheLast])
+def test_a_block_that_a_new_child_would_change_is_refused(block: type[nn.Module]) -> None:
+    net = nn.Sequential(block(), nn.Flatten(), nn.LazyLinear(1))
+    before = net(images()).shape
+    with pytest.raises(ValueError, match="runs its children itself"):
+        quantize_discriminator(net, layers=["0"], num_codes=4, example_inputs=images())
+    assert net(images()).shape == before
+    assert "feature_quantizer" not in repr(net)
+
+
 # --- the handle ---------------------------------------------------------------------------------------------
 
 
@@ -230,6 +390,14 @@ def test_a_sequence_with_two_possible_axes_is_refused() -> None:
         assert FeatureQuantizer(4, 8, channel_dim=axis)(torch.randn(2, 4, 4)).shape == (2, 4, 4)
     with pytest.raises(ValueError, match="as from a Conv1d, build it with channel_dim=1"):
         FeatureQuantizer(4, 8)(torch.randn(2, 4, 9))
+
+
+def test_a_compiled_layer_refuses_them_too() -> None:
+    layer = torch.compile(FeatureQuantizer(4, 8, init="normal").eval(), backend="aot_eager")
+    layer(torch.randn(2, 5, 4))
+    layer(torch.randn(2, 6, 4))  # from here on the length varies
+    with pytest.raises(ValueError, match="dim=4 on both axes"):
+        layer(torch.randn(2, 4, 4))
 
 
 @pytest.mark.parametrize("lengths", [[-1, 2], [2, 8], [2**40, 1]])
