@@ -115,9 +115,9 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 UNTRACED = ("data.copy_", "numpy", "state_dict().data.copy_")
 
 
-@pytest.mark.parametrize("forwards", [0, 1, 5])
+@pytest.mark.parametrize("forwards", [0, 4])
 @pytest.mark.parametrize("write", [name for name in WRITES if name not in UNTRACED])
-@pytest.mark.parametrize("options", STARTS, ids=str)
+@pytest.mark.parametrize("options", STARTS[::2], ids=str)
 @pytest.mark.usefixtures("like_a_gpu")
 def test_every_traced_write_is_seen_without_comparing_bits(options: dict, write: str, forwards: int) -> None:
     test_every_write_ends_where_set_codebook_does(options, write, forwards)
