@@ -15,6 +15,7 @@ from tests.layers.foreign_networks import (
     PatchDiscriminator,
     Recurrent,
     RunsItsChildren,
+    VisionTransformer,
 )
 
 
@@ -113,6 +114,18 @@ def test_foreign_networks_have_the_channels_of_their_layers() -> None:
     assert handle.layers[0].dim == 8
 
 
+def test_a_vision_transformer_has_its_channels_last() -> None:
+    net = VisionTransformer()
+    names = ["patches", "blocks.0", "blocks.1.proj", "blocks.1.mlp"]
+    handle = quantize_discriminator(net, layers=names, num_codes=4, example_inputs=images())
+    assert [layer.dim for layer in handle.layers] == [16] * 4
+    modules = dict(net.named_modules())
+    axes = [modules[f"{name}.feature_quantizer"].channel_dim for name in names]
+    assert axes == [1, -1, -1, -1]
+    net(images()).sum().backward()
+    assert all(int(modules[f"{name}.feature_quantizer"].num_updates) == 1 for name in names)
+
+
 # --- auto ---------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +139,17 @@ def test_auto_leaves_the_map_of_logits_alone(end: tuple[nn.Module, ...]) -> None
     assert all(layer.dim > 1 for layer in handle.layers)
     assert {layer.name for layer in handle.layers} == {"1", "4"}
     assert before > 0
+
+
+def test_auto_takes_the_blocks_of_a_dcgan() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True),
+        nn.Conv2d(4, 6, 4, 2, 1, bias=False), nn.BatchNorm2d(6), nn.LeakyReLU(0.2, True),
+        nn.Conv2d(6, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8), nn.LeakyReLU(0.2, True),
+        nn.Conv2d(8, 1, 4, 1, 0, bias=False), nn.Sigmoid(),
+    )  # fmt: skip
+    handle = quantize_discriminator(net, layers="auto", num_codes=4, example_inputs=images())
+    assert [(layer.name, layer.dim) for layer in handle.layers] == [("1", 4), ("4", 6), ("7", 8)]
 
 
 def test_auto_takes_maps_that_are_returned_on_the_way() -> None:
