@@ -20,6 +20,7 @@ def _backward_kernel(
     indices,
     gradient,
     num_rows,
+    num_codes,
     rows_per_sample,
     size_p,
     size_q,
@@ -43,7 +44,8 @@ def _backward_kernel(
 ):
     """``dx = g + 2 h[b] (x - q)`` for valid rows and g for the others; q is gathered again, not saved.
 
-    Compiled without floating-point contraction, which makes it equal to the reference bit for bit.
+    Compiled without floating-point contraction, which makes it equal to the reference bit for bit.  An index
+    beyond the codes, which no forward pass gives, makes NaN rather than a read beyond the codebook.
     """
     work = tl.float64 if WIDE else tl.float32
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -52,13 +54,14 @@ def _backward_kernel(
     m_tile = m_n[:, None] & (d < DIM)[None, :]
     b_index = tl.load(indices + n, mask=m_n, other=-1)
     b_weight = 2.0 * tl.load(grad_error + n // rows_per_sample, mask=m_n, other=0.0).to(work)
-    m_valid = (b_index >= 0)[:, None] & m_tile
+    m_valid = ((b_index >= 0) & (b_index < num_codes))[:, None] & m_tile
     wide_d = d.to(tl.int64)[None, :]
     p_x = x + row_offset(n, size_p, size_q, x_b, x_p, x_q)[:, None] + wide_d * x_c
     p_q = codebook + b_index.to(tl.int64)[:, None] * DIM + d[None, :]
     b_x = tl.load(p_x, mask=m_valid, other=0.0).to(work)
     b_q = tl.load(p_q, mask=m_valid, other=0.0).to(work)
     b_gradient = tl.where(m_valid, b_weight[:, None] * (b_x - b_q), 0.0)
+    b_gradient = tl.where((b_index < num_codes)[:, None], b_gradient, float("nan"))
     if HAS_GRAD:
         p_g = grad_out + row_offset(n, size_p, size_q, g_b, g_p, g_q)[:, None] + wide_d * g_c
         b_gradient += tl.load(p_g, mask=m_tile, other=0.0).to(work)
@@ -108,6 +111,7 @@ def quantize_backward(
             indices.contiguous(),
             gradient,
             num_rows,
+            codebook.shape[0],
             height * width,
             size_p,
             size_q,

@@ -155,17 +155,7 @@ def ema_commit_(
         eps: the smoothing constant.
         debias: divide by ``1 - l^t`` before the codes are formed.
         config: another launch than the one in the table, for tests and measurements.
-
-    Raises:
-        ValueError: if a changed tensor is not contiguous.
     """
-    changed = {"codebook": codebook, "ema_counts": ema_counts, "ema_sums": ema_sums, "center": center}
-    for name, tensor in changed.items():
-        if not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} is changed in place and must be contiguous, got shape {tuple(tensor.shape)} with "
-                f"strides {tensor.stride()}; pass {name}.contiguous() and copy the result back"
-            )
     num_codes, dim = codebook.shape
     config = config or launch_config("commit", 0, num_codes, dim, codebook.dtype, device_capability(codebook))
     code_programs = triton.cdiv(num_codes, config.block_k)

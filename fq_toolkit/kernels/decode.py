@@ -33,17 +33,51 @@ def can_attend_one(query: Tensor, key: Tensor, value: Tensor, slots: tuple[Tenso
         and query.dtype is key.dtype is value.dtype is slot_key.dtype is slot_value.dtype is torch.float32
         and query.is_cpu
         and key.is_cpu
+        and value.is_cpu
         and slot_key.is_cpu
+        and slot_value.is_cpu
         and not (
             torch.is_grad_enabled()
             and any(x.requires_grad for x in (query, key, value, slot_key, slot_value))
         )
+        and not (query.is_neg() or key.is_neg() or value.is_neg() or slot_key.is_neg() or slot_value.is_neg())
         and not torch.jit.is_tracing()
         and not tracing.under_transform()
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
         and slot_key.stride(3) == slot_value.stride(3) == 1
         and usable()
     )
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor, slot_key: Tensor, slot_value: Tensor) -> None:
+    """Raise ValueError for what the kernel would read beyond; each comparison is one of tuples."""
+    tensors = (query, key, value, slot_key, slot_value)
+    problem = None
+    if not query.ndim == key.ndim == value.ndim == slot_key.ndim == slot_value.ndim == 4:
+        problem = "each must have four dimensions"
+    else:
+        batch, heads, one, key_dim = query.shape
+        _, groups, length, value_dim = value.shape
+        own, _, count, _ = slot_key.shape
+        if one != 1 or key_dim < 1 or groups < 1 or heads % groups or length + count < 1:
+            problem = "there must be one query, channels, positions and whole groups of heads"
+        elif key.shape != (batch, groups, length, key_dim) or value.shape[0] != batch:
+            problem = "key and value must agree with the query and with each other"
+        elif own not in (1, batch) or slot_key.shape != (own, groups, count, key_dim):
+            problem = "the keys of the slots must agree with those of the text"
+        elif slot_value.shape != (own, groups, count, value_dim):
+            problem = "the values of the slots must agree with their keys and with those of the text"
+        elif not all(tensor.dtype is torch.float32 and tensor.is_cpu for tensor in tensors):
+            problem = "each must be float32 on a CPU"
+        elif any(tensor.is_neg() for tensor in tensors):
+            problem = "none may be the imaginary part of a conjugate: call resolve_neg()"
+        elif not all(tensor.stride(3) == 1 or tensor.shape[3] <= 1 for tensor in tensors):
+            problem = "the channels of each must be adjacent"
+    if problem:
+        given = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(
+            f"no attention over these tensors: {problem}; got query, key, value and slots of shapes {given}"
+        )
 
 
 def attend_one(
@@ -63,10 +97,12 @@ def attend_one(
 
     Raises:
         MemoryError: without memory for a number per position.
+        ValueError: tensors that :func:`can_attend_one` refuses, or shapes that do not go with each other.
     """
+    slot_key, slot_value = slots
+    _check_shapes(query, key, value, slot_key, slot_value)
     batch, heads, _, key_dim = query.shape
     _, groups, length, value_dim = value.shape
-    slot_key, slot_value = slots
     own, _, count, _ = slot_key.shape
     out = query.new_empty((batch, 1, heads, value_dim))  # whatever the default dtype and device
     of_batch, of_head, _, _ = query.stride()

@@ -50,7 +50,7 @@ class _Backward(ctypes.Structure):
     _fields_ = (
         ("x", _Pointer), ("shape", _Sizes), ("strides", _Sizes), ("grad_strides", _Sizes), ("out_strides",
         _Sizes), ("codebook", _Pointer), ("indices", _Pointer), ("grad_error", _Pointer), ("grad", _Pointer),
-        ("out", _Pointer), ("threads", ctypes.c_int32),
+        ("out", _Pointer), ("num_codes", ctypes.c_int64), ("threads", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -101,7 +101,13 @@ def check_status(status: int, x: Tensor) -> None:
 
     Raises:
         MemoryError: when memory ran out.
+        IndexError: when an index belongs to no code.
     """
+    if status == 2:
+        raise IndexError(
+            f"the indices of features of shape {tuple(x.shape)} point beyond the codebook: they must be "
+            "those of the forward pass with this codebook"
+        )
     if status != 0:
         raise MemoryError(f"out of memory in the CPU kernels, on a tensor of shape {tuple(x.shape)}")
 
@@ -156,7 +162,8 @@ def quantize_backward(
     gradient = torch.empty_like(x)
     if gradient.numel() == 0:
         return gradient
-    codebook, grad_error = codebook.contiguous(), grad_error.contiguous()
+    # Named, so that a copy outlives the call.
+    codebook, grad_error, indices = codebook.contiguous(), grad_error.contiguous(), indices.contiguous()
     passed = grad_out.numel() > 0
     arguments = _Backward(
         x=x.data_ptr(),
@@ -165,10 +172,11 @@ def quantize_backward(
         grad_strides=_sizes(grad_out.stride() if passed else x.stride()),
         out_strides=_sizes(gradient.stride()),
         codebook=codebook.data_ptr(),
-        indices=indices.contiguous().data_ptr(),
+        indices=indices.data_ptr(),
         grad_error=grad_error.data_ptr(),
         grad=grad_out.data_ptr() if passed else None,
         out=gradient.data_ptr(),
+        num_codes=codebook.shape[0],
         threads=threads_for(16 * x.numel()),
     )
     check_status(library(x.dtype).fq_quantize_backward(ctypes.byref(arguments)), x)
@@ -188,9 +196,6 @@ def ema_commit_(
     debias: bool,
 ) -> None:
     """See `fq_toolkit.kernels.reference.ema_commit_`."""
-    state = (codebook, ema_counts, ema_sums, center, num_updates)
-    if not all(tensor.is_contiguous() for tensor in state):
-        raise ValueError("the state of a dictionary must be contiguous; call .contiguous() on it")
     counts, sums = counts.to(torch.float32).contiguous(), sums.contiguous()
     arguments = _Commit(
         codebook=codebook.data_ptr(),

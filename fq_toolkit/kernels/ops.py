@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.kernels import native, reference, tracing
+from fq_toolkit.kernels.arguments import check_backward, check_commit, check_forward
 
 logger = logging.getLogger("fq_toolkit")
 
@@ -125,6 +126,7 @@ def _quantize_forward(
     with_sums: bool,
     exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_forward(x, codebook, center, mask, strength)
     backend = select_backend(x)
     # On the CPU, so that reading it waits for no device. None is 1, as nearly always.
     blend = 1.0 if strength is None else float(strength)
@@ -153,6 +155,7 @@ def _(
     with_sums: bool,
     exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_forward(x, codebook, center, mask, strength)
     batch, channels, height, width = x.shape
     num_codes = codebook.shape[0]
     return (
@@ -168,6 +171,7 @@ def _(
 def _quantize_backward(
     grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor
 ) -> Tensor:
+    check_backward(grad_out, grad_error, x, codebook, indices)
     backend = select_backend(x)
     if backend == "triton":
         return _triton("backward").quantize_backward(grad_out, grad_error, x, codebook, indices)
@@ -177,6 +181,7 @@ def _quantize_backward(
 
 @_quantize_backward.register_fake
 def _(grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+    check_backward(grad_out, grad_error, x, codebook, indices)
     return torch.empty_like(x)
 
 
@@ -197,6 +202,7 @@ def ema_commit_(
     debias: bool,
 ) -> None:
     """One moving-average step of the dictionary, in place; see `fq_toolkit.kernels.reference.ema_commit_`."""
+    check_commit(codebook, ema_counts, ema_sums, center, num_updates, counts, sums, decay, eps)
     backend = select_backend(codebook)
     if backend == "triton":
         run = _triton("commit").ema_commit_
@@ -229,7 +235,7 @@ def _(
     eps: float,
     debias: bool,
 ) -> None:
-    return None
+    check_commit(codebook, ema_counts, ema_sums, center, num_updates, counts, sums, decay, eps)
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -42,8 +42,8 @@ def quantize(
 
     Raises:
         TypeError: integer or complex features, or such a codebook.
-        ValueError: a codebook that is not ``(K, C)`` with K at least 1, an unknown precision, a wrong mask
-            shape.
+        ValueError: a codebook that is not ``(K, C)`` with K and C at least 1, or is on another device, an
+            unknown precision, a wrong mask shape.
 
     Example:
         >>> import torch
@@ -56,8 +56,15 @@ def quantize(
     if not isinstance(codebook, Tensor) or not codebook.is_floating_point():
         given = codebook.dtype if isinstance(codebook, Tensor) else type(codebook).__name__
         raise TypeError(f"codebook must be a floating-point tensor, got {given}")
-    if codebook.ndim != 2 or codebook.shape[0] < 1:
-        raise ValueError(f"codebook must be (K, C) with at least one code, got shape {tuple(codebook.shape)}")
+    if codebook.layout != torch.strided:
+        raise TypeError(f"codebook must be a dense tensor, got {codebook.layout}; call to_dense() first")
+    if codebook.ndim != 2 or codebook.numel() < 1:
+        raise ValueError(
+            "codebook must be (K, C) with at least one code and one channel, got shape "
+            f"{tuple(codebook.shape)}"
+        )
+    if isinstance(x, Tensor) and x.device != codebook.device:
+        raise ValueError(f"x is on {x.device} and codebook on {codebook.device}; move one to the other")
     if precision not in ("exact", "fast"):
         raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
     layout = check_features(x, codebook.shape[1], channel_dim)

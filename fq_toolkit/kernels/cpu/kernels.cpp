@@ -64,8 +64,16 @@ struct BackwardArguments {
   const float* grad_error;
   const void* grad;
   void* out;
+  int64_t num_codes;
   int32_t threads;
 };
+
+bool beyond_the_codes(const BackwardArguments& a) {
+  int32_t largest = -1;
+  const int64_t rows = shape_of(a.shape).rows();
+  for (int64_t n = 0; n < rows; n++) largest = std::max(largest, a.indices[n]);
+  return largest >= a.num_codes;
+}
 
 template <class T>
 void backward(const BackwardArguments& a) {
@@ -84,7 +92,7 @@ void backward(const BackwardArguments& a) {
 
 }  // namespace
 
-// Each returns 0, or 1 when memory ran out.
+// Each returns 0, 1 when memory ran out, or 2 when an index belongs to no code.
 extern "C" int fq_quantize_forward(const ForwardArguments* arguments) {
   try {
     forward<FEATURE>(*arguments);
@@ -96,6 +104,7 @@ extern "C" int fq_quantize_forward(const ForwardArguments* arguments) {
 
 extern "C" int fq_quantize_backward(const BackwardArguments* arguments) {
   try {
+    if (beyond_the_codes(*arguments)) return 2;
     backward<FEATURE>(*arguments);
     return 0;
   } catch (const std::bad_alloc&) {
