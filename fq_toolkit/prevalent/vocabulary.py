@@ -2,9 +2,9 @@
 
 import json
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +13,16 @@ from fq_toolkit.prevalent.instruction_limit import LONGEST
 from fq_toolkit.training.atomic import write_atomic
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_WORD = re.compile(r"<\w+>|\w+|[^\w\s]|_")
+_TAG = re.compile(r"(<\w+>)")
 _LONGEST_WORD = 100  # characters; longer ones are unknown, as in BERT
 
 
 class Vocabulary:
     """Words and their numbers; splits a text into them, the longest first, as WordPiece does.
 
-    Text is lower-cased, accents are dropped, punctuation stands alone, and a tag such as ``<nav>`` is one
-    word where the vocabulary has it. With BERT's vocabulary the pieces are BERT's; in a vocabulary that was
+    Text is lower-cased and split as BERT does it, by the `tokenizers` library: accents are dropped,
+    punctuation and Chinese characters stand alone. A tag such as ``<nav>`` is one word where the vocabulary
+    has it. With BERT's vocabulary the pieces are BERT's; in a vocabulary that was
     trained here every word is whole, and what it does not have is ``[UNK]``.
 
     Args:
@@ -127,29 +128,38 @@ class Vocabulary:
     def pieces(self, text: str) -> list[int]:
         """Return the numbers of a text, without ``[CLS]`` and ``[SEP]``."""
         found: list[int] = []
-        for word in _words(text):
-            if word[0] == "<" and len(word) > 1 and word not in self._numbers:
-                for part in ("<", word[1:-1], ">"):
-                    found += self._split(part)
-            else:
-                found += self._split(word)
+        for part, is_tag in self._parts(text):
+            if is_tag:
+                found.append(self._numbers[part])
+            elif part:
+                found += self._tokenizer.encode(part, add_special_tokens=False).ids
         return found
 
-    def _split(self, word: str) -> list[int]:
-        """Return the longest known beginning, then the longest known ``##`` rest, and so on."""
-        found: list[int] = []
-        start = 0
-        while start < len(word):
-            mark = "##" if start else ""
-            for end in range(len(word), start, -1):
-                number = self._numbers.get(mark + word[start:end])
-                if number is not None:
-                    break
+    def _parts(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Yield the tags that the vocabulary has, and the texts between them."""
+        between = ""
+        for part in _TAG.split(text):
+            if part[:1] == "<" and part.lower() in self._numbers:
+                yield between, False
+                yield part.lower(), True
+                between = ""
             else:
-                return [self.unk]
-            found.append(number)
-            start = end
-        return found if len(word) <= _LONGEST_WORD else [self.unk]
+                between += part
+        yield between, False
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """Return the WordPiece tokenizer of these tokens."""
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordPiece
+
+        model = WordPiece(self._numbers, unk_token=SPECIALS[1], max_input_chars_per_word=_LONGEST_WORD)
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer, tokenizer.pre_tokenizer = _bert()
+        return tokenizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_tokenizer"}
 
     def encode(
         self, text: str, *, length: int = LONGEST + 2, cut: Literal["end", "start"] | None = None
@@ -193,7 +203,23 @@ class Vocabulary:
         return text.replace(" ##", "")
 
 
+@cache
+def _bert() -> tuple[Any, Any]:
+    """Return what BERT does to a text before it looks for words, and how it finds them."""
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    cleaner = BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True)
+    return cleaner, BertPreTokenizer()
+
+
 def _words(text: str) -> list[str]:
     """Return lower-case words without accents, punctuation and tags."""
-    plain = unicodedata.normalize("NFD", text.lower())
-    return _WORD.findall("".join(letter for letter in plain if unicodedata.category(letter) != "Mn"))
+    cleaner, splitter = _bert()
+    found: list[str] = []
+    for part in _TAG.split(text):
+        if _TAG.fullmatch(part):
+            found.append(part.lower())
+        else:
+            found += [word for word, _ in splitter.pre_tokenize_str(cleaner.normalize_str(part))]
+    return found
