@@ -6,6 +6,35 @@ import torch
 from torch import Tensor
 
 
+def finite_rows(features: Tensor, dim: int | None = None, *, what: str = "features") -> Tensor:
+    """Return rows in float64, after the checks that all measures share.
+
+    Args:
+        features: (n, dim), of any float type.
+        dim: features per row; None for any number but 0.
+        what: name of the rows in messages.
+
+    Raises:
+        ValueError: for another shape, or for values that are not finite.
+    """
+    if features.ndim != 2 or features.shape[1] != (features.shape[1] or -1 if dim is None else dim):
+        raise ValueError(f"{what} have shape {tuple(features.shape)}; expected (n, {dim or 'dim'})")
+    rows = features.detach().double()
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError(f"{what} are not finite: the model or the extractor returned NaN or infinity")
+    return rows
+
+
+def demand_dim(dim: int) -> None:
+    """Refuse a measure of no features.
+
+    Raises:
+        ValueError: saying what was given.
+    """
+    if dim < 1:
+        raise ValueError(f"there are {dim} features or classes; expected at least 1")
+
+
 class FeatureRows:
     """Keeps up to ``limit`` rows, float64 on the CPU; later ones are dropped.
 
@@ -22,6 +51,7 @@ class FeatureRows:
     """
 
     def __init__(self, dim: int, *, limit: int) -> None:
+        demand_dim(dim)
         self.dim, self.limit = dim, limit
         self._parts: list[Tensor] = []
         self.count = 0
@@ -30,11 +60,9 @@ class FeatureRows:
         """Take in rows (n, dim), of any float type and device.
 
         Raises:
-            ValueError: for another shape.
+            ValueError: for another shape, or for values that are not finite.
         """
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise ValueError(f"features have shape {tuple(features.shape)}; expected (n, {self.dim})")
-        kept = features[: self.limit - self.count].detach().to("cpu", torch.float64)
+        kept = finite_rows(features.cpu(), self.dim)[: self.limit - self.count]
         if len(kept):
             self._parts.append(kept)
             self.count += len(kept)

@@ -1,9 +1,12 @@
 """The Frechet distance between two sets of features, from streaming, mergeable moments in float64."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fq_toolkit.fqgan.feature_rows import demand_dim, finite_rows
 
 
 class StreamingMoments:
@@ -23,6 +26,7 @@ class StreamingMoments:
     """
 
     def __init__(self, dim: int) -> None:
+        demand_dim(dim)
         self.dim = dim
         self.count = 0
         self.mean = torch.zeros(dim, dtype=torch.float64)
@@ -34,11 +38,7 @@ class StreamingMoments:
         Raises:
             ValueError: for another shape, or for values that are not finite.
         """
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise ValueError(f"features have shape {tuple(features.shape)}; expected (n, {self.dim})")
-        rows = features.detach().to("cpu", torch.float64)
-        if not bool(torch.isfinite(rows).all()):
-            raise ValueError("features are not finite: the model or the extractor returned NaN or infinity")
+        rows = finite_rows(features.cpu(), self.dim)
         if len(rows) == 0:
             return
         batch = StreamingMoments(self.dim)
@@ -100,13 +100,18 @@ def frechet_distance(a: StreamingMoments, b: StreamingMoments) -> float:
         b: moments of the other.
 
     Raises:
-        ValueError: when the numbers of features differ, or a set has fewer than two rows.
+        ValueError: when the numbers of features differ, a set has fewer than two rows, or values are so large
+            that their products overflow.
 
     Source: Dowson and Landau (1982); Heusel et al., arXiv 1706.08500, equation 6.
     """
     if a.dim != b.dim:
         raise ValueError(f"the sets have {a.dim} and {b.dim} features; a distance needs the same number")
     first, second = a.covariance(), b.covariance()
+    # NaN must not reach the end: max(0, NaN) is 0, the best distance that there is
+    spread = (first.trace() * second.trace(), (a.mean - b.mean).square().sum())
+    if not all(math.isfinite(float(value)) for value in (*spread, first.sum(), second.sum())):
+        raise ValueError("features are too large for a Frechet distance: their products overflow")
     values, vectors = torch.linalg.eigh(first)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     inner = root @ second @ root

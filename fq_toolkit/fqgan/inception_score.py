@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fq_toolkit.fqgan.feature_rows import demand_dim, finite_rows
+
 
 class ClassScores:
     """Sums over images from which the inception score follows: mergeable, float64.
@@ -26,6 +28,7 @@ class ClassScores:
     """
 
     def __init__(self, num_classes: int) -> None:
+        demand_dim(num_classes)
         self.num_classes, self.count = num_classes, 0
         self.probabilities = torch.zeros(num_classes, dtype=torch.float64)
         self.negative_entropy = 0.0
@@ -34,11 +37,9 @@ class ClassScores:
         """Take in class logits (n, num_classes).
 
         Raises:
-            ValueError: for another shape.
+            ValueError: for another shape, or for values that are not finite.
         """
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
-            raise ValueError(f"logits have shape {tuple(logits.shape)}; expected (n, {self.num_classes})")
-        log_p = logits.detach().to("cpu", torch.float64).log_softmax(1)
+        log_p = finite_rows(logits.cpu(), self.num_classes, what="logits").log_softmax(1)
         self.count += len(log_p)
         self.probabilities += log_p.exp().sum(0)
         self.negative_entropy += float(torch.special.xlogy(log_p.exp(), log_p.exp()).sum())

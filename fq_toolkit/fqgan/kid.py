@@ -1,6 +1,10 @@
 """The kernel distance between two sets of features."""
 
+import math
+
 from torch import Tensor
+
+from fq_toolkit.fqgan.feature_rows import finite_rows
 
 _CHUNK = 1024
 
@@ -12,17 +16,19 @@ class KernelSet:
         rows: (n, dim), n >= 2.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: for another shape, or for values that are not finite or too large to multiply.
     """
 
     def __init__(self, rows: Tensor) -> None:
         if rows.ndim != 2 or len(rows) < 2:
             raise ValueError(f"the set is {tuple(rows.shape)}; expected 2 or more rows (n, dim)")
-        self.rows = rows.double()
+        self.rows = finite_rows(rows)
         own = (self.rows.square().sum(1) / rows.shape[1] + 1).pow(3).sum()
         pairs = len(rows) * (len(rows) - 1)
         # mean kernel of different rows
         self.inner = (_kernel_sum(self.rows, self.rows) - float(own)) / pairs
+        if not math.isfinite(self.inner):
+            raise ValueError("features are too large for a kernel distance: their products overflow")
 
 
 def kernel_distance(a: "Tensor | KernelSet", b: "Tensor | KernelSet") -> float:
@@ -37,7 +43,7 @@ def kernel_distance(a: "Tensor | KernelSet", b: "Tensor | KernelSet") -> float:
         b: rows (m, dim), m >= 2, or a set made of them.
 
     Raises:
-        ValueError: for other shapes.
+        ValueError: for other shapes, or for values that are not finite or too large to multiply.
 
     Source: Binkowski et al., arXiv 1801.01401, section 4 and equation 5.
 
@@ -49,6 +55,7 @@ def kernel_distance(a: "Tensor | KernelSet", b: "Tensor | KernelSet") -> float:
     a, b = (side if isinstance(side, KernelSet) else KernelSet(side) for side in (a, b))
     if a.rows.shape[1] != b.rows.shape[1]:
         raise ValueError(f"the sets have {a.rows.shape[1]} and {b.rows.shape[1]} features; expected the same")
+    # finite: no product of two rows is larger than the larger one's own
     return a.inner + b.inner - 2 * _kernel_sum(a.rows, b.rows) / (len(a.rows) * len(b.rows))
 
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fq_toolkit.fqgan.feature_rows import finite_rows
+
 NEIGHBOURS = 3
 _CHUNK = 1024
 
@@ -30,7 +32,7 @@ class Manifold:
         neighbours: k.
 
     Raises:
-        ValueError: for other shapes.
+        ValueError: for other shapes, or for values that are not finite or too large to multiply.
     """
 
     def __init__(self, rows: Tensor, *, neighbours: int = NEIGHBOURS) -> None:
@@ -39,8 +41,10 @@ class Manifold:
                 f"{neighbours} neighbours in a set {tuple(rows.shape)}; expected rows (n, dim), "
                 "and 1 or more neighbours, but fewer than rows"
             )
-        self.middle = rows.double().mean(0)  # distances do not change without it; cancellation does
-        self.rows = rows.double() - self.middle
+        rows = finite_rows(rows)
+        self.middle = rows.mean(0)  # distances do not change without it; cancellation does
+        self.rows = rows - self.middle
+        _demand_distances(self.rows)
         reach = []
         for start in range(0, len(rows), _CHUNK):
             distances = _squared_distances(self.rows[start : start + _CHUNK], self.rows)
@@ -53,12 +57,17 @@ class Manifold:
         """Return the share of the points (m, dim) that lie in a ball.
 
         Raises:
-            ValueError: for another number of features.
+            ValueError: for another number of features, no points, or values that are not finite or too large to
+                multiply.
         """
-        if points.ndim != 2 or points.shape[1] != self.rows.shape[1]:
-            raise ValueError(f"points are {tuple(points.shape)}; expected (m, {self.rows.shape[1]})")
+        if points.ndim != 2 or points.shape[1] != self.rows.shape[1] or len(points) == 0:
+            raise ValueError(
+                f"points are {tuple(points.shape)}; expected (m, {self.rows.shape[1]}), at least one"
+            )
+        centered = finite_rows(points, what="points") - self.middle
+        _demand_distances(centered)
         hits = 0
-        for part in (points.double() - self.middle).split(_CHUNK):
+        for part in centered.split(_CHUNK):
             hits += int((_squared_distances(part, self.rows) <= self.reach).any(1).sum())
         return hits / len(points)
 
@@ -73,6 +82,12 @@ def precision_recall(real: Manifold, fake: Manifold) -> PrecisionRecall:
     Source: Kynkaanniemi et al., arXiv 1904.06991, section 2.
     """
     return PrecisionRecall(real.covers(fake.rows + fake.middle), fake.covers(real.rows + real.middle))
+
+
+def _demand_distances(rows: Tensor) -> None:
+    """Refuse rows whose squares overflow: nothing would be near anything, and shares would come out 0."""
+    if not bool((rows.square().sum(1) * 4).isfinite().all()):
+        raise ValueError("features are too large for precision and recall: their squares overflow")
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
