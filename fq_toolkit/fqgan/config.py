@@ -10,6 +10,17 @@ from fq_toolkit.training.errors import ConfigError
 TRAINER = "fqgan"
 
 
+def image_fit(crop: bool, resize: bool) -> Literal["crop", "resize", "auto"]:
+    """Return what becomes of images that are not square.
+
+    Raises:
+        ConfigError: when both are asked for.
+    """
+    if crop and resize:
+        raise ConfigError("crop and resize do different things to images that are not square: give one")
+    return "crop" if crop else "resize" if resize else "auto"
+
+
 def check_strength(strength: float) -> None:
     """Refuse a strength of quantization out of range.
 
@@ -32,6 +43,14 @@ class FQGANConfig:
     """Images: a folder or file, or digits (scikit-learn's, 16x16, which come with the package)."""
     image_size: int = 0
     """Scale and cut the images to this size in pixels; 0 leaves them as they are."""
+    crop: bool = False
+    """Images that are not square: scale the shorter side and cut out the middle, without a warning."""
+    resize: bool = False
+    """Images that are not square: scale both sides, which squeezes them."""
+    skip_damaged: bool = False
+    """Leave out pictures that cannot be read, counted and named, instead of refusing the folder."""
+    nested: bool = False
+    """Take all pictures below the folder, however deep, without classes."""
     conditional: bool = True
     """Use the classes of the images."""
     flip: bool = False
@@ -146,6 +165,9 @@ class FQGANConfig:
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 < {name} < 1")
         check_strength(self.fq_strength)
+        fit = image_fit(self.crop, self.resize)
+        if fit != "auto" and not self.image_size:
+            raise ConfigError(f"{fit} needs the size of the result: give --image-size N")
         for name in ("decay", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
@@ -165,6 +187,16 @@ class FQGANConfig:
             raise ConfigError("path_weight needs a generator with styles: give --family stylegan2")
         if self.image_size and (self.image_size < 8 or self.image_size & (self.image_size - 1)):
             raise ConfigError(f"image_size is {self.image_size}; expected 0 or 8, 16, 32, 64, ...")
+
+    def reading(self) -> dict[str, Any]:
+        """Return how the images of :attr:`data` are read: the keywords of ``load_dataset``."""
+        return {
+            "size": self.image_size,
+            "conditional": self.conditional,
+            "fit": image_fit(self.crop, self.resize),
+            "skip_damaged": self.skip_damaged,
+            "nested": self.nested,
+        }
 
 
 # As released: the discriminator's features pass unchanged and pay the commitment loss, the dictionaries start

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from fq_toolkit.fqgan.array_files import find_idx, is_idx, read_idx_dataset, read_npz
 from fq_toolkit.fqgan.cifar_files import LabelledBytes, find_cifar, read_cifar
+from fq_toolkit.fqgan.file_bounds import regular_size
+from fq_toolkit.fqgan.image_files import warn_of_cuts
 from fq_toolkit.fqgan.image_folders import holds_images, read_image_folder
-from fq_toolkit.fqgan.pixels import Images, StoredImages, resize_and_crop
+from fq_toolkit.fqgan.pixels import Fit, Images, StoredImages, resize_and_crop
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
@@ -59,14 +61,26 @@ def load_digits() -> ImageDataset:
 DATASETS: dict[str, Callable[[], ImageDataset]] = {"digits": load_digits}
 
 
-def load_dataset(source: str, *, size: int = 0, conditional: bool = True) -> ImageDataset:
+def load_dataset(
+    source: str,
+    *,
+    size: int = 0,
+    conditional: bool = True,
+    fit: "Fit | Literal['auto']" = "auto",
+    skip_damaged: bool = False,
+    nested: bool = False,
+) -> ImageDataset:
     """Load a dataset by name, or from files whose kind is found out.
 
     Args:
         source: a name, or the path of a CIFAR-10 or CIFAR-100 folder (python or binary), of IDX files (MNIST)
-            or their folder, of an npz file, or of an image folder.
-        size: scale the shorter side of every image to this and cut out the middle; 0 leaves them as they are.
+            or their folder, of an npz file, of an image folder, or of a zip archive of one.
+        size: pixels of a side; 0 leaves images as they are.
         conditional: use the labels; False makes one class of everything.
+        fit: what becomes of images that are not square: ``"crop"`` scales the shorter side and cuts out the
+            middle, ``"resize"`` scales both sides, ``"auto"`` crops and warns.
+        skip_damaged: leave out pictures that cannot be read, count and name them in the log.
+        nested: take all pictures below a folder, however deep, and no classes.
 
     Raises:
         ConfigError: for an unknown name (with the nearest known one), or files that cannot be used.
@@ -76,7 +90,7 @@ def load_dataset(source: str, *, size: int = 0, conditional: bool = True) -> Ima
         if size not in (0, data.images.shape[2]):
             data = data._replace(images=_resized(data.images[:], size), extractor="data-cnn")
     else:
-        data = _load_path(Path(source).expanduser(), size)
+        data = _load_path(_as_path(source), _Reading(size, fit, skip_damaged, nested))
     if len(data.images) == 0:
         raise ConfigError(f"{source} holds no images")
     if conditional:
@@ -86,16 +100,36 @@ def load_dataset(source: str, *, size: int = 0, conditional: bool = True) -> Ima
     )
 
 
-def _load_path(path: Path, size: int) -> ImageDataset:
+class _Reading(NamedTuple):
+    """How pictures are to be read, see :func:`load_dataset`."""
+
+    size: int
+    fit: "Fit | Literal['auto']"
+    skip_damaged: bool
+    nested: bool
+
+
+def _as_path(source: str) -> Path:
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # names too long, with NUL, or of nobody's home
+        raise ConfigError(f"the path {source[:100]!r} cannot be used: {error}") from error
+    return path
+
+
+def _load_path(path: Path, reading: _Reading) -> ImageDataset:
     """Find out what kind of files a path holds, and read them."""
     if not path.exists():
         raise ConfigError(
             f"unknown dataset {str(path)!r}; {nearest(str(path), list(DATASETS))} Nor is it a file or folder"
         )
-    if path.is_file():
-        return _load_file(path, size)
+    if not path.is_dir():
+        return _load_file(path, reading)
+    if reading.nested:
+        return _load_pictures(path, reading)
     cifar, idx = find_cifar(path), find_idx(path)
-    archives = sorted(path.glob("*.npz"))
+    archives = sorted(below for below in path.iterdir() if below.suffix == ".npz")
     kinds = [
         *(["CIFAR batches"] if cifar else []),
         *([f"IDX files ({idx.name})"] if idx else []),
@@ -105,49 +139,55 @@ def _load_path(path: Path, size: int) -> ImageDataset:
     if len(kinds) > 1:
         raise ConfigError(f"{path} holds {' and '.join(kinds)}; give the file or folder that you mean")
     if cifar:
-        return _from_bytes(path, read_cifar(*cifar), size, "cifar-cnn")
+        return _from_bytes(path, read_cifar(*cifar), reading, "cifar-cnn")
     if idx:
-        return _load_file(idx, size)
+        return _load_file(idx, reading)
     if len(archives) > 1:
         raise ConfigError(f"{path} holds {len(archives)} npz files; give one of them")
     if archives:
-        return _load_file(archives[0], size)
+        return _load_file(archives[0], reading)
     if {"trainA", "trainB"} <= {below.name for below in path.iterdir()}:
         raise ConfigError(
             f"{path} holds two unpaired domains (trainA, trainB); "
             f"they are for: fq-toolkit train ugatit --data {path}"
         )
-    images, labels, names, found = read_image_folder(path, size=size)
-    classes = max(1, len(names))
+    return _load_pictures(path, reading)
+
+
+def _load_pictures(path: Path, reading: _Reading) -> ImageDataset:
+    images, labels, classes, names, found = read_image_folder(path, **reading._asdict())
     extractor = "data-cnn" if classes > 1 else "random-cnn"
     return ImageDataset(
         path.name, images, labels, classes, extractor, names, _describe(found, images, classes)
     )
 
 
-def _load_file(path: Path, size: int) -> ImageDataset:
+def _load_file(path: Path, reading: _Reading) -> ImageDataset:
+    regular_size(path)
     if is_idx(path):
-        return _from_bytes(path, read_idx_dataset(path), size, "data-cnn")
+        return _from_bytes(path, read_idx_dataset(path), reading, "data-cnn")
     if path.suffix == ".npz":
         data = read_npz(path)
         cifar = data.images.shape[1:] == (3, 32, 32) and data.num_classes == 10
-        return _from_bytes(path, data, size, "cifar-cnn" if cifar else "data-cnn")
-    packed = " It is packed: unpack it first." if path.suffix in (".gz", ".tgz", ".tar", ".zip") else ""
+        return _from_bytes(path, data, reading, "cifar-cnn" if cifar else "data-cnn")
+    if path.suffix.lower() == ".zip":
+        return _load_pictures(path, reading)
+    packed = " It is packed: unpack it first." if path.suffix in (".gz", ".tgz", ".tar") else ""
     raise ConfigError(
         f"{path} is no dataset.{packed} Expected a CIFAR folder, IDX files (…images-idx3-ubyte), an npz "
-        "file or a folder of images"
+        "file, or a folder or zip archive of images"
     )
 
 
-def _from_bytes(path: Path, data: LabelledBytes, size: int, extractor: str) -> ImageDataset:
+def _from_bytes(path: Path, data: LabelledBytes, reading: _Reading, extractor: str) -> ImageDataset:
     if len(data.labels) and data.num_classes > max(100, len(data.labels)):
         raise ConfigError(
             f"{path} has the label {data.num_classes - 1} but {len(data.labels)} images; "
             "labels count the classes from 0 without gaps"
         )
+    if 0 in data.images.shape[1:]:
+        raise ConfigError(f"{path} holds images of {data.images.shape[2]}x{data.images.shape[3]} pixels")
     pixels = torch.from_numpy(data.images.copy())
-    if 0 in pixels.shape[1:]:
-        raise ConfigError(f"{path} holds images of {pixels.shape[2]}x{pixels.shape[3]} pixels")
     there = len(set(data.labels.tolist()))
     if 0 < there < data.num_classes:
         log.warning(
@@ -155,8 +195,15 @@ def _from_bytes(path: Path, data: LabelledBytes, size: int, extractor: str) -> I
             "about the others (labels count the classes from 0 without gaps)",
             *(path, data.num_classes - 1, there),
         )
-    if size and len(pixels):
-        pixels = resize_and_crop(pixels, size)
+    if reading.size and len(pixels):
+        if reading.fit == "auto" and pixels.shape[2] != pixels.shape[3]:
+            warn_of_cuts(len(pixels), len(pixels))
+        try:
+            pixels = resize_and_crop(
+                pixels, reading.size, fit="resize" if reading.fit == "resize" else "crop"
+            )
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
     if extractor == "cifar-cnn" and pixels.shape[2:] != (32, 32):
         extractor = "data-cnn"
     images, labels = StoredImages.in_memory(pixels), torch.from_numpy(data.labels)

@@ -1,10 +1,16 @@
 """Images as they are stored, in bytes, which become float32 in [-1, 1] only when they are looked at."""
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+# How a picture that is not square becomes one.
+Fit = Literal["crop", "resize"]
+_MOST = 2**26
 
 
 class StoredImages:
@@ -61,21 +67,37 @@ def to_pixels(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def resize_and_crop(pixels: Tensor, size: int) -> Tensor:
-    """Scale the shorter side to ``size`` and cut the middle out of the longer one.
+def resize_and_crop(pixels: Tensor, size: int, *, fit: Fit = "crop") -> Tensor:
+    """Scale the shorter side to ``size`` and cut the middle out of the longer one, or scale both sides to it.
 
     Args:
         pixels: uint8 (N, C, H, W).
         size: pixels of a side of the result, uint8 (N, C, size, size).
+        fit: ``"crop"``, or ``"resize"``, which squeezes what is not square.
+
+    Raises:
+        ValueError: when images are so long that scaling their shorter side makes more than 2^26 pixels.
     """
     height, width = pixels.shape[2:]
     scale = size / min(height, width)
     target = (max(size, round(height * scale)), max(size, round(width * scale)))
-    if target != (height, width):
-        parts = [
-            functional.interpolate(part.float(), size=target, mode="bilinear", antialias=True)
-            for part in pixels.split(1024)
-        ]
-        pixels = torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+    if fit == "resize":
+        target = (size, size)
+    if math.prod(target) > _MOST:
+        raise ValueError(
+            f"images of {width}x{height} pixels would become {target[1]}x{target[0]} before their middle is "
+            "cut out: give --resize, or cut them first"
+        )
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return pixels[:, :, top : top + size, left : left + size]
+
+    def middle(part: Tensor) -> Tensor:
+        return part[:, :, top : top + size, left : left + size]
+
+    if target == (height, width):
+        return middle(pixels)
+    together = max(1, min(1024, _MOST // math.prod(target)))  # what is cut off must not add up
+    parts = [
+        middle(functional.interpolate(part.float(), size=target, mode="bilinear", antialias=True))
+        for part in pixels.split(together)
+    ]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])

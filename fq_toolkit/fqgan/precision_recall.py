@@ -57,8 +57,8 @@ class Manifold:
         """Return the share of the points (m, dim) that lie in a ball.
 
         Raises:
-            ValueError: for another number of features, no points, or values that are not finite or too large to
-                multiply.
+            ValueError: for another number of features, no points, or values that are not finite or too large
+                to multiply.
         """
         if points.ndim != 2 or points.shape[1] != self.rows.shape[1] or len(points) == 0:
             raise ValueError(

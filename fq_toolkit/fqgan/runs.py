@@ -71,7 +71,7 @@ def load_run(path: Path, *, step: int | None = None) -> TrainedRun:
     folder = RunFolder.open(path)
     config = load_config(FQGANConfig, folder.config, trainer=TRAINER)
     checkpoint = folder.load_checkpoint(step)
-    data = load_dataset(config.data, size=config.image_size, conditional=config.conditional)
+    data = load_dataset(config.data, **config.reading())
     generator, discriminator = build_networks(config, data, quantizer_factory(config))
     try:
         generator.load_state_dict(checkpoint.state["task"]["average"]["model"])

@@ -191,7 +191,7 @@ def build_gan(config: FQGANConfig, accelerator: Any) -> FQGAN:
     """
     if not config.data:
         raise ConfigError(f"the preset {config.preset!r} needs images: give --data PATH")
-    data = load_dataset(config.data, size=config.image_size, conditional=config.conditional)
+    data = load_dataset(config.data, **config.reading())
     return FQGAN(config, data, accelerator)
 
 

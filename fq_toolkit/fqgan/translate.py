@@ -97,7 +97,7 @@ def translate_folder(run: TranslatorRun, source: Path, out: Path, *, to: str) ->
         raise ConfigError(f"{source} holds several images that would become {twice[0]}; rename one of them")
     generator = run.translators.a_to_b if to == "B" else run.translators.b_to_a
     channels = generator.down[1].in_channels
-    images = read_images(paths, size=run.config.image_size, channels=int(channels))  # type: ignore[arg-type]
+    images = read_images(paths, size=run.config.image_size, channels=int(channels)).images  # type: ignore[arg-type]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -168,7 +168,7 @@ def write_evaluation(
 
 def build_task(config: UGATITConfig, accelerator: Any) -> UGATIT:
     """Load the data and build the task."""
-    return UGATIT(config, load_unpaired(config.data, size=config.image_size), accelerator)
+    return UGATIT(config, load_unpaired(config.data, **config.reading()), accelerator)
 
 
 def run_name(config: UGATITConfig) -> str:

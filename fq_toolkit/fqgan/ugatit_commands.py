@@ -72,7 +72,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
         from fq_toolkit.fqgan.unpaired import load_unpaired
 
         trained = load_translators(run, step=step)
-        data = load_unpaired(trained.config.data, size=trained.config.image_size)
+        data = load_unpaired(trained.config.data, **trained.config.reading())
         evaluator = TranslationEvaluator(data, extractor or trained.config.extractor)
         found = evaluator(trained.translators, trained.device)
         write_evaluation(trained.folder, trained.config, found, step=trained.step, seconds=trained.seconds)

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from fq_toolkit.fqgan.config import check_strength
+from fq_toolkit.fqgan.config import check_strength, image_fit
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -21,6 +21,12 @@ class UGATITConfig:
     """A folder with trainA, trainB, testA and testB; or digits: digits and negatives of other digits."""
     image_size: int = 256
     """Pixels of a side; training images are loaded at 286/256 of it and cut at random."""
+    crop: bool = False
+    """Images that are not square: scale the shorter side and cut out the middle, without a warning."""
+    resize: bool = False
+    """Images that are not square: scale both sides, which squeezes them."""
+    skip_damaged: bool = False
+    """Leave out pictures that cannot be read, counted and named, instead of refusing the folder."""
     extractor: str = "auto"
     """What measures images: auto (random-cnn), or NAME:TORCHSCRIPT_FILE."""
     seed: int = 0
@@ -111,6 +117,7 @@ class UGATITConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more, and finite")
         check_strength(self.fq_strength)
+        image_fit(self.crop, self.resize)
         if not 0 < self.lr < 1:
             raise ConfigError(f"lr is {self.lr}; expected 0 < lr < 1")
         if not 0 <= self.decay < 1 or not all(0 <= beta < 1 for beta in self.betas):
@@ -141,6 +148,14 @@ class UGATITConfig:
             raise ConfigError(
                 f"num_codes are {self.num_codes}; expected one size for each of {self.fq_layers}"
             )
+
+    def reading(self) -> dict[str, Any]:
+        """Return how the images of :attr:`data` are read: the keywords of ``load_unpaired``."""
+        return {
+            "size": self.image_size,
+            "fit": image_fit(self.crop, self.resize),
+            "skip_damaged": self.skip_damaged,
+        }
 
 
 _FULL = UGATITConfig()

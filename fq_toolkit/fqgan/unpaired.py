@@ -1,7 +1,7 @@
 """Two unpaired domains for image translation: trainA, trainB, testA, testB."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn import functional
 from fq_toolkit.fqgan.datasets import load_digits
 from fq_toolkit.fqgan.image_files import read_images
 from fq_toolkit.fqgan.image_folders import images_in
-from fq_toolkit.fqgan.pixels import Images
+from fq_toolkit.fqgan.pixels import Fit, Images, StoredImages
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -43,14 +43,18 @@ class UnpairedDataset(NamedTuple):
         return int(self.train_a.shape[1])
 
 
-def load_unpaired(source: str, *, size: int) -> UnpairedDataset:
+def load_unpaired(
+    source: str, *, size: int, fit: "Fit | Literal['auto']" = "auto", skip_damaged: bool = False
+) -> UnpairedDataset:
     """Load ``digits`` (see :func:`digits_and_negatives`) or a folder with trainA, trainB, testA and testB.
 
     Without testA and testB the training images are tested on, and ``found`` says so.
 
     Args:
         source: ``digits`` or the folder.
-        size: pixels of a side; the shorter side of every file is scaled and the middle cut out.
+        size: pixels of a side.
+        fit: see :func:`fq_toolkit.fqgan.image_files.read_images`.
+        skip_damaged: the same.
 
     Raises:
         ConfigError: when parts are missing or empty, files are broken, or only one domain is gray.
@@ -68,11 +72,13 @@ def load_unpaired(source: str, *, size: int) -> UnpairedDataset:
             "expected trainA and trainB with images in them, and testA and testB for images to test on"
         )
     larger = loading_size(size)
-    train = [read_images(images_in(folder / part), size=larger) for part in PARTS[:2]]
-    test = [
-        read_images(images_in(folder / (part if part in present else PARTS[i])), size=size)
-        for i, part in enumerate(PARTS[2:])
-    ]
+
+    def read(part: str, side: int) -> StoredImages:
+        paths = images_in(folder / part)
+        return read_images(paths, size=side, fit=fit, skip_damaged=skip_damaged).images
+
+    train = [read(part, larger) for part in PARTS[:2]]
+    test = [read(part if part in present else PARTS[i], size) for i, part in enumerate(PARTS[2:])]
     if len({images.shape[1] for images in (*train, *test)}) > 1:
         raise ConfigError(f"{folder}: some of {', '.join(present)} hold gray images only, others colour ones")
     missing = [part for part in PARTS if part not in present]
