@@ -128,14 +128,14 @@ def long_pngs(folder: Path) -> None:
 
 @bomb(16)
 def wide_pngs(folder: Path) -> None:
-    content = png(12000, 12000, gray=False)
+    content = png(12000, 12000)
     for i in range(8):
         (folder / f"{i}.png").write_bytes(content)
 
 
 @bomb(16)
 def large_pngs(folder: Path) -> None:
-    content = png(7000, 7000, gray=False)
+    content = png(7000, 7000)
     for i in range(8):
         (folder / f"{i}.png").write_bytes(content)
 
@@ -159,9 +159,9 @@ def write_npz(path: Path, header: bytes, zeros: int, name: str = "x.npy") -> Non
 
 @bomb()
 def npz_of_zeros(folder: Path) -> None:
-    shape = (8 * 2**10, 512, 512)
+    shape = (2**11, 512, 512)
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    write_npz(folder / "a.npz", header, 2**31)
+    write_npz(folder / "a.npz", header, 2**29)
 
 
 @bomb()
@@ -179,10 +179,10 @@ def idx_that_announces(folder: Path) -> None:
 
 @bomb()
 def idx_of_zeros(folder: Path) -> None:
-    head = struct.pack(">HBB3I", 0, 8, 3, 2**13, 512, 512)
+    head = struct.pack(">HBB3I", 0, 8, 3, 2**11, 512, 512)
     with gzip.open(folder / "train-images-idx3-ubyte.gz", "wb", compresslevel=1) as file:
         file.write(head)
-        for _ in range(2**7):
+        for _ in range(2**5):
             file.write(bytes(2**24))
 
 
@@ -191,7 +191,7 @@ def idx_with_a_long_end(folder: Path) -> None:
     write_idx(folder / "train-labels-idx1-ubyte", np.zeros(1, np.uint8))
     with gzip.open(folder / "train-images-idx3-ubyte.gz", "wb", compresslevel=1) as file:
         file.write(struct.pack(">HBB3I", 0, 8, 3, 1, 8, 8))
-        for _ in range(2**7):
+        for _ in range(2**5):
             file.write(bytes(2**24))
 
 
