@@ -10,7 +10,7 @@ from fq_toolkit.prevalent.hanna_help import Helper, MiniHelper, RouteHelper
 from fq_toolkit.prevalent.mini_requests import request_items
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.navigator_config import MINI
-from fq_toolkit.prevalent.r2r_data import UNSEEN, Split, check_validation, unseen_paths
+from fq_toolkit.prevalent.r2r_data import UNSEEN, Split, unseen_paths, warn_without_validation
 from fq_toolkit.prevalent.world import NavWorld
 
 
@@ -72,7 +72,7 @@ def _real(config: HannaConfig) -> HannaData:
         for name, path in files.items()
         if name != "train" and path.exists()
     }
-    check_validation(found, files)
+    warn_without_validation(found, files)
     held_out = [item for items in found.values() for item in items]
     items = load_hanna(files["train"], world=world, held_out=held_out)
     routes = [route for path in config.routes for route in load_r2r(path, world=world)]

@@ -13,7 +13,7 @@ from fq_toolkit.prevalent.mini_dialogs import dialog_records
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.navigator_config import MINI
 from fq_toolkit.prevalent.ndh_config import NDHConfig
-from fq_toolkit.prevalent.r2r_data import UNSEEN, Split, check_validation
+from fq_toolkit.prevalent.r2r_data import UNSEEN, Split, warn_without_validation
 from fq_toolkit.prevalent.world import NavWorld
 
 
@@ -74,7 +74,7 @@ def _real(config: NDHConfig) -> NDHData:
     folder, world = Path(config.data), NavWorld.from_connectivity(str(config.connectivity))
     files = {name: folder / f"NDH_{name}.json" for name in ("val_seen", "val_unseen")}
     there = {name: path for name, path in files.items() if path.exists()}
-    check_validation(there, files)
+    warn_without_validation(there, files)
     files = there
     found = {name: load_ndh(path, target=config.target, world=world) for name, path in files.items()}
     source = folder / "NDH_train.json"

@@ -1,5 +1,6 @@
 """What the R2R trainer trains and validates on: generated worlds, or the real graphs and annotations."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from fq_toolkit.prevalent.leak_guard import check_disjoint
 from fq_toolkit.prevalent.miniworld import MiniWorld
 from fq_toolkit.prevalent.r2r_config import MINI, R2RConfig
 from fq_toolkit.prevalent.world import NavWorld
+
+_LOG = logging.getLogger("fq_toolkit")
 
 UNSEEN = 1_000_003
 """What is added to the seed of the training world to get that of the unseen one."""
@@ -148,7 +151,7 @@ def _real_splits(config: R2RConfig) -> R2RData:
     found = {
         name: load_r2r(path, world=world) for name, path in files.items() if name != "train" and path.exists()
     }
-    check_validation(found, files)
+    warn_without_validation(found, files)
     held_out = [item for items in found.values() for item in items]
     items = load_r2r(files["train"], world=world, held_out=held_out)
     features = open_features(
@@ -165,21 +168,19 @@ def _real_splits(config: R2RConfig) -> R2RData:
     return R2RData(train, _augmented(config, train, validation), validation)
 
 
-def check_validation(found: Mapping[str, object], files: Mapping[str, Path]) -> None:
-    """Check that a data folder has something to validate on.
+def warn_without_validation(found: Mapping[str, object], files: Mapping[str, Path]) -> None:
+    """Say it when a data folder has nothing to validate on.
 
     Args:
         found: the splits that are there.
         files: all of them.
-
-    Raises:
-        DataError: naming the folder and the files that were looked for.
     """
     if not found:
         names = [path for name, path in files.items() if name != "train"]
-        raise DataError(
-            f"{names[0].parent} has neither {' nor '.join(path.name for path in names)} to validate on: put "
-            "one of them there"
+        _LOG.warning(
+            "%s has neither %s to validate on: the run is not measured, and nothing is held out",
+            names[0].parent,
+            " nor ".join(path.name for path in names),
         )
 
 
