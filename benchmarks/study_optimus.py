@@ -39,7 +39,7 @@ from fq_toolkit.training.progress import SilentReporter
 BASE = OptimusConfig(
     preset="captions", limit=30_000, max_length=24, tokenizer="subword", vocab_size=4000,
     layers=2, width=128, heads=4, dropout=0.1, latent_size=32, batch_size=32, steps=1000,
-    lr=1e-3, lr_warmup=100, n_cycle=2, autoencoder_warmup=0.0, free_bits=0.0,
+    lr=1e-3, lr_warmup=0.1, n_cycle=2, autoencoder_warmup=0.0, free_bits=0.0,
     eval_sentences=500, iw_samples=20,
     checkpoint_every=0, evaluate_every=0, keep_checkpoints=1, log_every=100, device="cpu",
 )  # fmt: skip

@@ -25,8 +25,6 @@ class OptimusConfig(VAEConfig):
     """Where the text is in a JSON line or a row of a dataset."""
     steps: int = 2400
     """Updates; beta and the learning rate follow schedules of this length."""
-    lr_warmup: int = 100
-    """Steps over which the learning rate rises."""
     free_bits: float = 0.5
     """Nats of KL per dimension that cost nothing; the paper's lambda."""
     autoencoder_warmup: float = 0.2
@@ -53,7 +51,7 @@ PRESETS: dict[str, OptimusConfig] = {
     "grammar": OptimusConfig(),
     "captions": OptimusConfig(
         preset="captions", data="", tokenizer="subword", vocab_size=8000,
-        max_length=48, width=256, layers=4, dropout=0.1, steps=20_000, lr=5e-4, lr_warmup=500, n_cycle=10,
+        max_length=48, width=256, layers=4, dropout=0.1, steps=20_000, lr=5e-4, lr_warmup=0.025, n_cycle=10,
         autoencoder_warmup=0.0, log_every=100, checkpoint_every=2000, evaluate_every=2000,
         eval_sentences=1000, iw_samples=100,
     ),

@@ -285,10 +285,10 @@ def learning_rate(config: OptimusConfig, step: int) -> float:
     """Return the rate of a step: a linear rise, then a cosine down to a tenth.
 
     Args:
-        config: ``lr``, ``lr_warmup`` and ``steps``.
+        config: ``lr``, ``warmup_steps`` and ``steps``.
         step: from 0.
     """
-    rise = min(1.0, (step + 1) / max(1, config.lr_warmup))
+    rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
     fall = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / config.steps))
     return config.lr * rise * (FINAL_LR + (1 - FINAL_LR) * fall)
 

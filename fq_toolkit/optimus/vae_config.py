@@ -62,8 +62,8 @@ class VAEConfig:
     """Forwards per update: batch_size times this many rows decide a step."""
     lr: float = 2e-3
     """AdamW learning rate after its warm-up; falls to a tenth along a cosine."""
-    lr_warmup: int = 50
-    """Steps over which the learning rate rises."""
+    lr_warmup: float = 1 / 24
+    """Share of the run over which the learning rate rises; from 1 on, a number of steps."""
     weight_decay: float = 0.01
     """Of AdamW."""
     clip: float = 1.0
@@ -108,6 +108,11 @@ class VAEConfig:
         }  # fmt: skip
         for least, names in at_least.items():
             self._expect_at_least(least, *names)
+        if self.warmup_steps > 1 and self.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"lr_warmup is {self.lr_warmup:g}: the learning rate would still rise at the end of "
+                f"{self.steps} steps. Take a share of the run, like 0.05, or train longer"
+            )
         self._expect_below(2**63, "seed")
         self._expect_below(2**31, "vocab_size")
         if not 0 < self.lr < 1:
@@ -120,6 +125,11 @@ class VAEConfig:
                 f"encoder is {self.encoder!r} and decoder {self.decoder!r}; expected both {SMALL!r} or both "
                 "pretrained, as their tokenizers are then trained in place or come with them"
             )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return round(self.lr_warmup * self.steps if self.lr_warmup < 1 else self.lr_warmup)
 
     def _expect_at_least(self, least: int, *names: str) -> None:
         for name in names:

@@ -14,7 +14,7 @@ from fq_toolkit.optimus.play import play
 from fq_toolkit.optimus.runs import load_model
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
 
-TRAIN = """--limit 200 --steps 2 --layers 1 --width 16 --heads 2 --latent-size 4 --batch-size 8 --lr-warmup 2
+TRAIN = """--limit 200 --steps 2 --layers 1 --width 16 --heads 2 --latent-size 4 --batch-size 8 --lr-warmup 1
 --log-every 1 --checkpoint-every 1 --evaluate-every 0 --eval-sentences 6 --iw-samples 2 --eval-analogies 6
 --device cpu""".split()
 A, B, C = "a girl runs .", "two girls run .", "a dog jumps ."

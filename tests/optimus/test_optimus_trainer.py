@@ -222,6 +222,23 @@ def test_learning_rate_rises_and_falls() -> None:
     assert sorted(rates[9:], reverse=True) == rates[9:]
 
 
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("steps", [2, 30, 150, 3000])
+def test_a_short_run_of_a_preset_reaches_its_learning_rate(name: str, steps: int) -> None:
+    config = dataclasses.replace(PRESETS[name], steps=steps)
+    assert max(learning_rate(config, step) for step in range(steps)) > 0.9 * config.lr
+
+
+def test_warmups_of_the_presets_are_those_of_their_length() -> None:
+    assert [config.warmup_steps for config in PRESETS.values()] == [100, 500]
+
+
+def test_a_warmup_as_long_as_the_run_is_refused() -> None:
+    assert dataclasses.replace(TINY, steps=150, lr_warmup=149).warmup_steps == 149
+    with pytest.raises(ConfigError, match=r"lr_warmup is 500: .* 150 steps. Take a share"):
+        dataclasses.replace(TINY, steps=150, lr_warmup=500)
+
+
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     data = tmp_path / "a.txt"
     lines = ["a first one .", "word " * 10_000, "", *(f"sentence {i} ." for i in range(40))]
