@@ -131,7 +131,10 @@ class Probe:
 
 def pad_mask(mask: Tensor, slots: int) -> Tensor:
     """An attention mask (..., Q, K) with visible columns for slots before the text."""
-    return F.pad(mask, (slots, 0), value=True if mask.dtype == torch.bool else 0.0)
+    # Joined, not padded: some C++ compilers refuse what torch.compile makes of a padded mask of bools.
+    shape = (*mask.shape[:-1], slots)
+    visible = mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)
+    return torch.cat((visible, mask), dim=-1)
 
 
 def attend_with_slots(

@@ -47,6 +47,8 @@ class LatentModel:
     _latent_padding: int | None = None
     #: Whether the model drops queries of its last layers by itself, where sdpa's name allows it (Gemma 4).
     _latent_slices: bool = False
+    #: Whether continuous batching is choosing its attention implementation, which needs no room for memory.
+    _latent_pages: bool = False
     #: The forward that ours goes around, where one was assigned to the model before the injection.
     _latent_inner: Callable[..., Any] | None = None
     #: What a call waits for to be taken away, by our forward.
@@ -305,6 +307,29 @@ class LatentModel:
             )
         return super().generate(inputs, latent=latent, **kwargs)  # type: ignore[misc]
 
+    def init_continuous_batching(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Begin continuous batching as transformers does; its pages have no room for memory.
+
+        Raises:
+            ValueError: a latent was given.
+        """
+        _refuse_in_batches(kwargs)
+        unroute(site_configs(self))  # until a call with a latent, which sees to its route
+        self._latent_pages = True
+        try:
+            return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            del self._latent_pages
+
+    def generate_batch(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Generate by continuous batching as transformers does, without a latent.
+
+        Raises:
+            ValueError: a latent was given.
+        """
+        _refuse_in_batches(kwargs)
+        return super().generate_batch(inputs, *args, **kwargs)  # type: ignore[misc]
+
     def _generation_option(self: Any, name: str, kwargs: dict[str, Any]) -> Any:
         """What an option of generate is: its keyword, or that of the given config, or of the model's."""
         if name in kwargs:
@@ -371,6 +396,9 @@ class LatentModel:
         Raises:
             ValueError: an implementation without room for memory; nothing is changed then.
         """
+        if self._latent_pages:
+            super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
+            return
         if isinstance(attn_implementation, str) and attn_implementation.removeprefix(PREFIX) in ROUTED:
             attn_implementation = attn_implementation.removeprefix(PREFIX)
         elif isinstance(attn_implementation, str) and self.latent_spec.has_memory:
@@ -477,6 +505,16 @@ def unroute(configs: list[Any]) -> None:
         name = config._attn_implementation
         if name is not None:
             config._attn_implementation_internal = name.removeprefix(PREFIX)
+
+
+def _refuse_in_batches(given: dict[str, Any]) -> None:
+    """Refuse a latent for continuous batching, which would not hear of it."""
+    named = [name for name in ("latent", "null_latent") if given.get(name) is not None]
+    if named:
+        raise ValueError(
+            f"continuous batching (generate_batch) takes no {named[0]}: its pages hold text of all requests; "
+            "use model.generate(input_ids, latent=...), with one latent per prompt"
+        )
 
 
 def _prepended(guidance: LatentGuidance, others: Any) -> Any:

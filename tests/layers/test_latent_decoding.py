@@ -191,7 +191,7 @@ def test_prompts_as_embeddings() -> None:
 
 def test_compiled_static_decode_equals_eager() -> None:
     model = injected()
-    config = transformers.CompileConfig(fullgraph=True, mode="default", backend="eager")
+    config = transformers.CompileConfig(fullgraph=True, mode="default")
     config._compile_all_devices = True
     prompt = torch.randint(3, 40, (3, 4))
     options = {"latent": Z, "max_new_tokens": 4, "do_sample": False}
@@ -273,3 +273,25 @@ def test_guidance_says_what_it_cannot_do() -> None:
         model.generate(latent=Z[:1], guidance_scale=2.0, assistant_early_exit=1)
     with pytest.raises(ValueError, match="decoder-only"):
         injected(family="t5").generate(torch.ones(3, 2, dtype=torch.long), latent=Z, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_continuous_batching_of_plain_text_works_and_a_latent_is_refused(attention: str) -> None:
+    plain, model = build("llama", attention), inject_latent(build("llama", attention), latent_size=NZ)
+    prompt = torch.tensor([[3, 4, 5]])
+    before = model.generate(prompt, latent=Z[:1], max_new_tokens=3, do_sample=False)
+    config = transformers.GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    # Pages for so few tokens, rather than for all the memory of the machine.
+    pages = transformers.ContinuousBatchingConfig(num_blocks=8, block_size=8, max_batch_tokens=8)
+    options = {"generation_config": config, "continuous_batching_config": pages, "warmup": False}
+    tokens = [
+        next(iter(each.generate_batch(prompt.tolist(), **options).values())).generated_tokens
+        for each in (plain, model)
+    ]
+    assert tokens[0] == tokens[1]
+    assert len(tokens[1]) == 3
+    for name in ("latent", "null_latent"):
+        with pytest.raises(ValueError, match=rf"continuous batching.* takes no {name}.*model\.generate"):
+            model.generate_batch(prompt.tolist(), generation_config=config, **{name: Z[:1]})
+    again = model.generate(prompt, latent=Z[:1], max_new_tokens=3, do_sample=False)
+    assert torch.equal(again, before)
