@@ -27,6 +27,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fq_toolkit.kernels.precision import check_exact, widest
+
 #: Index of a row that holds a NaN or an infinity (also: no code of the dictionary is finite).
 NONFINITE_ROW = -1
 #: Index of a row that the mask excludes.
@@ -69,7 +71,12 @@ def nearest_code(rows: Tensor, codebook: Tensor, center: Tensor, exact: bool) ->
 
     Returns:
         ``(n,)`` int64 indices, -1 where no code is finite.
+
+    Raises:
+        ValueError: ``exact`` on a device without float64.
     """
+    if exact:
+        check_exact(rows.device)
     live = torch.isfinite(codebook).all(dim=1)
     codes = torch.where(live[:, None], codebook, torch.zeros_like(codebook))
     working = torch.float64 if exact else torch.float32
@@ -134,8 +141,9 @@ def quantize_forward(
     num_codes = codebook.shape[0]
     positions = height * width
     indices = torch.empty(batch * positions, dtype=torch.int32, device=x.device)
-    row_error = torch.zeros(batch * positions, dtype=torch.float64, device=x.device)
-    sums = torch.zeros(num_codes if with_sums else 0, channels, dtype=torch.float64, device=x.device)
+    wide = widest(x.device)
+    row_error = torch.zeros(batch * positions, dtype=wide, device=x.device)
+    sums = torch.zeros(num_codes if with_sums else 0, channels, dtype=wide, device=x.device)
     out = torch.empty_like(x) if with_output else x.new_empty(0)
     working = torch.float64 if x.dtype == torch.float64 else torch.float32
     for start, stop, rows in row_chunks(x, num_codes):
@@ -148,13 +156,13 @@ def quantize_forward(
         indices[start:stop] = index.to(torch.int32)
         valid = index >= 0
         quantized = codebook[index.clamp(min=0)]
-        error = (safe.double() - quantized.double()).square().sum(dim=1)
+        error = (safe.to(wide) - quantized.to(wide)).square().sum(dim=1)
         row_error[start:stop] = torch.where(valid, error, torch.zeros_like(error))
         if with_sums:
             kept = valid.nonzero().squeeze(1)
             # index_put_ with accumulation adds in row order, also on CUDA, where index_add_ would use float
             # atomics.
-            sums.index_put_((index[kept],), safe[kept].double(), accumulate=True)
+            sums.index_put_((index[kept],), safe[kept].to(wide), accumulate=True)
         if with_output:
             blended = rows.to(working) + strength * (quantized.to(working) - rows.to(working))
             target = quantized.to(working) if strength == 1.0 else blended
@@ -182,6 +190,8 @@ def quantize_forward_traceable(
     The scores of all rows exist at once here, as an exported graph has no way to bound them; ``exact`` scores
     in float64 without re-scoring, so only distances that agree to 15 digits can be told apart differently.
     """
+    if exact:
+        check_exact(x.device)
     batch, channels, height, width = x.shape
     num_codes = codebook.shape[0]
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -308,18 +318,19 @@ def ema_commit_(
         eps: the smoothing constant.
         debias: see above.
     """
-    batch_rows = counts.double().sum()
+    wide = widest(counts.device)
+    batch_rows = counts.to(wide).sum()
     active = batch_rows > 0
     num_updates += active.to(num_updates.dtype)
     new_counts = decay * ema_counts + (1 - decay) * counts.to(torch.float32)
     new_sums = torch.where(torch.isfinite(sums), decay * ema_sums + (1 - decay) * sums, ema_sums)
-    correction = 1 - torch.pow(torch.tensor(decay, dtype=torch.float64, device=counts.device), num_updates)
+    correction = 1 - torch.pow(torch.tensor(decay, dtype=wide, device=counts.device), num_updates)
     scale = (1 / correction).to(torch.float32) if debias else torch.ones_like(correction, dtype=torch.float32)
     seen, moved = new_counts * scale, new_sums * scale
-    total = seen.double().sum().to(torch.float32)
+    total = seen.to(wide).sum().to(torch.float32)
     smoothed = (seen + eps) / (total + codebook.shape[0] * eps) * total
     new_codebook = moved / smoothed[:, None]
-    mean = (sums.double().sum(dim=0) / batch_rows).to(torch.float32)
+    mean = (sums.to(wide).sum(dim=0) / batch_rows).to(torch.float32)
     new_center = torch.where(torch.isfinite(mean), decay * center + (1 - decay) * mean, center)
     codebook.copy_(torch.where(active, new_codebook, codebook))
     ema_counts.copy_(torch.where(active, new_counts, ema_counts))

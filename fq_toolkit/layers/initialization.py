@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.kernels import ops
+from fq_toolkit.kernels.precision import widest
 from fq_toolkit.layers import distributed
 from fq_toolkit.layers.consistency import center_of
 
@@ -164,9 +165,10 @@ class _GlobalRows:
     def mean(self) -> Tensor:
         """Mean of all rows."""
         channels = self.features.shape[1]
-        total = torch.zeros(channels, dtype=torch.float64, device=self.features.device)
+        wide = widest(self.features.device)
+        total = torch.zeros(channels, dtype=wide, device=self.features.device)
         for part in self.local.split(1 << 16):
-            total += pick_rows(self.features, part).double().sum(dim=0)
+            total += pick_rows(self.features, part).to(wide).sum(dim=0)
         if self.group is not None:
             distributed.sum_over_ranks_(total, self.group)
         return (total / self.total).float()
@@ -201,12 +203,14 @@ def _lloyd(
     features: Tensor, mask: Tensor | None, codes: Tensor, center: Tensor, unit: bool, group: str | None
 ) -> tuple[Tensor, ...]:
     """Lloyd iterations from ``codes``: new codes, their counts and sums. An empty code stays put."""
+    wide = widest(codes.device)
+    exact = wide == torch.float64
     for _ in range(LLOYD_ITERATIONS):
-        _, _, _, counts, sums = ops.quantize_forward(features, codes, center, mask, 1.0, False, True, True)
+        _, _, _, counts, sums = ops.quantize_forward(features, codes, center, mask, 1.0, False, True, exact)
         if group is not None:
-            sums, batch_counts = distributed.sum_together([sums.double(), counts.double()], group)
+            sums, batch_counts = distributed.sum_together([sums.to(wide), counts.to(wide)], group)
         else:
-            batch_counts = counts.double()
+            batch_counts = counts.to(wide)
         hit = batch_counts > 0
         means = (sums / batch_counts.clamp(min=1)[:, None]).float()
         means = torch.nn.functional.normalize(means, dim=1) if unit else means
