@@ -15,7 +15,10 @@ Tokenize = Callable[[str], Sequence[object]]
 
 
 def _heading(record: dict[str, Any], where: str) -> float:
-    value = float(field(record, "heading", (int, float), where))
+    try:
+        value = float(field(record, "heading", (int, float), where))
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value):
         raise DataError(f"{where}: heading is {value}; expected radians")
     return value

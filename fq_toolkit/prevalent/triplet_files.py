@@ -152,7 +152,7 @@ def read_triplets(
         try:
             moves = tuple((float(a), float(b), float(c)) for a, b, c in directions)
             ids = tuple(int(token) for token in tokens)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{where}: an action embedding or a token id is no number ({error})") from error
         used = _used(tokens)
         if not used or not all(type(token) is int and token for token in tokens[:used]):
@@ -178,4 +178,7 @@ def _pose(entry: Any, where: str) -> Pose:
         or not 0 <= entry[2] < VIEWS
     ):
         raise DataError(f"{where} is {str(entry)[:80]}; expected [scan, viewpoint, view, heading, elevation]")
-    return Pose(entry[0], entry[1], entry[2], float(entry[3]), float(entry[4]))
+    try:
+        return Pose(entry[0], entry[1], entry[2], float(entry[3]), float(entry[4]))
+    except OverflowError as error:
+        raise DataError(f"{where}: heading or elevation is no angle ({error})") from error
