@@ -295,3 +295,16 @@ def test_sliding_window_keeps_the_latent() -> None:
         for token in ids.split(1, 1):
             step = model(token, latent=z, past_key_values=cache).logits[:, -1]
     torch.testing.assert_close(step, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_hybrid_keeps_memory_in_the_attention_that_it_has() -> None:
+    config = transformers.Lfm2Config(
+        **{**SMALL, "num_key_value_heads": 2}, layer_types=["conv", "full_attention"], block_multiple_of=8
+    )
+    torch.manual_seed(0)
+    model = inject_latent(transformers.Lfm2ForCausalLM(config).eval(), latent_size=NZ, init_std=3.0)
+    assert [site.name for site in model.latent_spec.sites] == ["model.layers.1.self_attn"]
+    ids, z = torch.randint(3, 40, (2, 6)), torch.randn(2, NZ)
+    assert not torch.equal(logits(model, ids, latent=z), logits(model, ids, latent=-z))
+    options = {"latent": z, "max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(model.generate(ids, **options), model.generate(ids, **options, use_cache=False))
