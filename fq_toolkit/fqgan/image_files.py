@@ -42,6 +42,7 @@ MEMORY_LIMIT = 4 * 2**30
 # The largest picture, 8192x8192, and what all threads together decode at a time.
 MAX_PIXELS = 2**26
 MAX_BYTES = 2**29
+_WHOLE = 2**23
 _THREADS, _NAMED = 8, 5
 _TURNED_BY_CAMERAS = ("JPEG", "MPO", "TIFF", "WEBP")  # a look at the notes of others decodes the picture
 _GRAY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I")
@@ -167,11 +168,15 @@ def _decode(picture: Any, channels: int, size: int, fit: Fit) -> np.ndarray:
         scale = size / min(width, height)
         wide, high = max(size, round(width * scale)), max(size, round(height * scale))
         left, top = (wide - size) // 2, (high - size) // 2
-        x, y = width / wide, height / high
-        box = (left * x, top * y, (left + size) * x, (top + size) * y)  # of a long one the rest is never made
-        picture = picture.resize(
-            (size, size), pictures.Resampling.BILINEAR, box=None if fit == "resize" else box
-        )
+        filtering = pictures.Resampling.BILINEAR
+        if fit == "resize":
+            picture = picture.resize((size, size), filtering)
+        elif wide * high <= _WHOLE:
+            picture = picture.resize((wide, high), filtering).crop((left, top, left + size, top + size))
+        else:  # the middle alone: its pixels may differ by a rounding, and the rest is never made
+            x, y = width / wide, height / high
+            box = (left * x, top * y, (left + size) * x, (top + size) * y)
+            picture = picture.resize((size, size), filtering, box=box)
     return np.array(picture, dtype=np.uint8)
 
 

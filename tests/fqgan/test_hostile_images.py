@@ -94,7 +94,9 @@ def test_what_is_not_read_is_counted(
 # --- bounds before memory
 
 
-def test_the_middle_of_a_long_picture_is_scaled_without_the_rest(tmp_path: Path) -> None:
+def test_the_middle_of_a_long_picture_is_scaled_without_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for i, (size, wanted) in enumerate(
         [((97, 31), 16), ((31, 97), 40), ((640, 480), 64), ((7, 5), 8), ((33, 33), 8)]
     ):
@@ -107,6 +109,10 @@ def test_the_middle_of_a_long_picture_is_scaled_without_the_rest(tmp_path: Path)
         expected = np.array(whole.crop((left, top, left + wanted, top + wanted)))
         found = image_files.read_image(path, channels=3, size=wanted)
         assert np.array_equal(found.permute(1, 2, 0).numpy(), expected), (size, wanted)
+        with monkeypatch.context() as patch:
+            patch.setattr(image_files, "_WHOLE", 0)
+            found = image_files.read_image(path, channels=3, size=wanted)
+        assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
 
 
 BOMBS: dict[str, tuple[Callable[[Path], None], int]] = {}
