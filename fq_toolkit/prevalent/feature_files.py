@@ -235,6 +235,9 @@ class Hdf5Rows:
             raise DataError(f"{path} is no readable HDF5 file ({error}): truncated or damaged") from error
         if not self._names:
             raise DataError(f"{path} holds no datasets")
+        for name in self._names:
+            if not isinstance(name, str):
+                raise DataError(f"{path}: the name {name!r} is not UTF-8: truncated or damaged")
         self._path, self._columns = path, columns
         kept = self._checked_width(self._names[0], size)
         dim = kept if dim is None else dim

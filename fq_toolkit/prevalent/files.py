@@ -201,6 +201,8 @@ def field(record: dict[str, Any], name: str, kind: type | tuple[type, ...], wher
     Raises:
         DataError: when it is absent or of another type.
     """
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: {str(record)[:60]} is no object; expected one with the field {name!r}")
     if name not in record:
         raise DataError(f"{where} has no field {name!r}; it has {_some_keys(dict(sorted(record.items())))}")
     value = record[name]
