@@ -538,7 +538,6 @@ def _keep_by_number(given: dict[str, Any], cache: Any) -> dict[str, Any]:
     return given
 
 
-@torch.compiler.assume_constant_result
 def _compiled_without() -> bool:
     """Say it when a training step is compiled; what is compiled cannot."""
     logger.warning(
@@ -546,6 +545,10 @@ def _compiled_without() -> bool:
         'there; pass latent=, and see that the collator keeps a column "latent"'
     )
     return True
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler, and Triton, with this module.
+_compiled_without._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Touch(torch.autograd.Function):
