@@ -547,7 +547,7 @@ def _compiled_without() -> bool:
     return True
 
 
-# What torch.compiler.assume_constant_result does, which would import the compiler, and Triton, with this module.
+# What torch.compiler.assume_constant_result does, which would import the compiler and Triton with this module.
 _compiled_without._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
