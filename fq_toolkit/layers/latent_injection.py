@@ -264,9 +264,12 @@ def load_latent(folder: str | Path, *, projector: nn.Module | None = None, **opt
         wanted = "the projector that was given to inject_latent" if projector is None else "no projector"
         raise ValueError(f"the model in {str(folder)!r} was saved with {wanted}; load it with the same")
     name = (config.architectures or [type(config).__name__])[0]
-    base = getattr(transformers, name, None)
+    base = getattr(transformers, name, None) or _own_class(name, type(config))
     if base is None:
-        raise ValueError(f"transformers has no class {name!r}, which the model in {str(folder)!r} is of")
+        raise ValueError(
+            f"transformers has no class {name!r}, which the model in {str(folder)!r} is of; if it is a class "
+            "of your own, import it before loading"
+        )
     if projector is not None:
         options["latent_projector"] = projector
     asked = options.pop("output_loading_info", False)
@@ -277,6 +280,17 @@ def load_latent(folder: str | Path, *, projector: nn.Module | None = None, **opt
     if missing:
         raise ValueError(f"the weights in {str(folder)!r} lack {', '.join(missing)}, which would be random")
     return (model, info) if asked else model
+
+
+def _own_class(name: str, config: type) -> Any:
+    """A model class of the user's own, by its name and its config; None where none has been imported."""
+    waiting: list[Any] = [_pretrained()]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if kind.__name__ == name and kind.config_class is config and not issubclass(kind, LatentModel):
+            return kind
+    return None
 
 
 @functools.cache
@@ -382,8 +396,9 @@ def _check_model(model: Any) -> None:
         )
     if not model.can_generate():
         raise ValueError(
-            f"{type(model).__name__} does not generate text; load the model with a language-modelling head, "
-            "for example by AutoModelForCausalLM"
+            f"{type(model).__name__} does not generate text; inject into the whole model with a "
+            "language-modelling head, such as AutoModelForCausalLM or AutoModelForSeq2SeqLM loads, not into "
+            "an encoder, a decoder without its head or another part of it"
         )
     if "inputs_embeds" not in _parameters(type(model)):
         raise _unsupported(model, "its forward takes no inputs_embeds", suggest=False)
@@ -492,8 +507,19 @@ def _find_sites(model: Any) -> list[Reading]:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation_internal = name
     if not probe.readings:  # hybrids keep memory in the attention that they have
-        raise _unsupported(model, "none of its layers sends a causal self-attention through the interface")
+        raise _unsupported(model, _why_no_sites(model))
     return probe.readings
+
+
+def _why_no_sites(model: Any) -> str:
+    """Why no attention of a model asked for memory."""
+    kinds = {type(module).__name__ for module in model.modules() if "Attention" in type(module).__name__}
+    if not kinds:
+        return "it has no attention layers"
+    return (
+        f"its attention ({', '.join(sorted(kinds))}) computes by itself or without a causal mask, and not "
+        "through the attention interface of transformers"
+    )
 
 
 def _pretrained() -> type:

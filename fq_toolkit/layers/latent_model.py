@@ -27,6 +27,8 @@ CHILD = "latent_injection"
 PATIENCE = 3
 _LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 #: What is one slip from "latent" or "latents", and the symbol that papers use.
+#: How the inputs of pictures, films and sounds begin.
+_MEDIA = ("pixel_values", "input_features", "image_", "video_", "audio_")
 _LOOKALIKES = frozenset(
     word[:i] + between + word[j:]
     for word in ("latent", "latents")
@@ -94,6 +96,8 @@ class LatentModel:
         if latent is None:
             return _keep_in_graph(self, plain(*args, **kwargs))
         spec: LatentSpec = self.latent_spec
+        if spec.has_embedding:
+            self._refuse_pictures(given)
         ids, embeds = self._text(given)
         batch, length = (ids if embeds is None else embeds).shape[:2]
         if latent.shape[0] not in (1, batch):
@@ -117,6 +121,15 @@ class LatentModel:
         if not remembered:
             remember(outputs, cache, latent, None if in_graph else known)
         return outputs
+
+    def _refuse_pictures(self: Any, given: Mapping[str, Any]) -> None:
+        """Refuse pictures and sounds where the model is given embeddings: it looks for their tokens."""
+        found = [name for name in given if name.startswith(_MEDIA) and given[name] is not None]
+        if found:
+            raise ValueError(
+                f"mode={self.latent_spec.mode!r} gives {type(self).__name__} embeddings in place of tokens, in "
+                f'which it cannot find the places of {found[0]}; inject with mode="memory" instead'
+            )
 
     def _computing_dtype(self: Any, weight: Tensor, latent: Tensor) -> torch.dtype:
         """The precision in which the projections compute, whatever their weights are stored in."""
@@ -278,6 +291,15 @@ class LatentModel:
                 raise ValueError("null_latent needs a latent to guide towards; pass latent= as well")
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         check_latent(latent, self.latent_spec)
+        draft = kwargs.get("assistant_model")
+        if isinstance(draft, LatentModel):
+            other: LatentSpec = draft.latent_spec  # type: ignore[attr-defined]
+            if other.latent_size != self.latent_spec.latent_size:
+                raise ValueError(
+                    f"the assistant_model was injected with latent_size={other.latent_size} and this model with "
+                    f"latent_size={self.latent_spec.latent_size}; inject both with the same, or give a draft "
+                    "without a latent"
+                )
         kwargs |= dict(zip(list(inspect.signature(super().generate).parameters)[1:], args, strict=False))  # type: ignore[misc]
         prompt = inputs
         for name in ("input_ids", "inputs_embeds"):
@@ -547,7 +569,7 @@ def _compiled_without() -> bool:
     return True
 
 
-# What torch.compiler.assume_constant_result does, which would import the compiler and Triton with this module.
+# What torch.compiler.assume_constant_result does; that imports the compiler, and Triton, with this module.
 _compiled_without._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
