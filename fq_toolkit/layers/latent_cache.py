@@ -80,9 +80,15 @@ def projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
         return None
     if seen is None or latent is None:
         had, has = ("with", "without") if latent is None else ("without", "with")
+        # A cache that somebody has filled before the first token of the text.
+        hint = (
+            "; prefix tuning fills one, and cannot go with a latent: train prompts, LoRA, or the latent alone"
+            if latent is not None
+            else ""
+        )
         raise ValueError(
-            f"the cache was begun {had} a latent and is continued {has} one; "
-            "keep the latent for a whole text, or begin a new cache"
+            f"the cache was begun {had} a latent and is continued {has} one; keep the latent for a whole "
+            f"text, or begin a new cache{hint}"
         )
     if seen.latent is latent and seen.version == _version(latent):
         return seen.projected

@@ -127,8 +127,8 @@ class LatentModel:
         found = [name for name in given if name.startswith(_MEDIA) and given[name] is not None]
         if found:
             raise ValueError(
-                f"mode={self.latent_spec.mode!r} gives {type(self).__name__} embeddings in place of tokens, in "
-                f'which it cannot find the places of {found[0]}; inject with mode="memory" instead'
+                f"mode={self.latent_spec.mode!r} gives {type(self).__name__} embeddings in place of tokens, "
+                f'in which it cannot find the places of {found[0]}; inject with mode="memory" instead'
             )
 
     def _computing_dtype(self: Any, weight: Tensor, latent: Tensor) -> torch.dtype:
@@ -161,7 +161,10 @@ class LatentModel:
             return
         if latent is not None:
             self._latent_steps = None
-            own = list(getattr(self, CHILD).parameters())
+            # PEFT adds low ranks to a frozen projection, and keeps a copy of a module that it saves.
+            theirs = ("lora_", "original_module")
+            named = getattr(self, CHILD).named_parameters()
+            own = [weight for name, weight in named if not any(part in name for part in theirs)]
             if own and not any(parameter.requires_grad for parameter in own):
                 logger.warning(
                     "a model is trained with a latent whose projections are frozen, and random unless they "
@@ -296,9 +299,9 @@ class LatentModel:
             other: LatentSpec = draft.latent_spec  # type: ignore[attr-defined]
             if other.latent_size != self.latent_spec.latent_size:
                 raise ValueError(
-                    f"the assistant_model was injected with latent_size={other.latent_size} and this model with "
-                    f"latent_size={self.latent_spec.latent_size}; inject both with the same, or give a draft "
-                    "without a latent"
+                    f"the assistant_model was injected with latent_size={other.latent_size} and this model "
+                    f"with latent_size={self.latent_spec.latent_size}; inject both with the same, or give a "
+                    "draft without a latent"
                 )
         kwargs |= dict(zip(list(inspect.signature(super().generate).parameters)[1:], args, strict=False))  # type: ignore[misc]
         prompt = inputs

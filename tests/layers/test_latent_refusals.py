@@ -33,7 +33,7 @@ def test_attention_that_computes_by_itself_is_named(name: str, attention: str) -
 
 def test_a_model_without_attention_has_none() -> None:
     config = transformers.MambaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, state_size=4)
-    with pytest.raises(ValueError, match="it has no attention layers; use mode=.embedding."):
+    with pytest.raises(ValueError, match=r"it has no attention layers; use mode=.embedding."):
         inject_latent(transformers.MambaForCausalLM(config))
 
 
@@ -84,7 +84,8 @@ def test_hybrids_decode_with_memory_in_the_attention_that_they_have(name: str) -
 def pictures_model() -> Any:
     text = transformers.LlamaConfig(**SIZES)
     vision = transformers.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8,
+        patch_size=4,
     )  # fmt: skip
     config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=39)
     return randomize(transformers.LlavaForConditionalGeneration(config))
@@ -130,3 +131,22 @@ def test_a_draft_with_latents_of_another_size_is_named() -> None:
     model, draft = (inject_latent(made("Llama"), latent_size=size) for size in (4, 6))
     with pytest.raises(ValueError, match="the assistant_model was injected with latent_size=6"):
         model.generate(torch.tensor([[5, 6]]), latent=torch.randn(1, 4), assistant_model=draft)
+
+
+def test_a_cache_that_was_filled_before_the_text_says_what_fills_one() -> None:
+    """What PEFT's prefix tuning does."""
+    model = inject_latent(made("Llama"), latent_size=4)
+    cache = transformers.DynamicCache(config=model.config)
+    for layer in range(2):
+        cache.update(torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8), layer)
+    with pytest.raises(ValueError, match="prefix tuning fills one, and cannot go with a latent"):
+        model(torch.tensor([[5, 6]]), latent=torch.randn(1, 4), past_key_values=cache)
+
+
+def test_low_ranks_on_a_frozen_projection_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """What LoRA on all linear layers makes of the projections: random, frozen, and of rank r."""
+    model = inject_latent(made("Llama"), latent_size=4).requires_grad_(False)
+    projector = model.latent_injection
+    projector.lora_A = torch.nn.Linear(4, 2, bias=False)
+    model.train()(torch.tensor([[5, 6]]), latent=torch.randn(1, 4))
+    assert 'modules_to_save=["latent_injection"]' in caplog.text
