@@ -27,8 +27,11 @@ from torch import Tensor
 
 from fq_toolkit.kernels import native, reference, tracing
 from fq_toolkit.kernels.arguments import check_backward, check_commit, check_forward
+from fq_toolkit.kernels.precision import widest
 
 logger = logging.getLogger("fq_toolkit")
+
+_CPU = torch.device("cpu")
 
 BACKENDS = ("reference", "native", "triton")
 
@@ -319,7 +322,7 @@ def quantize_forward(
     if isinstance(strength, Tensor):
         blend: Tensor | None = strength
     else:
-        blend = None if strength == 1 else torch.tensor(strength, dtype=torch.float64, device="cpu")
+        blend = None if strength == 1 else torch.tensor(strength, dtype=widest(_CPU), device="cpu")
     return _quantize_forward(x, codebook, center, mask, blend, with_output, with_sums, exact)
 
 

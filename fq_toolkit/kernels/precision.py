@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import torch
 
-#: Types of devices without float64.
-WITHOUT_FLOAT64 = {"mps"}
-
 
 def widest(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has nothing wider: sums are then rounded as float32 rounds."""
-    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+    """float64, or float32 where the device has nothing wider: sums are then rounded as float32 rounds.
+
+    The device is asked each time, which costs a microsecond or two: no list of devices would be complete.
+    """
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except Exception:  # each device refuses in a way of its own
+        return torch.float32
+    return torch.float64
 
 
 def check_exact(device: torch.device) -> None:
@@ -19,7 +23,7 @@ def check_exact(device: torch.device) -> None:
     Raises:
         ValueError: naming the option to change.
     """
-    if device.type in WITHOUT_FLOAT64:
+    if widest(device) != torch.float64:
         raise ValueError(
             f'precision="exact" settles ties by float64 distances, which the device {device.type!r} cannot '
             'compute; build the layer with precision="fast", or run it on the CPU'
