@@ -151,7 +151,10 @@ def little_to_test_on(folder: Path) -> None:
     ("spoil", "message"),
     [
         (without_b, r"has the folders testA, testB, trainA; expected trainA and trainB with images in them"),
-        (broken, r"1 image\(s\) cannot be read; repair or remove them:\n.*trainB.3\.png"),
+        (
+            broken,
+            r"1 image\(s\) cannot be read; repair or remove them, or give --skip-damaged:\n.*trainB.3\.png",
+        ),
         (small, r"domain B has 3 training images; expected at least batch_size 2 x accumulate 2"),
         (little_to_test_on, r"domain B has 3 images to test on; expected 4 or more"),
     ],

@@ -38,6 +38,7 @@ def test_forward_equals_the_reference():
 def test_operator_checks():
     x, *rest = arguments(torch.float64)
     x = x.nan_to_num(0.5).requires_grad_()
+    rest[3] = torch.tensor(rest[3])  # the op itself takes the strength as a tensor
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.fq_toolkit.quantize_forward.default, (x, *rest), test_utils=tests)
 

@@ -135,7 +135,7 @@ def test_a_run_ends_with_examples_however_close_to_the_limit_its_sentences_are(
     (tmp_path / "train.txt").write_text("\n".join(sentences(60, words)))
     (tmp_path / "valid.txt").write_text("\n".join(too_long + sentences(40, words)))
     out = tmp_path / "run"
-    options = ["--max-length", str(words + 2 + spare), "--eval-sentences", "1000"]
+    options = ["--max-length", str(words + 2 + spare), "--eval-sentences", "1000", "--tokenizer", "word"]
     options += ["--data", str(tmp_path / "train.txt"), "--valid", str(tmp_path / "valid.txt")]
     assert main(["train", "optimus", "--out", str(out), *VAE, *options]) == 0
     assert "10 interpolations" in (out / "examples.txt").read_text()

@@ -202,10 +202,10 @@ def test_what_was_heard_is_told(runs: dict[str, Path]) -> None:
 
 def test_what_is_pretrained_with_no_options_goes_on_with_no_options() -> None:
     configs = [preset("mini") for preset in (r2r_preset, ndh_preset, hanna_preset, speaker_preset)]
-    known = {(c.feature_dim, c.world_seed) for c in (*configs, PretrainingConfig())}
+    known = {(c.synthetic_dim, c.world_seed) for c in (*configs, PretrainingConfig())}
     assert known == {(FEATURE_DIM, 0)}
     assert configs[3].data_options() == dataclasses.replace(
-        r2r_preset("mini"), validation_items=configs[3].validation_items
+        r2r_preset("mini"), validation_items=configs[3].validation_items, feature_dim=FEATURE_DIM
     )
 
 

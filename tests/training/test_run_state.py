@@ -407,8 +407,13 @@ def test_a_path_that_cannot_be_is_told_before_anything(tmp_path: Path, name: str
 # -- signals and output
 
 
-def test_every_polite_signal_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_polite_signal_saves_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     step = Walk.step
+    # Under nohup a process ignores SIGHUP, which a training respects.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
 
         def interrupted(self: Walk, index: int, number: signal.Signals = number) -> dict[str, Tensor]:
