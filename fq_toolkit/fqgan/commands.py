@@ -7,6 +7,7 @@ from fq_toolkit.fqgan.config import FQGANConfig, preset
 from fq_toolkit.fqgan.ugatit_config import PRESETS as UGATIT_PRESETS
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
 TRAIN_HELP = """Train an FQ-GAN.
@@ -122,7 +123,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
                 sys.stdout.write(f"step {trained.step}, truncation {truncation}: {figures}\n")
             return 0
         figures = evaluate_run(trained, samples=samples, extractor=extractor)
-        sys.stdout.write(f"step {trained.step}: {figures}\n")
+        sys.stdout.write(f"step {trained.step}: {figures}\n{measured_line(trained.folder)}")
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))

@@ -2,13 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fq_toolkit.fqgan.datasets import ImageDataset
 from fq_toolkit.fqgan.pixels import Images
+from fq_toolkit.fqgan.unpaired import PARTS, UnpairedDataset
 from fq_toolkit.training.errors import CheckpointError
+from fq_toolkit.training.measured_data import MeasuredSet
 
 # So many images are looked at: all of them may lie on a disk.
 SAMPLED = 1000
@@ -32,6 +36,23 @@ def fingerprint(images: Sequence[Images], labels: Tensor | None = None, names: S
     if labels is not None:
         digest.update(labels.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def real_images(source: str, data: ImageDataset) -> dict[str, MeasuredSet]:
+    """Return what a GAN is measured on: the images that it is trained on."""
+    found = fingerprint([data.images], data.labels, data.class_names)
+    return {"images": MeasuredSet(source, found, len(data.images))}
+
+
+def translated_images(source: str, data: UnpairedDataset) -> dict[str, MeasuredSet]:
+    """Return what translators are measured on: the images of both domains that are kept for that."""
+    found = {}
+    for part, images in zip(PARTS[2:], (data.test_a, data.test_b), strict=True):
+        folder = Path(source).expanduser() / part
+        found[part] = MeasuredSet(
+            str(folder) if folder.is_dir() else source, fingerprint([images]), len(images)
+        )
+    return found
 
 
 def check_data(state: Mapping[str, Any], found: str, source: str) -> None:

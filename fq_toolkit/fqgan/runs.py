@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fq_toolkit.fqgan.config import TRAINER, FQGANConfig
+from fq_toolkit.fqgan.data_identity import real_images
 from fq_toolkit.fqgan.datasets import ImageDataset, load_dataset
 from fq_toolkit.fqgan.evaluation import Evaluation, Evaluator
 from fq_toolkit.fqgan.extractors import load_extractor
@@ -26,6 +27,7 @@ from fq_toolkit.fqgan.trainer import calibrated_sampler, write_evaluation
 from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
+from fq_toolkit.training.measured_data import MeasuredSet, check_measured
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.session import make_accelerator
@@ -238,6 +240,13 @@ def _sample_count(run: TrainedRun, samples: int | None) -> int:
     return run.config.eval_samples if samples is None else samples
 
 
+def _checked_images(run: TrainedRun) -> dict[str, MeasuredSet]:
+    """Return what a run is measured on, which has to be what it was."""
+    found = real_images(run.config.data, run.data)
+    check_measured(run.folder.checkpoints(), run.step, found)
+    return found
+
+
 def evaluate_run(run: TrainedRun, *, samples: int | None = None, extractor: str | None = None) -> Evaluation:
     """Measure a run again and write ``evaluation.json``.
 
@@ -245,10 +254,20 @@ def evaluate_run(run: TrainedRun, *, samples: int | None = None, extractor: str 
         run: the run.
         samples: generated images; by default as many as the run's options say.
         extractor: see :func:`make_evaluator`.
+
+    Raises:
+        CheckpointError: when the real images are not those that the run was measured on.
     """
-    count = _sample_count(run, samples)
+    count, measured_on = _sample_count(run, samples), _checked_images(run)
     result = make_evaluator(run, extractor=extractor)(run.sampler(), samples=count)
-    write_evaluation(run.folder, run.config, result, step=run.step, seconds=run.seconds)
+    write_evaluation(
+        run.folder,
+        run.config,
+        result,
+        step=run.step,
+        seconds=run.seconds,
+        measured_on=measured_on,
+    )
     return result
 
 
@@ -266,8 +285,12 @@ def evaluate_truncations(
         truncations: see :class:`fq_toolkit.fqgan.sampling.Sampler`.
         samples: as in :func:`evaluate_run`.
         extractor: see :func:`make_evaluator`.
+
+    Raises:
+        CheckpointError: as :func:`evaluate_run`.
     """
     count = _sample_count(run, samples)
+    _checked_images(run)
     samplers = [run.sampler(truncation=truncation) for truncation in truncations]
     evaluator = make_evaluator(run, extractor=extractor)
     found = [evaluator(sampler, samples=count) for sampler in samplers]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fq_toolkit.fqgan.config import TRAINER, FQGANConfig
-from fq_toolkit.fqgan.data_identity import check_data, fingerprint
+from fq_toolkit.fqgan.data_identity import check_data, fingerprint, real_images
 from fq_toolkit.fqgan.datasets import ImageDataset, load_dataset
 from fq_toolkit.fqgan.evaluation import EVALUATION_SEED, Evaluation, Evaluator, evaluation_columns
 from fq_toolkit.fqgan.extractors import load_extractor
@@ -22,6 +22,7 @@ from fq_toolkit.training import session
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.measured_data import KEY, MeasuredSet, set_records
 from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.progress import Reporter
 from fq_toolkit.training.run_folder import RunFolder
@@ -89,6 +90,10 @@ class FQGAN(GANUpdates):
             names += ["strength/fq"] * (self.config.fq == "straight_through")
         names += list(self.penalties)
         return [*names, *evaluation_columns(self.ready_evaluator().extractor, self.data)]
+
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the real images."""
+        return real_images(self.config.data, self.data)
 
     def prepare_evaluation(self) -> None:
         """Load the feature extractor (the first time it is trained) and look at the real images."""
@@ -172,7 +177,14 @@ class FQGAN(GANUpdates):
         """Write ``samples.png`` and, after the last step, ``evaluation.json``."""
         self.preview(run.samples)
         if complete and self.last_evaluation is not None:
-            write_evaluation(run, self.config, self.last_evaluation, step=result.step, seconds=result.seconds)
+            write_evaluation(
+                run,
+                self.config,
+                self.last_evaluation,
+                step=result.step,
+                seconds=result.seconds,
+                measured_on=self.measured_on(),
+            )
 
 
 def calibrated_sampler(generator: nn.Module, *, truncation: float | None = None) -> Sampler:
@@ -224,13 +236,20 @@ def train(
 
 
 def write_evaluation(
-    run: RunFolder, config: FQGANConfig, evaluation: Evaluation, *, step: int, seconds: float
+    run: RunFolder,
+    config: FQGANConfig,
+    evaluation: Evaluation,
+    *,
+    step: int,
+    seconds: float,
+    measured_on: Mapping[str, MeasuredSet],
 ) -> None:
     """Write ``evaluation.json``: the figures and what they were measured with."""
     record = {
         "step": step,
         "training_seconds": round(seconds, 1),
         **evaluation._asdict(),
+        KEY: set_records(measured_on),
         "fq": config.fq,
         "seed": config.seed,
         **session.provenance(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fq_toolkit.fqgan.data_identity import check_data, fingerprint
+from fq_toolkit.fqgan.data_identity import check_data, fingerprint, translated_images
 from fq_toolkit.fqgan.quantization import read_dictionary
 from fq_toolkit.fqgan.sampling import save_grid
 from fq_toolkit.fqgan.translate import PREVIEW_TITLES, preview_images
@@ -19,6 +19,7 @@ from fq_toolkit.fqgan.unpaired import UnpairedDataset, load_unpaired
 from fq_toolkit.training import session
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.measured_data import KEY, MeasuredSet, set_records
 from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import Trainer
@@ -87,6 +88,10 @@ class UGATIT(UGATITUpdates):
             self.evaluator = TranslationEvaluator(self.data, self.config.extractor)
         return self.evaluator
 
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the test images of both domains."""
+        return translated_images(self.config.data, self.data)
+
     def prepare_evaluation(self) -> None:
         """Look at the real images of both domains."""
         self._evaluator()
@@ -148,17 +153,31 @@ class UGATIT(UGATITUpdates):
         """Write ``samples.png`` and, after the last step, ``evaluation.json``."""
         self.preview(run.samples)
         if complete and self.last_evaluation is not None:
-            write_evaluation(run, self.config, self.last_evaluation, step=result.step, seconds=result.seconds)
+            write_evaluation(
+                run,
+                self.config,
+                self.last_evaluation,
+                step=result.step,
+                seconds=result.seconds,
+                measured_on=self.measured_on(),
+            )
 
 
 def write_evaluation(
-    run: RunFolder, config: UGATITConfig, evaluation: TranslationEvaluation, *, step: int, seconds: float
+    run: RunFolder,
+    config: UGATITConfig,
+    evaluation: TranslationEvaluation,
+    *,
+    step: int,
+    seconds: float,
+    measured_on: Mapping[str, MeasuredSet],
 ) -> None:
     """Write ``evaluation.json``: the figures of both directions, with what they can be read with."""
     record = {
         "step": step,
         "train_seconds": round(seconds, 1),
         **{name: figures._asdict() for name, figures in zip(DIRECTIONS, evaluation, strict=True)},
+        KEY: set_records(measured_on),
         "fq": config.fq,
         "seed": config.seed,
         **session.provenance(),

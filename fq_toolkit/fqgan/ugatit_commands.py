@@ -6,6 +6,7 @@ from typing import Literal
 
 from fq_toolkit.fqgan.ugatit_config import UGATITConfig, preset
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import check_measured, measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
 TRAIN_HELP = """Train U-GAT-IT: unpaired image translation with quantized features in the discriminators.
@@ -66,6 +67,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             step: Which checkpoint; the newest by default.
             extractor: What measures images, for example inception:FILE; as in the run by default.
         """
+        from fq_toolkit.fqgan.data_identity import translated_images
         from fq_toolkit.fqgan.translate import load_translators
         from fq_toolkit.fqgan.ugatit import write_evaluation
         from fq_toolkit.fqgan.ugatit_evaluation import TranslationEvaluator
@@ -73,10 +75,19 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
         trained = load_translators(run, step=step)
         data = load_unpaired(trained.config.data, **trained.config.reading())
+        measured_on = translated_images(trained.config.data, data)
+        check_measured(trained.folder.checkpoints(), trained.step, measured_on)
         evaluator = TranslationEvaluator(data, extractor or trained.config.extractor)
         found = evaluator(trained.translators, trained.device)
-        write_evaluation(trained.folder, trained.config, found, step=trained.step, seconds=trained.seconds)
-        sys.stdout.write(f"step {trained.step}:\n{found}\n")
+        write_evaluation(
+            trained.folder,
+            trained.config,
+            found,
+            step=trained.step,
+            seconds=trained.seconds,
+            measured_on=measured_on,
+        )
+        sys.stdout.write(f"step {trained.step}:\n{found}\n{measured_line(trained.folder)}")
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))

@@ -10,6 +10,8 @@ from fq_toolkit.optimus.classification_commands import classify_command, plot_la
 from fq_toolkit.optimus.command_line import check_seed, typed_lines, user_errors
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import measured_line
+from fq_toolkit.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fq_toolkit.optimus.sentence_vae import SentenceVAE
@@ -66,7 +68,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
         from fq_toolkit.optimus.runs import evaluate_run
 
         result = evaluate_run(run, step=step, sentences=sentences, iw_samples=iw_samples, analogies=analogies)
-        sys.stdout.write(f"{result}\n")
+        sys.stdout.write(f"{result}\n{measured_line(RunFolder(run))}")
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))

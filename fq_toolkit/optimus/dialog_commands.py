@@ -15,6 +15,8 @@ from fq_toolkit.optimus.dialog_task import DIALOG_TRAINER, DialogConfig
 from fq_toolkit.optimus.paired_task import evaluate_task_run, load_task
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import measured_line
+from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.train_command import run_plot_command, run_train_command
 
 # Of the sentence VAE within: analogy, interpolate, play and reconstruct.
@@ -61,7 +63,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             step: Which checkpoint; the newest by default.
         """
         reached, figures = evaluate_task_run(DIALOG_TRAINER, run, step=step)
-        sys.stdout.write(f"step {reached}:\n{figures}\n")
+        sys.stdout.write(f"step {reached}:\n{figures}\n{measured_line(RunFolder(run))}")
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))

@@ -14,7 +14,7 @@ from fq_toolkit.optimus.dialog_corpus import Dialogs, load_dialogs
 from fq_toolkit.optimus.dialog_metrics import DialogEvaluator
 from fq_toolkit.optimus.dialog_model import DialogBatch, DialogVAE
 from fq_toolkit.optimus.paired_task import PairedConfig, PairedTask, TokenTable
-from fq_toolkit.optimus.trainer import build_vae
+from fq_toolkit.optimus.trainer import build_vae, held_out_set
 from fq_toolkit.optimus.vae_config import FREE_ON_RESUME
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import seed_everything
@@ -90,6 +90,7 @@ def build_task(config: DialogConfig, accelerator: Any) -> PairedTask:
     model = DialogVAE(base, fusion=config.fusion, context_kl=config.context_kl)
     data = DialogRows(corpus.train, base.tokenizers, max_length=config.max_length)
     evaluator = DialogEvaluator(corpus, config.eval_rows, config.samples)
+    held_out = zip(*corpus.valid, strict=True)
     return PairedTask(
         config,
         model,
@@ -97,6 +98,7 @@ def build_task(config: DialogConfig, accelerator: Any) -> PairedTask:
         evaluator,
         described=f"{len(data.kept):,} pairs, {len(evaluator.references):,} contexts to measure with",
         skipped=corpus.skipped,
+        measured_on=held_out_set(config, held_out),
         accelerator=accelerator,
     )
 

@@ -1,7 +1,7 @@
 """How good a sentence VAE is: language, latent space, and analogies where they can be scored."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from fq_toolkit.optimus.language_metrics import LanguageScores, measure_language
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.measured_data import KEY, MeasuredSet, set_records
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import provenance
 
@@ -134,7 +135,13 @@ _COLUMNS = {
 
 
 def write_evaluation(
-    run: RunFolder, config: OptimusConfig, evaluation: Evaluation, *, step: int, seconds: float
+    run: RunFolder,
+    config: OptimusConfig,
+    evaluation: Evaluation,
+    *,
+    step: int,
+    seconds: float,
+    measured_on: Mapping[str, MeasuredSet],
 ) -> None:
     """Write ``evaluation.json``: the figures and what they were measured with."""
     analogies = evaluation.analogies
@@ -145,6 +152,7 @@ def write_evaluation(
         "latent_size": evaluation.latent_size,
         "analogies": None if analogies is None else analogies._asdict(),
         "data": config.data,
+        KEY: set_records(measured_on),
         "seed": config.seed,
         **provenance(),
     }

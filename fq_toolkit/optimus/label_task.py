@@ -15,7 +15,7 @@ from fq_toolkit.optimus.label_evaluation import LabelEvaluator
 from fq_toolkit.optimus.label_model import LabelledBatch, LabelVAE
 from fq_toolkit.optimus.labels import Labelled, load_labelled
 from fq_toolkit.optimus.paired_task import PairedConfig, PairedTask, TokenTable
-from fq_toolkit.optimus.trainer import build_vae
+from fq_toolkit.optimus.trainer import build_vae, held_out_set
 from fq_toolkit.optimus.vae_config import FREE_ON_RESUME
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import seed_everything
@@ -85,6 +85,8 @@ def build_task(config: LabelConfig, accelerator: Any) -> PairedTask:
     base = build_vae(config, corpus.train.texts)  # type: ignore[arg-type]  # it has the options that are read
     model = LabelVAE(base, len(corpus.names), adversary=config.adversary)
     data = LabelledRows(corpus.train, base.tokenizers, max_length=config.max_length)
+    valid = corpus.valid
+    held_out = [(corpus.names[label], text) for label, text in zip(valid.labels, valid.texts, strict=True)]
     return PairedTask(
         config,
         model,
@@ -92,6 +94,7 @@ def build_task(config: LabelConfig, accelerator: Any) -> PairedTask:
         LabelEvaluator(corpus, config.eval_rows),
         described=f"{len(data.kept):,} sentences, labels {', '.join(corpus.names)}",
         skipped=corpus.skipped,
+        measured_on=held_out_set(config, held_out),
         accelerator=accelerator,
     )
 

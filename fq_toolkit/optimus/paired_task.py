@@ -1,7 +1,7 @@
 """What training on labelled sentences and on pairs of texts shares: options, token tables, the task."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
 from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.measured_data import KEY, MeasuredSet, check_measured, set_records
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.seeding import rank_seed, seed_everything
 from fq_toolkit.training.session import Trainer, make_accelerator, provenance
@@ -96,6 +97,7 @@ class PairedTask(OptimusTask):
         evaluator: model -> figures with ``values()``; ``columns``.
         described: what the data are, for the summary.
         skipped: reason -> lines that were left out.
+        measured_on: what the evaluator measures on.
         accelerator: an ``accelerate.Accelerator``.
     """
 
@@ -112,12 +114,13 @@ class PairedTask(OptimusTask):
         *,
         described: str,
         skipped: dict[str, int],
+        measured_on: dict[str, MeasuredSet],
         accelerator: Any,
     ) -> None:
         self.config, self.accelerator = config, accelerator
         self.vae: Any = model.to(accelerator.device)
         self.data, self.evaluator = data, evaluator
-        self.described, self.skipped = described, skipped
+        self.described, self.skipped, self._measured_on = described, skipped, measured_on
         rank, world = accelerator.process_index, accelerator.num_processes
         self.order = data_order(config, data, rank=rank, world=world)
         self.schedule = beta_schedule(config)
@@ -148,6 +151,10 @@ class PairedTask(OptimusTask):
         names = ["seconds", "loss/total", "loss/nll", "loss/kl", "schedule/beta", "learning rate/lr"]
         return names + list(self.evaluator.columns)
 
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return what the evaluator measures on."""
+        return self._measured_on
+
     def evaluate(self) -> dict[str, float]:
         """Measure on what is kept for that; the random state of training is not touched."""
         self.last_evaluation = self.evaluator(self.vae)
@@ -157,16 +164,32 @@ class PairedTask(OptimusTask):
         """Write ``model/``, the sentence VAE within, and after the last step ``evaluation.json``."""
         self.vae.base.save_pretrained(run.path / MODEL)
         if complete and self.last_evaluation is not None:
-            write_figures(run, self.config, self.last_evaluation, step=result.step, seconds=result.seconds)
+            write_figures(
+                run,
+                self.config,
+                self.last_evaluation,
+                step=result.step,
+                seconds=result.seconds,
+                measured_on=self.measured_on(),
+            )
 
 
-def write_figures(run: RunFolder, config: Any, figures: Any, *, step: int, seconds: float) -> None:
+def write_figures(
+    run: RunFolder,
+    config: Any,
+    figures: Any,
+    *,
+    step: int,
+    seconds: float,
+    measured_on: Mapping[str, MeasuredSet],
+) -> None:
     """Write ``evaluation.json``: the figures and what they were measured with."""
     record = {
         "step": step,
         "training_seconds": round(seconds, 1),
         **figures._asdict(),
         "data": config.data,
+        KEY: set_records(measured_on),
         "seed": config.seed,
         **provenance(),
     }
@@ -198,8 +221,21 @@ def load_task(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> 
 
 
 def evaluate_task_run(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> tuple[int, Any]:
-    """Measure a run again and write ``evaluation.json``; return the step and the figures."""
+    """Measure a run again and write ``evaluation.json``; return the step and the figures.
+
+    Raises:
+        RunError, CheckpointError, ConfigError: as :func:`load_task`; also when the rows to measure changed.
+    """
     task, reached, seconds = load_task(trainer, path, step=step)
+    folder, measured_on = RunFolder.open(path), task.measured_on()
+    check_measured(folder.checkpoints(), reached, measured_on)
     task.evaluate()
-    write_figures(RunFolder.open(path), task.config, task.last_evaluation, step=reached, seconds=seconds)
+    write_figures(
+        folder,
+        task.config,
+        task.last_evaluation,
+        step=reached,
+        seconds=seconds,
+        measured_on=measured_on,
+    )
     return reached, task.last_evaluation

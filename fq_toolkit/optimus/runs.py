@@ -10,11 +10,12 @@ from fq_toolkit.optimus.corpus import Corpus, load_corpus
 from fq_toolkit.optimus.evaluation import Evaluation, Evaluator, write_evaluation
 from fq_toolkit.optimus.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tokenized import tokenize_corpus
-from fq_toolkit.optimus.trainer import MODEL, build_vae, check_data
+from fq_toolkit.optimus.trainer import MODEL, build_vae, check_data, held_out_set
 from fq_toolkit.training.checkpoints import Checkpoint
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import MISFITS, CheckpointError, RunError
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import check_measured
 from fq_toolkit.training.run_folder import RunFolder
 
 
@@ -77,7 +78,8 @@ def evaluate_run(
         analogies: scored ones, on the grammar.
 
     Raises:
-        RunError, CheckpointError, ConfigError: as :func:`load_model`.
+        RunError, CheckpointError, ConfigError: as :func:`load_model`, and when the sentences to measure with
+            are not those that the run was measured on.
     """
     folder = RunFolder.open(path)
     config = load_config(OptimusConfig, folder.config, trainer=TRAINER)
@@ -90,8 +92,17 @@ def evaluate_run(
     checkpoint = folder.load_checkpoint(step)
     corpus = _corpus(config)
     vae = _from_checkpoint(config, corpus, checkpoint, path).to(_device(config))
+    measured_on = held_out_set(config, corpus.valid)
+    check_measured(folder.checkpoints(), checkpoint.step, measured_on)
     result = Evaluator(config, corpus)(vae)
-    write_evaluation(folder, config, result, step=checkpoint.step, seconds=checkpoint.state["seconds"])
+    write_evaluation(
+        folder,
+        config,
+        result,
+        step=checkpoint.step,
+        seconds=checkpoint.state["seconds"],
+        measured_on=measured_on,
+    )
     return result
 
 

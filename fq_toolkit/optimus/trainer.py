@@ -1,7 +1,7 @@
 """The sentence-VAE trainer: one update, its state, its evaluation, and what it leaves behind."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fq_toolkit.training import session
 from fq_toolkit.training.accumulation import update
 from fq_toolkit.training.errors import CheckpointError, ConfigError, RunError
 from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.measured_data import MeasuredSet, digest_of
 from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.progress import Reporter
 from fq_toolkit.training.run_folder import RunFolder
@@ -122,6 +123,10 @@ class OptimusTask:
         names = ["seconds", "loss/total", "loss/nll", "loss/kl", "schedule/beta", "learning rate/lr"]
         return [*names, *self.evaluator.columns()]
 
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the sentences to measure with."""
+        return held_out_set(self.config, self.corpus.valid)
+
     def prepare_evaluation(self) -> None:
         """Nothing has to be made first: the sentences to measure with are chosen when the task is built."""
 
@@ -163,7 +168,14 @@ class OptimusTask:
         self.vae.save_pretrained(run.path / MODEL)
         if complete and isinstance(self.last_evaluation, Evaluation):
             figures = self.last_evaluation
-            write_evaluation(run, self.config, figures, step=result.step, seconds=result.seconds)
+            write_evaluation(
+                run,
+                self.config,
+                figures,
+                step=result.step,
+                seconds=result.seconds,
+                measured_on=self.measured_on(),
+            )
             self.last_evaluation = make_showcase(self.vae, self.corpus, figures)
             self.last_evaluation.write(run)
 
@@ -250,6 +262,18 @@ def check_data(state: Mapping[str, Any], data: Any, source: str) -> None:
             f"the sentences of {source} are not those the run was started with, and its checkpoints are of "
             "no use without those. Bring the file back, or start a new run."
         )
+
+
+def held_out_set(config: Any, rows: Iterable[Any]) -> dict[str, MeasuredSet]:
+    """Return what a run is measured on: its ``valid``, or the part of its ``data`` that is held out.
+
+    Args:
+        config: options of any sentence VAE.
+        rows: all of them, as JSON can hold them.
+    """
+    kept = list(rows)
+    file = getattr(config, "valid", None) or f"held out of {config.data}"
+    return {"valid": MeasuredSet(file, digest_of(kept), len(kept))}
 
 
 def data_order(config: OptimusConfig, data: TokenizedTexts, *, rank: int, world: int) -> BucketedIndices:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fq_toolkit.prevalent.hanna_config import TRAINER, HannaConfig
 from fq_toolkit.prevalent.hanna_data import HannaData, load_hanna_data
+from fq_toolkit.prevalent.hanna_help import RouteHelper
 from fq_toolkit.prevalent.hanna_walk import AskModule, Walk, walk
 from fq_toolkit.prevalent.items import NavItem
 from fq_toolkit.prevalent.navigator_training import FREE_ON_RESUME, NavigatorTraining, Trace, build_follower
@@ -137,6 +138,13 @@ class HannaTraining(NavigatorTraining):
         """Let the agent do all requests greedily, and a second time without help."""
         self.without_help[split.name] = self.score(split, self.records(split, alone=True))
         return self.records(split)
+
+    def measured_parts(self, split: Split) -> list[Any]:
+        """Return what decides the scores of a split, the routes of who helps in it among it."""
+        helper, scans = self.helpers[split.name], {item.scan for item in split.items}
+        routes = helper.routes if isinstance(helper, RouteHelper) else {}  # others know the world alone
+        told = sorted((place, rows) for place, rows in routes.items() if place[0] in scans)
+        return [*super().measured_parts(split), told]
 
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> HannaScores:
         """Return the official scores."""

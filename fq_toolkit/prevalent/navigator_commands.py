@@ -6,6 +6,7 @@ from typing import Any
 
 from fq_toolkit.prevalent.commands import data_errors
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import check_measured, measured_line
 from fq_toolkit.training.session import Trainer
 
 
@@ -22,9 +23,11 @@ def run_evaluate_command(trainer: Trainer[Any], run: Path, arguments: list[str])
         from fq_toolkit.prevalent.navigator_runs import load_navigator
 
         trained = load_navigator(trainer, run, step=step)
+        check_measured(trained.folder.checkpoints(), trained.step, trained.task.measured_on())
         trained.task.evaluate()
         trained.task.write_results(trained.folder, step=trained.step)
-        sys.stdout.write(f"step {trained.step}\n{trained.task.last_evaluation}\n")
+        said = f"{trained.task.last_evaluation}\n{measured_line(trained.folder)}"
+        sys.stdout.write(f"step {trained.step}\n{said}")
         return 0
 
     with data_errors():

@@ -27,6 +27,8 @@ from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.prevalent.vocabulary_growth import add_words
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.measured_data import KEY as MEASURED
+from fq_toolkit.training.measured_data import MeasuredSet, set_records
 from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.sampling_order import ShuffledIndices
@@ -273,6 +275,17 @@ class NavigatorTraining(ABC):
             *(f"{score}/{split}" for split in self.validation for score in self.score_names),
         ]
 
+    def measured_parts(self, split: Split) -> list[Any]:
+        """Return what decides the scores of a split beside the agent: items, places, and who helps."""
+        return split_parts(split)
+
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the validation splits."""
+        return {
+            name: MeasuredSet(split.source, fingerprint(self.measured_parts(split)), len(split.items))
+            for name, split in self.validation.items()
+        }
+
     def prepare_evaluation(self) -> None:  # noqa: B027  (the loop asks; nothing is a right answer)
         """Nothing has to be prepared."""
 
@@ -310,6 +323,7 @@ class NavigatorTraining(ABC):
             **more,
             "scores": {name: figures._asdict() for name, figures in self.last_evaluation.scores.items()},
             "items": {name: len(split.items) for name, split in self.validation.items()},
+            MEASURED: set_records(self.measured_on()),
             "instructions_cut": self.cut,
             "features_synthesised": self.train.synthesised,
             "seed": self.options.seed,

@@ -46,14 +46,14 @@ def _mini(config: NDHConfig) -> NDHData:
         config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.synthetic_dim
     )
     items, records = _items(config, seen, config.train_items, 1)
-    train = Split("train", items, seen, seen.features())
+    train = Split("train", items, seen, seen.features(), source=f"MiniWorld({seen.seed})")
     validation, planner = {}, {"train": _planned(records)}
     known = {(item.scan, item.path) for item in train.items}
     for name, world, seed in (("val_seen", seen, 2), ("val_unseen", unseen, 3)):
         items, records = _items(config, world, 2 * config.validation_items, seed)
         items = [item for item in items if (item.scan, item.path) not in known][: config.validation_items]
         features = train.features if world is seen else world.features()
-        validation[name] = Split(name, items, world, features)
+        validation[name] = Split(name, items, world, features, source=f"MiniWorld({world.seed})")
         planner[name] = _planned(records)
     return NDHData(train, validation, planner)
 

@@ -82,6 +82,11 @@ class NDHTraining(NavigatorTraining):
         )
         return {"navigation": imitation_loss(walk)}
 
+    def measured_parts(self, split: Split) -> list[Any]:
+        """Return what decides the scores of a split, the planner's goals among it."""
+        planner = self.planner[split.name]
+        return [*super().measured_parts(split), [planner[item.instr_id] for item in split.items]]
+
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> NDHScores:
         """Return the official scores."""
         records = [{**r, "path": [pose[0] for pose in r["trajectory"]]} for r in predictions]

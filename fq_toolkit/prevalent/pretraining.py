@@ -22,6 +22,8 @@ from fq_toolkit.training import session
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.measured_data import KEY as MEASURED
+from fq_toolkit.training.measured_data import MeasuredSet, set_records
 from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.progress import Reporter
 from fq_toolkit.training.run_folder import RunFolder
@@ -196,6 +198,10 @@ class Pretraining:
             "held-out loss/action", "held-out accuracy/words", "held-out accuracy/action",
         ]  # fmt: skip
 
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the held-out instructions."""
+        return self.data.measured_on()
+
     def prepare_evaluation(self) -> None:
         """Nothing has to be prepared."""
 
@@ -331,6 +337,7 @@ def write_evaluation(
         "fine_tuned": None if benefit is None else {**benefit._asdict(), **both},
         "action_label": config.action_label,
         "data": data.description,
+        MEASURED: set_records(data.measured_on()),
         "features_synthesised": data.features_synthesised,
         "synthesised_share": data.synthesised / len(data.train),
         "seed": config.seed,

@@ -9,6 +9,7 @@ from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.pretraining_config import PretrainingConfig, preset
 from fq_toolkit.training.errors import RunError
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
 TRAIN_HELP = """Pretrain a navigation model: masked words and next actions.
@@ -54,9 +55,8 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
         with explained():
             trained = load_run(run, step=step)
-            sys.stdout.write(
-                f"step {trained.step}: {evaluate_run(trained, limit=steps, fine_tune=fine_tune)}\n"
-            )
+            found = evaluate_run(trained, limit=steps, fine_tune=fine_tune)
+            sys.stdout.write(f"step {trained.step}: {found}\n{measured_line(trained.folder)}")
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))

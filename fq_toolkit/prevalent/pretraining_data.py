@@ -22,6 +22,7 @@ from fq_toolkit.prevalent.triplet_files import FittedTriplets, fit_triplets, rea
 from fq_toolkit.prevalent.triplets import TOKENS, ActionLabel, Triplet, action_label, collect_triplets
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world import NavWorld
+from fq_toolkit.training.measured_data import MeasuredSet
 
 
 class PretrainingData(NamedTuple):
@@ -37,6 +38,7 @@ class PretrainingData(NamedTuple):
     full: instructions of triplet files that fill all 80 places: perhaps cut when the file was made.
     features_synthesised: whether the features are noise, which every figure must say.
     description: one line.
+    validation_name: file or world that the held-out paths are of.
     """
 
     vocabulary: Vocabulary
@@ -48,10 +50,18 @@ class PretrainingData(NamedTuple):
     full: int
     features_synthesised: bool
     description: str
+    validation_name: str
 
     def fingerprint(self) -> str:
         """Return a digest of what is trained on."""
         return fingerprint([self.vocabulary.tokens, *self.train.parts()])
+
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the held-out instructions."""
+        held_out = self.validation
+        return {
+            "held out": MeasuredSet(self.validation_name, fingerprint(held_out.parts()), len(held_out.tokens))
+        }
 
 
 class _Source(NamedTuple):
@@ -134,7 +144,18 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
         f"{len(validation)} held out, {len(vocabulary)} words{lost}"
         + (", features synthesised (noise, no images)" if noise else "")
     )
-    return PretrainingData(vocabulary, train, validation, added, cut, held_out.cut, full, noise, description)
+    return PretrainingData(
+        vocabulary,
+        train,
+        validation,
+        added,
+        cut,
+        held_out.cut,
+        full,
+        noise,
+        description,
+        source.validation_name,
+    )
 
 
 def as_items(found: Sequence[NavItem] | Sequence[Triplet]) -> list[NavItem]:

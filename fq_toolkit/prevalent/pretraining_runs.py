@@ -17,6 +17,7 @@ from fq_toolkit.prevalent.pretraining_config import MINIWORLD, TRAINER, Pretrain
 from fq_toolkit.prevalent.pretraining_data import PretrainingData, load_pretraining_data
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
+from fq_toolkit.training.measured_data import check_measured
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import make_accelerator
 
@@ -73,6 +74,7 @@ def evaluate_run(
 
     Raises:
         ConfigError: for a limit below 1, or fine-tuning elsewhere than in MiniWorld.
+        CheckpointError: when the held-out paths are not those that the run was measured on.
     """
     if fine_tune and run.config.data != MINIWORLD:
         raise ConfigError(
@@ -80,6 +82,7 @@ def evaluate_run(
         )
     if limit is not None and limit < 1:
         raise ConfigError(f"steps to look at: {limit}; expected at least 1")
+    check_measured(run.folder.checkpoints(), run.step, run.data.measured_on())
     masker = WordMasker(run.data.vocabulary, share=run.config.mask_share)
     scores = score_steps(run.network, run.data.validation, masker, limit=limit or run.config.eval_steps)
     save_model(run.folder, run.network.model, run.data)

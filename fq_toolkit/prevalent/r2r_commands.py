@@ -8,6 +8,7 @@ from fq_toolkit.prevalent.commands import data_errors
 from fq_toolkit.prevalent.navigator_commands import run_navigate_command
 from fq_toolkit.prevalent.r2r_config import R2RConfig, preset
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
 TRAIN_HELP = """Train an agent that follows instructions: R2R.
@@ -52,7 +53,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
         trained = load_run(run, step=step)
         found = evaluate_run(trained, decoding=decoding, beam_width=beam_width, seed=seed)
-        sys.stdout.write(f"step {trained.step}\n{found}\n")
+        sys.stdout.write(f"step {trained.step}\n{found}\n{measured_line(trained.folder)}")
         return 0
 
     with data_errors():

@@ -8,6 +8,7 @@ from fq_toolkit.prevalent.r2r_config import R2RConfig
 from fq_toolkit.prevalent.r2r_evaluation import Decoding, R2REvaluation, follow, score_split
 from fq_toolkit.prevalent.r2r_training import R2R_TRAINER, R2RTraining
 from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.measured_data import check_measured
 from fq_toolkit.training.run_folder import RunFolder
 
 
@@ -51,10 +52,12 @@ def evaluate_run(
 
     Raises:
         ConfigError: for unknown decoding or a width below 1.
+        CheckpointError: when the validation splits are not those that the run was measured on.
     """
     if beam_width < 1:
         raise ConfigError(f"beam_width is {beam_width}; expected at least 1")
     task, scores = run.task, {}
+    check_measured(run.folder.checkpoints(), run.step, task.measured_on())
     for name, split in task.validation.items():
         task.predictions[name] = follow(
             task.agent,

@@ -13,6 +13,7 @@ from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import check_newest, measured_line
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
@@ -43,7 +44,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
         from fq_toolkit.prevalent.r2r_data import load_r2r_data
         from fq_toolkit.prevalent.speaker import Speaker
         from fq_toolkit.prevalent.speaker_evaluation import SpeakerEvaluation, bleu, tell
-        from fq_toolkit.prevalent.speaker_training import write_speaker_evaluation
+        from fq_toolkit.prevalent.speaker_training import measured_splits, write_speaker_evaluation
 
         folder = RunFolder.open(run)
         config = load_config(SpeakerConfig, folder.config, trainer=TRAINER)
@@ -53,6 +54,8 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
                 f"{folder.evaluation} holds {type(saved).__name__}; expected an object: remove it"
             )
         speaker, data = Speaker.from_pretrained(run), load_r2r_data(config.data_options())
+        measured_on = measured_splits(data)
+        check_newest(folder, measured_on)
         told = {name: tell(speaker, split) for name, split in data.validation.items()}
         result = SpeakerEvaluation(
             {name: bleu(entries) for name, entries in told.items()},
@@ -62,8 +65,8 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             data.train.synthesised,
         )
         kept = {name: value for name, value in saved.items() if name == "instructions_cut"}
-        write_speaker_evaluation(folder, config, result, None, **kept)
-        sys.stdout.write(f"{result}\n")
+        write_speaker_evaluation(folder, config, result, None, measured_on=measured_on, **kept)
+        sys.stdout.write(f"{result}\n{measured_line(folder)}")
         return 0
 
     with data_errors():

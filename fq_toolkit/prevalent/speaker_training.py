@@ -22,6 +22,8 @@ from fq_toolkit.prevalent.split_checks import check_split, check_ways
 from fq_toolkit.prevalent.vocabulary import Vocabulary
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.measured_data import KEY as MEASURED
+from fq_toolkit.training.measured_data import MeasuredSet, set_records
 from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.sampling_order import ShuffledIndices
@@ -135,6 +137,10 @@ class SpeakerTraining:
         """Return the columns of ``metrics.csv``."""
         return ["seconds", "loss/words", "lr/speaker", *(f"BLEU/{name}" for name in self.data.validation)]
 
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the validation splits."""
+        return measured_splits(self.data)
+
     def prepare_evaluation(self) -> None:
         """Nothing has to be prepared."""
 
@@ -187,7 +193,12 @@ class SpeakerTraining:
         write_atomic(run.path / "instructions.txt", ("\n".join(lines) + "\n").encode())
         if complete and self.last_evaluation is not None:
             write_speaker_evaluation(
-                run, self.config, self.last_evaluation, result, instructions_cut={"train": self.cut}
+                run,
+                self.config,
+                self.last_evaluation,
+                result,
+                instructions_cut={"train": self.cut},
+                measured_on=self.measured_on(),
             )
 
     def is_finite(self) -> bool:
@@ -224,11 +235,21 @@ class SpeakerTraining:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
+def measured_splits(data: R2RData) -> dict[str, MeasuredSet]:
+    """Return the validation splits as what a speaker is measured on."""
+    return {
+        name: MeasuredSet(split.source, fingerprint(split_parts(split)), len(split.items))
+        for name, split in data.validation.items()
+    }
+
+
 def write_speaker_evaluation(
     run: RunFolder,
     config: SpeakerConfig,
     evaluation: SpeakerEvaluation,
     result: LoopResult | None,
+    *,
+    measured_on: Mapping[str, MeasuredSet],
     **more: Any,
 ) -> None:
     """Write ``evaluation.json``: the figures and what they were measured with."""
@@ -238,6 +259,7 @@ def write_speaker_evaluation(
         "selected_by": evaluation.selected_by,
         "step": evaluation.kept_step,
         "features_synthesised": evaluation.synthesised,
+        MEASURED: set_records(measured_on),
         **more,
         "seed": config.seed,
         "world_seed": config.world_seed,

@@ -11,17 +11,22 @@ from typing import Any
 
 from fq_toolkit.training.config import Change
 from fq_toolkit.training.errors import CheckpointError, ConfigError
+from fq_toolkit.training.measured_data import KEY, MeasuredSet
 
 
-def identity(trainer: str, config: Any, *, free: frozenset[str]) -> dict[str, Any]:
+def identity(
+    trainer: str, config: Any, *, free: frozenset[str], measured_on: Mapping[str, MeasuredSet]
+) -> dict[str, Any]:
     """Return the record of a run.
 
     Args:
         trainer: its name.
         config: its options.
         free: names of those that may change on resume, which are left out.
+        measured_on: what it is measured on, by name.
     """
-    return {"trainer": trainer, "options": _options(config, free)}
+    sets = {name: one._asdict() for name, one in measured_on.items()}
+    return {"trainer": trainer, "options": _options(config, free), KEY: sets}
 
 
 def check_identity(

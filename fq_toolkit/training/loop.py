@@ -17,6 +17,7 @@ from torch import Tensor
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, DivergedError, RunError
 from fq_toolkit.training.interrupt import StopRequest
 from fq_toolkit.training.means import Means
+from fq_toolkit.training.measured_data import MeasuredSet, check_measured
 from fq_toolkit.training.memory import is_out_of_memory, memory_watch
 from fq_toolkit.training.metrics_log import MetricsLog
 from fq_toolkit.training.progress import Reporter, format_values
@@ -86,6 +87,7 @@ def run_loop(
     resume: bool,
     stop_after: int | None = None,
     about: Mapping[str, Any] | None = None,
+    measured_on: Mapping[str, MeasuredSet] | None = None,
 ) -> LoopResult:
     """Train until the last step, a signal or a failure.
 
@@ -100,6 +102,7 @@ def run_loop(
         resume: start from the newest checkpoint, if there is one, instead of from nothing.
         stop_after: stop and save after this many steps in all, as if by a signal; for tests and short jobs.
         about: what every checkpoint says that it is of.
+        measured_on: what the task is measured on, which has to be what the checkpoint to resume from says.
 
     Returns:
         The step reached, the seconds of training so far (all sessions of the run, without evaluation), the
@@ -109,7 +112,7 @@ def run_loop(
         DivergedError: when a loss or a weight is not finite before the first checkpoint, or again and again
             after one, each time with other random numbers; the last good checkpoint is kept.
         RunError: when a file cannot be written, or memory runs out.
-        CheckpointError: when the checkpoint to resume from is damaged.
+        CheckpointError: when the checkpoint to resume from is damaged, or of other data.
     """
     checkpoints = run.checkpoints(keep=keep_checkpoints)
     main = accelerator.is_main_process
@@ -119,6 +122,8 @@ def run_loop(
     if resume and checkpoints.steps():
         step, saved = checkpoints.load()
         seconds_before = restore(task, accelerator, saved, totals)
+        if measured_on is not None:
+            check_measured(checkpoints, step, measured_on)
         owed = owed_row(saved, seconds_before)
     if main:
         metrics.rewind(step)

@@ -21,6 +21,7 @@ from fq_toolkit.training.extras import require
 from fq_toolkit.training.identity import check_identity, identity
 from fq_toolkit.training.loop import LoopResult, Schedule, Task, restore, run_loop
 from fq_toolkit.training.means import Means
+from fq_toolkit.training.measured_data import MeasuredSet, check_measured
 from fq_toolkit.training.memory import memory_watch
 from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
 from fq_toolkit.training.plots import plot_curves
@@ -52,6 +53,9 @@ class TrainingTask(Task, Protocol):
 
     def columns(self) -> list[str]:
         """Return the columns of ``metrics.csv`` after ``step``: seconds, metrics, gauges, evaluation."""
+
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return name -> what evaluations measure on; goes into checkpoints."""
 
     def prepare_evaluation(self) -> None:
         """Do once, before the first step, what evaluations need. Called on every process."""
@@ -164,6 +168,7 @@ def train(
             task = trainer.build(options, accelerator)
             reporter.note(task.summary())
             task.prepare_evaluation()
+            measured_on = task.measured_on()
         run = open_run(trainer, options, out=out, resume=resume, accelerator=accelerator, held=held)
         reporter.note(f"run folder: {run.path}")
         if resume is not None:
@@ -180,7 +185,8 @@ def train(
             keep_checkpoints=options.keep_checkpoints,
             resume=resume is not None,
             stop_after=stop_after,
-            about=identity(trainer.name, options, free=trainer.free_on_resume),
+            about=identity(trainer.name, options, free=trainer.free_on_resume, measured_on=measured_on),
+            measured_on=measured_on,
         )
         complete = result.step == options.steps and result.signal is None
         if accelerator.is_main_process:
@@ -320,6 +326,7 @@ def dry_run(
         if checkpoints.steps():
             first, saved = checkpoints.load()
             restore(task, accelerator, saved, Means())
+            check_measured(checkpoints, first, task.measured_on())
     task.step(first)  # the first step is slower than the rest
     started = time.monotonic()
     values = read_values(task.step(first + 1))

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fq_toolkit.training.config import load_config, to_json
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
+from fq_toolkit.training.measured_data import measured_line
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import Trainer, draw_curves, dry_run, train
 
@@ -57,7 +58,8 @@ def run_train_command(
         )
         return 128 + result.signal
     sys.stdout.write(
-        f"{result.evaluation}\n{result.step} steps in {format_duration(result.seconds)} of training\n"
+        f"{result.evaluation}\n{measured_line(RunFolder(result.run))}"
+        f"{result.step} steps in {format_duration(result.seconds)} of training\n"
         f"run folder: {result.run} ({', '.join(trainer.artifacts)})\n"
     )
     return 0

@@ -1,5 +1,6 @@
 """A run goes on with the images it was started with, or not at all."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +85,41 @@ def test_a_part_of_many_images_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> 
         seen.append(fingerprint([changed], torch.arange(9)) != before)
     assert seen == [i in (0, 4, 8) for i in range(9)]
     assert fingerprint([images], torch.arange(9).flip(0)) != before
+
+
+def test_translators_are_measured_on_the_images_they_were_measured_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = tmp_path / "data", str(tmp_path / "run")
+    write(data, "trainA", "trainB", "testA", "testB")
+    assert main(["train", "ugatit", "--data", str(data), *SMALL, "--out", run]) == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["measured_on"]
+    assert {name: (one["file"], one["items"]) for name, one in found.items()} == {
+        name: (str(data / name), 6) for name in ("testA", "testB")
+    }
+    line = f"testB: {data / 'testB'} (6 items, hash {found['testB']['hash']})"
+    assert line in capsys.readouterr().out
+    assert main(["evaluate", run]) == 0
+    assert line in capsys.readouterr().out
+    another(data, "testB")
+    for words in (["train", "ugatit", "--resume", run, "--steps", "3"], ["evaluate", run]):
+        assert main(words) == 1
+        assert f"{data / 'testB'}, or what belongs to its items, is not what" in capsys.readouterr().err
+
+
+def test_a_gan_is_measured_on_the_images_it_was_measured_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = tmp_path / "data", str(tmp_path / "run")
+    write(data, "a", "b")
+    assert main(["train", "fqgan", "--data", str(data), *FQGAN, "--out", run]) == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["measured_on"]["images"]
+    assert (found["file"], found["items"]) == (str(data), 12)
+    capsys.readouterr()
+    assert main(["evaluate", run]) == 0
+    assert f"measured on {data} (12 items, hash {found['hash']})" in capsys.readouterr().out
+    another(data, "b")
+    for words in (["evaluate", run], ["evaluate", run, "--truncations", "0.5"]):
+        assert main(words) == 1
+        assert f"{data}, or what belongs to its items, is not what" in capsys.readouterr().err
+    assert main(["sample", run]) == 0  # nothing is measured

@@ -95,3 +95,64 @@ def test_no_run_goes_on_or_is_measured_with_other_data(
             if path.is_file():
                 path.write_bytes(content)
     assert [main(words) for words in again] == [0] * len(again)
+
+
+def last_item(folder: Path, name: str) -> None:
+    """Leave out the last item of a file."""
+    (folder / name).write_text(json.dumps(json.loads((folder / name).read_text())[:-1]))
+
+
+@pytest.mark.parametrize("trainer", FILES)
+def test_no_run_goes_on_or_is_measured_on_other_items(
+    folder: Path, trainer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, name = str(folder / "run"), FILES[trainer].replace("train", "val_unseen")
+    data = ["--data", str(folder), "--connectivity", str(folder / "connectivity")]
+    data += ["--features", str(folder / "features.npz")]
+    assert main(["train", trainer, *data, "--out", run, *OPTIONS]) == 0
+    (measured,) = json.loads((folder / "run" / "evaluation.json").read_text())["measured_on"].values()
+    count = len(json.loads((folder / name).read_text()))
+    assert measured["file"] == str(folder / name)
+    assert measured["items"] >= count  # an entry of R2R has several instructions
+    assert len(measured["hash"]) == 12
+    line = f"measured on {folder / name} ({measured['items']} items, hash {measured['hash']})"
+    again = [["train", trainer, "--resume", run], ["evaluate", run]]
+    for words in [[], *again]:
+        assert not words or main(words) == 0
+        assert line in capsys.readouterr().out
+    kept = (folder / name).read_bytes()
+    changes = [last_item, another_word, *([shorter_plan] if trainer == "ndh" else [])]
+    for change in changes:
+        change(folder, name)
+        for words in again:
+            assert main(words) == 1, (change, words)
+            said = capsys.readouterr().err
+            assert f"{folder / name}, or what belongs to its items, is not what" in said
+            assert f"{measured['items']} items with hash {measured['hash']} at step 2" in said
+        (folder / name).write_bytes(kept)
+    assert [main(words) for words in again] == [0, 0]
+
+
+def another_word(folder: Path, name: str) -> None:
+    """Change one word, which is in the instructions of all tasks."""
+    text = (folder / name).read_text()
+    assert " to " in text
+    (folder / name).write_text(text.replace(" to ", " by ", 1))
+
+
+def shorter_plan(folder: Path, name: str) -> None:
+    """Let the planner of the first dialog turn end elsewhere: goal progress is measured from its path."""
+    records = json.loads((folder / name).read_text())
+    records[0]["planner_path"].pop()
+    (folder / name).write_text(json.dumps(records))
+
+
+def test_routes_of_helpers_are_what_is_measured_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, routes = str(folder / "run"), folder / "R2R_val_unseen.json"
+    data = ["--data", str(folder), "--connectivity", str(folder / "connectivity"), "--routes", str(routes)]
+    data += ["--features", str(folder / "features.npz")]
+    assert main(["train", "hanna", *data, "--out", run, *OPTIONS]) == 0
+    assert main(["evaluate", run]) == 0
+    another_word(folder, routes.name)
+    assert main(["evaluate", run]) == 1
+    assert "is not what the run was measured on" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.measured_data import MeasuredSet
 from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import Trainer, dry_run, resumed_config, train
 
@@ -63,6 +64,9 @@ class Walk:
 
     def columns(self) -> list[str]:
         return ["seconds", "loss/x", "fid/x"]
+
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        return {}
 
     def prepare_evaluation(self) -> None:
         pass
