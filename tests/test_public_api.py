@@ -53,6 +53,7 @@ METHODS = {
     "usage": "(self, *, moving=True)",
     "perplexity": "(self, *, moving=True)",
     "dead_codes": "(self)",
+    "restarts": "(self)",
     "last_loss": "(self)",
 }
 STATE = ["codebook", "ema_counts", "ema_sums", "num_updates", "initialized"]
