@@ -280,7 +280,7 @@ def _check_tensor(name: str, value: Any) -> None:
     if isinstance(value, Tensor):
         return
     hint = "a tensor"
-    if name == "sequence_output" and hasattr(value, "last_hidden_state"):
+    if name == "sequence_output" and (hasattr(value, "last_hidden_state") or isinstance(value, dict)):
         hint = "its last_hidden_state"
     elif name == "pooled" and hasattr(value, "pooler_output"):
         hint = "its pooler_output"

@@ -188,8 +188,9 @@ def build_vae(config: OptimusConfig, sentences: list[str]) -> SentenceVAE:
         ConfigError: when the networks have no room for ``max_length`` tokens, no such pooling, or the decoder
             no place for a latent in this mode; or when the model of ``init`` is another than is asked for.
     """
-    if getattr(config, "init", None) is not None:
-        return _trained_vae(config)
+    init = getattr(config, "init", None)  # the other tasks have no such option
+    if init is not None:
+        return _trained_vae(init, config)
     if config.encoder == SMALL:
         tokenizers = train_tokenizers(sentences, config.vocab_size, kind=config.tokenizer)
         encoder, decoder = small_networks(
@@ -229,24 +230,27 @@ def _describe_tokenizer(config: OptimusConfig, vae: SentenceVAE) -> str:
     return f"{count:,} {'words' if config.tokenizer == 'word' else 'subwords'} trained in place"
 
 
-def _trained_vae(config: OptimusConfig) -> SentenceVAE:
-    """The model of another run to go on from; its tokenizers read the new sentences."""
-    assert config.init is not None
+def _trained_vae(init: str, config: OptimusConfig) -> SentenceVAE:
+    """The model of another run to go on from; its tokenizers read the new sentences.
+
+    Raises:
+        RunError: there is no such model, or it is damaged.
+        ConfigError: it is another than the options ask for.
+    """
     try:
-        vae = SentenceVAE.from_pretrained(config.init)
+        vae = SentenceVAE.from_pretrained(init)
     except ValueError as error:
         raise RunError(f"--init: {error}") from error
     for name, found in (("latent_size", vae.latent_size), ("mode", vae.decoder.latent_spec.mode)):
         if getattr(config, name) != found:
             option = name.replace("_", "-")
             raise ConfigError(
-                f"the model of --init {config.init} has --{option} {found}, and {getattr(config, name)} is "
+                f"the model of --init {init} has --{option} {found}, and {getattr(config, name)} is "
                 f"asked for; pass --{option} {found}"
             )
     if config.max_length > vae.max_length:
         raise ConfigError(
-            f"the model of --init {config.init} reads {vae.max_length} tokens; "
-            f"pass --max-length {vae.max_length}"
+            f"the model of --init {init} reads {vae.max_length} tokens; pass --max-length {vae.max_length}"
         )
     return vae.float().train()
 

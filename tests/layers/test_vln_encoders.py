@@ -100,5 +100,7 @@ def test_a_whole_output_is_refused_by_name() -> None:
     out = model(input_ids=torch.randint(5, V, (2, 6)))
     with pytest.raises(TypeError, match=r"sequence_output is a BaseModel.*; give its last_hidden_state"):
         head(out)
+    with pytest.raises(TypeError, match="sequence_output is a dict; give its last_hidden_state"):
+        head(dict(out))
     with pytest.raises(TypeError, match=r"pooled is a BaseModel.*; give its pooler_output"):
         head(out.last_hidden_state, out)
