@@ -6,22 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks import (
-    discriminator,
-    floor,
-    latent_generate,
-    latent_targets,
-    latent_train,
-    navigation,
-    ours,
-    peers,
-    vln_pretrain,
-    vln_problem,
-)
+from benchmarks import floor
 from benchmarks.contender import Contender
 from benchmarks.floor import Work
-from benchmarks.latent_problem import GENERATION_SHAPES, QUICK_TEXT, TRAINING_SHAPES, TextProblem, TextShape
+from benchmarks.latent import generate as latent_generate
+from benchmarks.latent import targets as latent_targets
+from benchmarks.latent import train as latent_train
+from benchmarks.latent.problem import GENERATION_SHAPES, QUICK_TEXT, TRAINING_SHAPES, TextProblem, TextShape
+from benchmarks.navigation import contenders as navigation
+from benchmarks.pretraining import contenders as vln_pretrain
+from benchmarks.pretraining import problem as vln_problem
 from benchmarks.problem import Problem
+from benchmarks.quantizer import discriminator, ours, peers
 from benchmarks.shapes import LAYOUTS, QUICK_SHAPES, REFERENCE_SHAPE, SHAPES, Shape, shapes_named
 
 AnyShape = Shape | TextShape | vln_problem.StepShape

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.latent_problem import TextProblem
+from benchmarks.latent.problem import TextProblem
+from benchmarks.pretraining.problem import StepProblem
 from benchmarks.problem import Problem
-from benchmarks.vln_problem import StepProblem
 
 
 class Unavailable(Exception):

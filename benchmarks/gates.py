@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import navigation_gates, oracle
-from benchmarks.latent_gate import check_latent
+from benchmarks.latent.gate import check_latent
+from benchmarks.navigation import gates as navigation_gates
+from benchmarks.pretraining.contenders import check_pretraining
 from benchmarks.problem import Problem
+from benchmarks.quantizer import oracle
 from benchmarks.shapes import QUICK_SHAPES, Shape
-from benchmarks.vln_pretrain import check_pretraining
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def check_commit(commit: Callable[..., None] | None = None, device: str = "cpu")
 
 def check_layer(factory: Callable[[Problem], Any] | None = None, device: str = "cpu") -> list[str]:
     """One training step of the layer: output, gradient and moved dictionary."""
-    from benchmarks import ours
+    from benchmarks.quantizer import ours
 
     wrong = []
     for shape in QUICK_SHAPES:

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import floor, machine, memory, oracle, ours
+from benchmarks import floor, machine, memory
 from benchmarks.cases import AnyShape, Case
 from benchmarks.contender import Contender, Task, Unavailable
-from benchmarks.latent_problem import TextProblem
+from benchmarks.latent.problem import TextProblem
+from benchmarks.pretraining.problem import StepProblem
 from benchmarks.problem import Problem
+from benchmarks.quantizer import oracle, ours
 from benchmarks.results import FAILED, MEASURED, SKIPPED, Row
 from benchmarks.timing import Timing, as_graph, interleave, paired_ratio
-from benchmarks.vln_problem import StepProblem
 
 AnyProblem = Problem | TextProblem | StepProblem
 

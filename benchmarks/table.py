@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import targets
-from benchmarks.discriminator import BARE
 from benchmarks.floor import GEMM
-from benchmarks.latent_targets import latent_section
+from benchmarks.latent.targets import latent_section
 from benchmarks.machine import BUSY_CORES, ROOT
-from benchmarks.ours import OURS
+from benchmarks.quantizer.discriminator import BARE
+from benchmarks.quantizer.ours import OURS
 from benchmarks.results import DIRECTORY, Row, median, peak, read_all
 from benchmarks.shapes import SHAPES, Shape
 

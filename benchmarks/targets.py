@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.discriminator import BARE
 from benchmarks.floor import GEMM
-from benchmarks.ours import OURS
+from benchmarks.quantizer.discriminator import BARE
+from benchmarks.quantizer.ours import OURS
 from benchmarks.results import Row, median, peak
 from benchmarks.shapes import REFERENCE_SHAPE, SHAPES
 
@@ -84,9 +84,9 @@ def _memory(rows: Sequence[Row], peer: str) -> Verdict:
 
 def cpu_targets(rows: Sequence[Row]) -> list[Verdict]:
     """Targets of the CPU over the rows of one machine."""
-    from benchmarks.latent_targets import latent_targets
-    from benchmarks.navigation_targets import navigation_targets
-    from benchmarks.vln_targets import vln_targets
+    from benchmarks.latent.targets import latent_targets
+    from benchmarks.navigation.targets import navigation_targets
+    from benchmarks.pretraining.targets import vln_targets
 
     rows = [row for row in rows if row.device == "cpu"]
     return [
@@ -146,7 +146,7 @@ def overhead(rows: Sequence[Row], contender: str) -> float | None:
 
 def gpu_targets(rows: Sequence[Row]) -> list[Verdict]:
     """Targets of the GPU; not measured until a results file of a GPU exists."""
-    from benchmarks.latent_targets import latent_targets
+    from benchmarks.latent.targets import latent_targets
 
     rows = [row for row in rows if row.device == "cuda"]
     added = overhead(rows, OURS)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         quantize,
         quantize_discriminator,
     )
-    from fq_toolkit.layers.latent_injection import inject_latent, load_latent, remove_latent
+    from fq_toolkit.layers.latent.injection import inject_latent, load_latent, remove_latent
     from fq_toolkit.layers.vln_pretraining_head import VLNPretrainingHead
 
 __version__ = "0.1.0"
@@ -34,11 +34,11 @@ _HOME = {
     "collect_commitment": "fq_toolkit.layers",
     "commitment_loss": "fq_toolkit.layers",
     "frozen": "fq_toolkit.layers",
-    "inject_latent": "fq_toolkit.layers.latent_injection",
-    "load_latent": "fq_toolkit.layers.latent_injection",
+    "inject_latent": "fq_toolkit.layers.latent.injection",
+    "load_latent": "fq_toolkit.layers.latent.injection",
     "quantize": "fq_toolkit.layers",
     "quantize_discriminator": "fq_toolkit.layers",
-    "remove_latent": "fq_toolkit.layers.latent_injection",
+    "remove_latent": "fq_toolkit.layers.latent.injection",
 }
 
 __all__ = [

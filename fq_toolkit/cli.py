@@ -12,21 +12,21 @@ from typing import NamedTuple
 
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
-from fq_toolkit.training.memory import REMEDY, is_out_of_memory
-from fq_toolkit.training.output import outlets
+from fq_toolkit.training.reporting.memory import REMEDY, is_out_of_memory
+from fq_toolkit.training.reporting.output import outlets
 
 # Name of a trainer -> the module with its train_command, evaluate_command and what else it can do.
 TRAINERS = {
-    "fqgan": "fq_toolkit.fqgan.commands",
-    "ugatit": "fq_toolkit.fqgan.ugatit_commands",
-    "optimus": "fq_toolkit.optimus.commands",
-    "optimus-label-conditional": "fq_toolkit.optimus.label_commands",
-    "optimus-dialog": "fq_toolkit.optimus.dialog_commands",
-    "prevalent": "fq_toolkit.prevalent.pretraining_commands",
-    "speaker": "fq_toolkit.prevalent.speaker_commands",
-    "r2r": "fq_toolkit.prevalent.r2r_commands",
-    "ndh": "fq_toolkit.prevalent.ndh_commands",
-    "hanna": "fq_toolkit.prevalent.hanna_commands",
+    "fqgan": "fq_toolkit.fqgan.gan.commands",
+    "ugatit": "fq_toolkit.fqgan.ugatit.commands",
+    "optimus": "fq_toolkit.optimus.tasks.commands",
+    "optimus-label-conditional": "fq_toolkit.optimus.tasks.labels.commands",
+    "optimus-dialog": "fq_toolkit.optimus.tasks.dialog.commands",
+    "prevalent": "fq_toolkit.prevalent.tasks.pretraining.commands",
+    "speaker": "fq_toolkit.prevalent.tasks.speaker.commands",
+    "r2r": "fq_toolkit.prevalent.tasks.r2r.commands",
+    "ndh": "fq_toolkit.prevalent.tasks.ndh.commands",
+    "hanna": "fq_toolkit.prevalent.tasks.hanna.commands",
 }
 
 
@@ -124,7 +124,7 @@ def on_a_run(command: str) -> Callable[[list[str]], int]:
     function = f"{command.replace('-', '_')}_command"
 
     def run(words: list[str]) -> int:
-        from fq_toolkit.training.run_folder import RunFolder
+        from fq_toolkit.training.storage.run_folder import RunFolder
 
         if words[:1] in (["-h"], ["--help"]):
             for name in TRAINERS:
@@ -149,7 +149,7 @@ def on_a_run(command: str) -> Callable[[list[str]], int]:
 
 def run_score(words: list[str]) -> int:
     """``score PREDICTIONS ANNOTATIONS --connectivity FOLDER``."""
-    from fq_toolkit.prevalent.commands import score_command
+    from fq_toolkit.prevalent.metrics.command import score_command
 
     return score_command(words)
 

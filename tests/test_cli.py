@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fq_toolkit import cli
-from fq_toolkit.fqgan import extractors
+from fq_toolkit.fqgan.metrics import extractors
 from fq_toolkit.training import extras
-from fq_toolkit.training.checkpoints import Checkpoints
+from fq_toolkit.training.storage.checkpoints import Checkpoints
 
 TINY = [
     "--fq", "regularize",

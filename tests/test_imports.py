@@ -28,8 +28,7 @@ ALLOWED = {
 OWNERS = {"triton": lambda path: path.name.endswith("_triton.py")}
 LAZY_OWNERS = {
     "transformers": lambda path: (
-        part_of(path) in {"optimus", "prevalent"}
-        or (part_of(path) == "layers" and path.stem.startswith("latent_"))  # latent_injection and its helpers
+        part_of(path) in {"optimus", "prevalent"} or path.is_relative_to(PACKAGE / "layers" / "latent")
     )
 }
 # A torchvision built for another torch breaks torchmetrics and transformers; the others pull it in.

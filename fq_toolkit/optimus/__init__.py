@@ -7,41 +7,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fq_toolkit.optimus.batch import TextBatch, Tokenizers, make_batch
-    from fq_toolkit.optimus.convert import convert_optimus
-    from fq_toolkit.optimus.hub import add_text_tokens
-    from fq_toolkit.optimus.interpolation import analogy_latents, interpolate_latents
-    from fq_toolkit.optimus.language_metrics import LanguageScores, measure_language
-    from fq_toolkit.optimus.latent_metrics import active_units, mutual_information
-    from fq_toolkit.optimus.losses import VAEOutput, free_bits
-    from fq_toolkit.optimus.posterior import Posterior
-    from fq_toolkit.optimus.schedules import BetaSchedule, Phase, cyclical_beta
-    from fq_toolkit.optimus.sentence_vae import SentenceVAE
-    from fq_toolkit.optimus.text_metrics import Distinct, corpus_bleu, distinct_ngrams, self_bleu
+    from fq_toolkit.optimus.metrics.language_metrics import LanguageScores, measure_language
+    from fq_toolkit.optimus.metrics.latent_metrics import active_units, mutual_information
+    from fq_toolkit.optimus.metrics.text_metrics import Distinct, corpus_bleu, distinct_ngrams, self_bleu
+    from fq_toolkit.optimus.model.batch import TextBatch, Tokenizers, make_batch
+    from fq_toolkit.optimus.model.convert import convert_optimus
+    from fq_toolkit.optimus.model.hub import add_text_tokens
+    from fq_toolkit.optimus.model.interpolation import analogy_latents, interpolate_latents
+    from fq_toolkit.optimus.model.losses import VAEOutput, free_bits
+    from fq_toolkit.optimus.model.posterior import Posterior
+    from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
+    from fq_toolkit.optimus.tasks.schedules import BetaSchedule, Phase, cyclical_beta
 
 _HOME = {
-    "BetaSchedule": "fq_toolkit.optimus.schedules",
-    "Distinct": "fq_toolkit.optimus.text_metrics",
-    "LanguageScores": "fq_toolkit.optimus.language_metrics",
-    "Phase": "fq_toolkit.optimus.schedules",
-    "Posterior": "fq_toolkit.optimus.posterior",
-    "SentenceVAE": "fq_toolkit.optimus.sentence_vae",
-    "TextBatch": "fq_toolkit.optimus.batch",
-    "Tokenizers": "fq_toolkit.optimus.batch",
-    "VAEOutput": "fq_toolkit.optimus.losses",
-    "active_units": "fq_toolkit.optimus.latent_metrics",
-    "add_text_tokens": "fq_toolkit.optimus.hub",
-    "analogy_latents": "fq_toolkit.optimus.interpolation",
-    "convert_optimus": "fq_toolkit.optimus.convert",
-    "corpus_bleu": "fq_toolkit.optimus.text_metrics",
-    "cyclical_beta": "fq_toolkit.optimus.schedules",
-    "distinct_ngrams": "fq_toolkit.optimus.text_metrics",
-    "free_bits": "fq_toolkit.optimus.losses",
-    "interpolate_latents": "fq_toolkit.optimus.interpolation",
-    "make_batch": "fq_toolkit.optimus.batch",
-    "measure_language": "fq_toolkit.optimus.language_metrics",
-    "mutual_information": "fq_toolkit.optimus.latent_metrics",
-    "self_bleu": "fq_toolkit.optimus.text_metrics",
+    "BetaSchedule": "fq_toolkit.optimus.tasks.schedules",
+    "Distinct": "fq_toolkit.optimus.metrics.text_metrics",
+    "LanguageScores": "fq_toolkit.optimus.metrics.language_metrics",
+    "Phase": "fq_toolkit.optimus.tasks.schedules",
+    "Posterior": "fq_toolkit.optimus.model.posterior",
+    "SentenceVAE": "fq_toolkit.optimus.model.sentence_vae",
+    "TextBatch": "fq_toolkit.optimus.model.batch",
+    "Tokenizers": "fq_toolkit.optimus.model.batch",
+    "VAEOutput": "fq_toolkit.optimus.model.losses",
+    "active_units": "fq_toolkit.optimus.metrics.latent_metrics",
+    "add_text_tokens": "fq_toolkit.optimus.model.hub",
+    "analogy_latents": "fq_toolkit.optimus.model.interpolation",
+    "convert_optimus": "fq_toolkit.optimus.model.convert",
+    "corpus_bleu": "fq_toolkit.optimus.metrics.text_metrics",
+    "cyclical_beta": "fq_toolkit.optimus.tasks.schedules",
+    "distinct_ngrams": "fq_toolkit.optimus.metrics.text_metrics",
+    "free_bits": "fq_toolkit.optimus.model.losses",
+    "interpolate_latents": "fq_toolkit.optimus.model.interpolation",
+    "make_batch": "fq_toolkit.optimus.model.batch",
+    "measure_language": "fq_toolkit.optimus.metrics.language_metrics",
+    "mutual_information": "fq_toolkit.optimus.metrics.latent_metrics",
+    "self_bleu": "fq_toolkit.optimus.metrics.text_metrics",
 }
 
 __all__ = [

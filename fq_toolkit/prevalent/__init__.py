@@ -7,22 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fq_toolkit.prevalent.angles import angle_features
-    from fq_toolkit.prevalent.annotations import load_hanna, load_ndh, load_r2r
-    from fq_toolkit.prevalent.env import BatchedNavEnv, Step
-    from fq_toolkit.prevalent.features import FeatureStore
+    from fq_toolkit.prevalent.data.annotations import load_hanna, load_ndh, load_r2r
+    from fq_toolkit.prevalent.data.leak_guard import check_disjoint
+    from fq_toolkit.prevalent.data.predictions import load_predictions, save_predictions
+    from fq_toolkit.prevalent.data.triplet_files import load_triplets, save_triplets
+    from fq_toolkit.prevalent.data.triplets import Triplet, action_label, collect_triplets
     from fq_toolkit.prevalent.files import DataError
-    from fq_toolkit.prevalent.items import NavItem, check_items, check_lengths
-    from fq_toolkit.prevalent.leak_guard import check_disjoint
-    from fq_toolkit.prevalent.metrics import PathMetrics, measure_paths
-    from fq_toolkit.prevalent.miniworld import MiniWorld
-    from fq_toolkit.prevalent.model import PrevalentModel, PrevalentOutput, TextCache
-    from fq_toolkit.prevalent.model_config import PrevalentConfig
-    from fq_toolkit.prevalent.observation import Observation
-    from fq_toolkit.prevalent.paths import sample_paths
-    from fq_toolkit.prevalent.predictions import load_predictions, save_predictions
-    from fq_toolkit.prevalent.scan import Scan
-    from fq_toolkit.prevalent.scoring import (
+    from fq_toolkit.prevalent.metrics.path_metrics import PathMetrics, measure_paths
+    from fq_toolkit.prevalent.metrics.scoring import (
         HannaScores,
         NDHScores,
         R2RScores,
@@ -30,63 +22,71 @@ if TYPE_CHECKING:
         score_ndh,
         score_r2r,
     )
-    from fq_toolkit.prevalent.simulator import (
+    from fq_toolkit.prevalent.miniworld.world import MiniWorld
+    from fq_toolkit.prevalent.model.config import PrevalentConfig
+    from fq_toolkit.prevalent.model.encoder import PrevalentModel, PrevalentOutput, TextCache
+    from fq_toolkit.prevalent.model.speaker import Speaker
+    from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+    from fq_toolkit.prevalent.world.angles import angle_features
+    from fq_toolkit.prevalent.world.env import BatchedNavEnv, Step
+    from fq_toolkit.prevalent.world.features import FeatureStore
+    from fq_toolkit.prevalent.world.items import NavItem, check_items, check_lengths
+    from fq_toolkit.prevalent.world.observation import Observation
+    from fq_toolkit.prevalent.world.paths import sample_paths
+    from fq_toolkit.prevalent.world.scan import Scan
+    from fq_toolkit.prevalent.world.simulator import (
         CameraState,
         VisibleViewpoint,
         move_camera,
         place_camera,
         visible_viewpoints,
     )
-    from fq_toolkit.prevalent.speaker import Speaker
-    from fq_toolkit.prevalent.triplet_files import load_triplets, save_triplets
-    from fq_toolkit.prevalent.triplets import Triplet, action_label, collect_triplets
-    from fq_toolkit.prevalent.vocabulary import Vocabulary
-    from fq_toolkit.prevalent.world import NavWorld
+    from fq_toolkit.prevalent.world.world import NavWorld
 
 _HOME = {
-    "BatchedNavEnv": "fq_toolkit.prevalent.env",
-    "CameraState": "fq_toolkit.prevalent.simulator",
+    "BatchedNavEnv": "fq_toolkit.prevalent.world.env",
+    "CameraState": "fq_toolkit.prevalent.world.simulator",
     "DataError": "fq_toolkit.prevalent.files",
-    "FeatureStore": "fq_toolkit.prevalent.features",
-    "HannaScores": "fq_toolkit.prevalent.scoring",
-    "MiniWorld": "fq_toolkit.prevalent.miniworld",
-    "NDHScores": "fq_toolkit.prevalent.scoring",
-    "NavItem": "fq_toolkit.prevalent.items",
-    "NavWorld": "fq_toolkit.prevalent.world",
-    "Observation": "fq_toolkit.prevalent.observation",
-    "PathMetrics": "fq_toolkit.prevalent.metrics",
-    "PrevalentConfig": "fq_toolkit.prevalent.model_config",
-    "PrevalentModel": "fq_toolkit.prevalent.model",
-    "PrevalentOutput": "fq_toolkit.prevalent.model",
-    "R2RScores": "fq_toolkit.prevalent.scoring",
-    "Scan": "fq_toolkit.prevalent.scan",
-    "Speaker": "fq_toolkit.prevalent.speaker",
-    "Step": "fq_toolkit.prevalent.env",
-    "TextCache": "fq_toolkit.prevalent.model",
-    "Triplet": "fq_toolkit.prevalent.triplets",
-    "VisibleViewpoint": "fq_toolkit.prevalent.simulator",
-    "Vocabulary": "fq_toolkit.prevalent.vocabulary",
-    "action_label": "fq_toolkit.prevalent.triplets",
-    "angle_features": "fq_toolkit.prevalent.angles",
-    "check_disjoint": "fq_toolkit.prevalent.leak_guard",
-    "check_items": "fq_toolkit.prevalent.items",
-    "check_lengths": "fq_toolkit.prevalent.items",
-    "collect_triplets": "fq_toolkit.prevalent.triplets",
-    "load_hanna": "fq_toolkit.prevalent.annotations",
-    "load_ndh": "fq_toolkit.prevalent.annotations",
-    "load_predictions": "fq_toolkit.prevalent.predictions",
-    "load_r2r": "fq_toolkit.prevalent.annotations",
-    "load_triplets": "fq_toolkit.prevalent.triplet_files",
-    "measure_paths": "fq_toolkit.prevalent.metrics",
-    "move_camera": "fq_toolkit.prevalent.simulator",
-    "place_camera": "fq_toolkit.prevalent.simulator",
-    "sample_paths": "fq_toolkit.prevalent.paths",
-    "save_predictions": "fq_toolkit.prevalent.predictions",
-    "save_triplets": "fq_toolkit.prevalent.triplet_files",
-    "score_hanna": "fq_toolkit.prevalent.scoring",
-    "score_ndh": "fq_toolkit.prevalent.scoring",
-    "score_r2r": "fq_toolkit.prevalent.scoring",
-    "visible_viewpoints": "fq_toolkit.prevalent.simulator",
+    "FeatureStore": "fq_toolkit.prevalent.world.features",
+    "HannaScores": "fq_toolkit.prevalent.metrics.scoring",
+    "MiniWorld": "fq_toolkit.prevalent.miniworld.world",
+    "NDHScores": "fq_toolkit.prevalent.metrics.scoring",
+    "NavItem": "fq_toolkit.prevalent.world.items",
+    "NavWorld": "fq_toolkit.prevalent.world.world",
+    "Observation": "fq_toolkit.prevalent.world.observation",
+    "PathMetrics": "fq_toolkit.prevalent.metrics.path_metrics",
+    "PrevalentConfig": "fq_toolkit.prevalent.model.config",
+    "PrevalentModel": "fq_toolkit.prevalent.model.encoder",
+    "PrevalentOutput": "fq_toolkit.prevalent.model.encoder",
+    "R2RScores": "fq_toolkit.prevalent.metrics.scoring",
+    "Scan": "fq_toolkit.prevalent.world.scan",
+    "Speaker": "fq_toolkit.prevalent.model.speaker",
+    "Step": "fq_toolkit.prevalent.world.env",
+    "TextCache": "fq_toolkit.prevalent.model.encoder",
+    "Triplet": "fq_toolkit.prevalent.data.triplets",
+    "VisibleViewpoint": "fq_toolkit.prevalent.world.simulator",
+    "Vocabulary": "fq_toolkit.prevalent.text.vocabulary",
+    "action_label": "fq_toolkit.prevalent.data.triplets",
+    "angle_features": "fq_toolkit.prevalent.world.angles",
+    "check_disjoint": "fq_toolkit.prevalent.data.leak_guard",
+    "check_items": "fq_toolkit.prevalent.world.items",
+    "check_lengths": "fq_toolkit.prevalent.world.items",
+    "collect_triplets": "fq_toolkit.prevalent.data.triplets",
+    "load_hanna": "fq_toolkit.prevalent.data.annotations",
+    "load_ndh": "fq_toolkit.prevalent.data.annotations",
+    "load_predictions": "fq_toolkit.prevalent.data.predictions",
+    "load_r2r": "fq_toolkit.prevalent.data.annotations",
+    "load_triplets": "fq_toolkit.prevalent.data.triplet_files",
+    "measure_paths": "fq_toolkit.prevalent.metrics.path_metrics",
+    "move_camera": "fq_toolkit.prevalent.world.simulator",
+    "place_camera": "fq_toolkit.prevalent.world.simulator",
+    "sample_paths": "fq_toolkit.prevalent.world.paths",
+    "save_predictions": "fq_toolkit.prevalent.data.predictions",
+    "save_triplets": "fq_toolkit.prevalent.data.triplet_files",
+    "score_hanna": "fq_toolkit.prevalent.metrics.scoring",
+    "score_ndh": "fq_toolkit.prevalent.metrics.scoring",
+    "score_r2r": "fq_toolkit.prevalent.metrics.scoring",
+    "visible_viewpoints": "fq_toolkit.prevalent.world.simulator",
 }
 
 __all__ = [

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, DivergedError, RunError
 from fq_toolkit.training.interrupt import StopRequest
-from fq_toolkit.training.means import Means
-from fq_toolkit.training.measured_data import MeasuredSet, check_measured
-from fq_toolkit.training.memory import is_out_of_memory, memory_watch
-from fq_toolkit.training.metrics_log import MetricsLog
-from fq_toolkit.training.progress import Reporter, format_values
-from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.reporting.means import Means
+from fq_toolkit.training.reporting.memory import is_out_of_memory, memory_watch
+from fq_toolkit.training.reporting.metrics_log import MetricsLog
+from fq_toolkit.training.reporting.progress import Reporter, format_values
 from fq_toolkit.training.seeding import branch_rng, rng_state, set_rng_state
+from fq_toolkit.training.storage.measured_data import MeasuredSet, check_measured
+from fq_toolkit.training.storage.run_folder import RunFolder
 
 # Panels of metrics that the progress display has room for; metrics.csv has all.
 SHOWN = ("loss", "score", "usage", "strength")

@@ -18,14 +18,12 @@ from fq_toolkit import __version__
 from fq_toolkit.training.config import changes, load_config, save_config
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.extras import require
-from fq_toolkit.training.identity import check_identity, identity
 from fq_toolkit.training.loop import LoopResult, Schedule, Task, restore, run_loop
-from fq_toolkit.training.means import Means
-from fq_toolkit.training.measured_data import MeasuredSet, check_measured
-from fq_toolkit.training.memory import memory_watch
-from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
-from fq_toolkit.training.plots import plot_curves
-from fq_toolkit.training.progress import (
+from fq_toolkit.training.reporting.means import Means
+from fq_toolkit.training.reporting.memory import memory_watch
+from fq_toolkit.training.reporting.metrics_log import MetricsLog, read_metrics
+from fq_toolkit.training.reporting.plots import plot_curves
+from fq_toolkit.training.reporting.progress import (
     GuardedReporter,
     LineReporter,
     Reporter,
@@ -33,8 +31,10 @@ from fq_toolkit.training.progress import (
     format_duration,
     format_values,
 )
-from fq_toolkit.training.run_folder import RunFolder
-from fq_toolkit.training.run_lock import RunLock
+from fq_toolkit.training.storage.identity import check_identity, identity
+from fq_toolkit.training.storage.measured_data import MeasuredSet, check_measured
+from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.storage.run_lock import RunLock
 
 # Options that may change on resume: they decide how long and how closely one looks, not what is computed.
 FREE_ON_RESUME = frozenset({"steps", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})

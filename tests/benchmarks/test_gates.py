@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gates, oracle
+from benchmarks import gates
+from benchmarks.quantizer import oracle
 from fq_toolkit.kernels import reference
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fq_toolkit.fqgan import datasets, extractors
-from fq_toolkit.fqgan.config import FQGANConfig
+from fq_toolkit.fqgan.data import datasets
+from fq_toolkit.fqgan.gan.config import FQGANConfig
+from fq_toolkit.fqgan.metrics import extractors
 from fq_toolkit.training import session
 
 TINY = FQGANConfig(

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fq_toolkit import cli
-from fq_toolkit.fqgan.classifiers import Extracted
-from fq_toolkit.fqgan.evaluation import Statistics
-from tests.fqgan.image_data import pixels, write_image
+from fq_toolkit.fqgan.gan.evaluation import Statistics
+from fq_toolkit.fqgan.metrics.classifiers import Extracted
+from tests.fqgan.data.image_data import pixels, write_image
 
 SMALL = [
     "--steps", "2", "--channels", "4", "--latent-size", "8", "--batch-size", "8", "--num-codes", "8",

@@ -12,18 +12,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fq_toolkit import FeatureQuantizer
-from fq_toolkit.fqgan import commands
-from fq_toolkit.fqgan.codebook import (
+from fq_toolkit.fqgan.gan import commands
+from fq_toolkit.fqgan.gan.codebook import (
     CodedFeatures,
     code_features,
     codebook_pictures,
     shared_codes,
     typical_patches,
 )
-from fq_toolkit.fqgan.config import FQGANConfig
-from fq_toolkit.fqgan.runs import evaluate_truncations, interpolate_run, load_run, sweep_truncation
-from fq_toolkit.fqgan.sampling import Sampler, interpolation_strips, slerp
-from fq_toolkit.fqgan.trainer import train
+from fq_toolkit.fqgan.gan.config import FQGANConfig
+from fq_toolkit.fqgan.gan.runs import evaluate_truncations, interpolate_run, load_run, sweep_truncation
+from fq_toolkit.fqgan.gan.sampling import Sampler, interpolation_strips, slerp
+from fq_toolkit.fqgan.gan.training import train
 from fq_toolkit.training.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("small_and_plain")
@@ -240,7 +240,7 @@ def test_many_images_are_made_in_parts() -> None:
 
 
 def test_titles_of_columns_are_class_names(finished: Path) -> None:
-    from fq_toolkit.fqgan.runs import class_titles
+    from fq_toolkit.fqgan.gan.runs import class_titles
 
     run = load_run(finished)
     assert class_titles(run, [3, 7]) == ["3", "7"]

@@ -9,10 +9,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from fq_toolkit.optimus.batch import TextBatch, Tokenizers
-from fq_toolkit.optimus.posterior import Posterior
-from fq_toolkit.optimus.sentence_vae import SentenceVAE
-from tests.layers.latent_oracle import FAMILIES, randomize
+from fq_toolkit.optimus.model.batch import TextBatch, Tokenizers
+from fq_toolkit.optimus.model.posterior import Posterior
+from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
+from tests.layers.latent.oracle import FAMILIES, randomize
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers.utils.logging.set_verbosity_error()

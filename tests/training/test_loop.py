@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fq_toolkit.training.errors import CheckpointError, DivergedError, RunError
 from fq_toolkit.training.loop import RETURNS, LoopResult, Schedule, run_loop
-from fq_toolkit.training.metrics_log import MetricsLog, read_metrics
-from fq_toolkit.training.progress import SilentReporter
-from fq_toolkit.training.run_folder import RunFolder
+from fq_toolkit.training.reporting.metrics_log import MetricsLog, read_metrics
+from fq_toolkit.training.reporting.progress import SilentReporter
+from fq_toolkit.training.storage.run_folder import RunFolder
 
 
 class Walk:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.loop import LoopResult
-from fq_toolkit.training.measured_data import MeasuredSet
-from fq_toolkit.training.run_folder import RunFolder
 from fq_toolkit.training.session import Trainer, dry_run, resumed_config, train
+from fq_toolkit.training.storage.measured_data import MeasuredSet
+from fq_toolkit.training.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Latents for decoders, beside plain GPT-2 and the original code's way."""

@@ -1,0 +1,1 @@
+"""The navigation world beside its peers."""

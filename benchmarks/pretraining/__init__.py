@@ -1,0 +1,1 @@
+"""PREVALENT's pretraining step beside a literal port."""

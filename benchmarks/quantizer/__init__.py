@@ -1,0 +1,1 @@
+"""The quantizer beside its peers."""

@@ -1,0 +1,1 @@
+"""Images: files, folders, archives, and the data sets made of them."""

@@ -1,0 +1,1 @@
+"""FQ-GAN: the training step, its losses, and the commands around it."""

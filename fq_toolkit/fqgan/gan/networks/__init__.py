@@ -1,0 +1,1 @@
+"""Generators and discriminators: residual, BigGAN and StyleGAN2."""

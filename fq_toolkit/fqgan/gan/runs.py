@@ -1,0 +1,303 @@
+"""Finished and unfinished runs: networks back from a checkpoint, new samples, a new measurement."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fq_toolkit.fqgan.data.data_identity import real_images
+from fq_toolkit.fqgan.data.datasets import ImageDataset, load_dataset
+from fq_toolkit.fqgan.gan.config import TRAINER, FQGANConfig
+from fq_toolkit.fqgan.gan.evaluation import Evaluation, Evaluator
+from fq_toolkit.fqgan.gan.networks.families import build_networks
+from fq_toolkit.fqgan.gan.networks.quantization import quantizer_factory
+from fq_toolkit.fqgan.gan.sampling import (
+    Sampler,
+    class_columns,
+    interpolation_strips,
+    save_grid,
+    save_image,
+)
+from fq_toolkit.fqgan.gan.training import calibrated_sampler, write_evaluation
+from fq_toolkit.fqgan.metrics.extractors import load_extractor
+from fq_toolkit.training.config import load_config
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
+from fq_toolkit.training.seeding import isolated_rng
+from fq_toolkit.training.session import make_accelerator
+from fq_toolkit.training.storage.atomic import explain, write_atomic
+from fq_toolkit.training.storage.measured_data import MeasuredSet, check_measured
+from fq_toolkit.training.storage.run_folder import RunFolder
+
+
+class TrainedRun(NamedTuple):
+    """A run read back: its averaged generator as it was saved, its discriminator with the dictionaries."""
+
+    folder: RunFolder
+    config: FQGANConfig
+    data: ImageDataset
+    step: int
+    seconds: float
+    generator: nn.Module
+    discriminator: nn.Module
+
+    def sampler(self, *, truncation: float | None = None) -> Sampler:
+        """Return a sampler with fresh batch-norm statistics.
+
+        Args:
+            truncation: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
+
+        Raises:
+            ConfigError: when truncation is not positive.
+        """
+        if truncation is not None and not truncation > 0:
+            raise ConfigError(f"truncation is {truncation}; expected a positive number")
+        return calibrated_sampler(self.generator, truncation=truncation)
+
+
+def load_run(path: Path, *, step: int | None = None) -> TrainedRun:
+    """Read a run folder.
+
+    Args:
+        path: the folder.
+        step: which checkpoint; the newest by default.
+
+    Raises:
+        RunError: when it is no run folder.
+        CheckpointError: when the checkpoint is missing, damaged or of another model.
+        ConfigError: when it is a run of another trainer, or its data is not where it was.
+    """
+    folder = RunFolder.open(path)
+    config = load_config(FQGANConfig, folder.config, trainer=TRAINER)
+    checkpoint = folder.load_checkpoint(step)
+    data = load_dataset(config.data, **config.reading())
+    generator, discriminator = build_networks(config, data, quantizer_factory(config))
+    try:
+        generator.load_state_dict(checkpoint.state["task"]["average"]["model"])
+        discriminator.load_state_dict(checkpoint.state["task"]["discriminator"])
+    except MISFITS as error:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}"
+        ) from error
+    device = make_accelerator(config).device
+    for network in (generator, discriminator):
+        network.to(device).eval().requires_grad_(False)
+    seconds = checkpoint.state["seconds"]
+    return TrainedRun(folder, config, data, checkpoint.step, seconds, generator, discriminator)
+
+
+def chosen_classes(run: TrainedRun, classes: Sequence[int]) -> list[int]:
+    """Return the classes to draw: those asked for, or all.
+
+    Raises:
+        ConfigError: for a class that does not exist.
+    """
+    count = run.data.num_classes
+    wrong = [c for c in classes if not 0 <= c < count]
+    if wrong:
+        raise ConfigError(f"classes {wrong} do not exist; {run.config.data} has 0 to {count - 1}")
+    return list(classes or range(count))
+
+
+def class_titles(run: TrainedRun, classes: Sequence[int]) -> list[str]:
+    """Return what stands above the columns: names of classes where there are names that fit, else numbers."""
+    names = run.data.class_names
+    return [names[c] if names and len(names[c]) <= 8 else str(c) for c in classes]
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"{name} is {number}; expected at least 1")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write into {folder}: {explain(error)}") from error
+
+
+def sample_run(
+    run: TrainedRun,
+    *,
+    seed: int,
+    rows: int,
+    classes: Sequence[int],
+    out: Path,
+    truncation: float | None = None,
+    single_images: Path | None = None,
+) -> None:
+    """Draw new images and write them as one picture, one column a class, and on request as single files.
+
+    Args:
+        run: the run.
+        seed: of the noise; the same seed draws the same images.
+        rows: images per class.
+        classes: which classes; empty for all.
+        out: the PNG of the grid.
+        truncation: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
+        single_images: folder for one PNG per image, ``class3_0007.png``.
+
+    Raises:
+        ConfigError: for a class that does not exist or no rows.
+        RunError: when a file cannot be written.
+    """
+    chosen = chosen_classes(run, classes)
+    _at_least_one(rows=rows)
+    sampler = run.sampler(truncation=truncation)
+    with isolated_rng(seed):
+        images = class_columns(sampler, chosen, rows)
+    _make_folder(out.parent)
+    if single_images is not None:
+        _make_folder(single_images)
+        for i, image in enumerate(images.cpu()):
+            save_image(image, single_images / f"class{chosen[i % len(chosen)]}_{i // len(chosen):04d}.png")
+    save_grid(images, out, columns=len(chosen), titles=class_titles(run, chosen))
+
+
+def interpolate_run(
+    run: TrainedRun,
+    *,
+    seed: int,
+    rows: int,
+    steps: int,
+    classes: Sequence[int],
+    out: Path,
+    truncation: float | None = None,
+) -> None:
+    """Write strips of images from one noise to another, each within one class, the classes in turn.
+
+    Args:
+        run: the run.
+        seed: of the noise.
+        rows: strips.
+        steps: images of a strip, with both ends.
+        classes: which classes; empty for all.
+        out: the PNG.
+        truncation: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
+
+    Raises:
+        ConfigError: for a class that does not exist, no rows, or fewer than two steps.
+        RunError: when the file cannot be written.
+    """
+    chosen = chosen_classes(run, classes)
+    _at_least_one(rows=rows)
+    if steps < 2:
+        raise ConfigError(f"a strip has {steps} images; expected at least 2")
+    sampler = run.sampler(truncation=truncation)
+    labels = torch.tensor([chosen[i % len(chosen)] for i in range(rows)])
+    with isolated_rng(seed):
+        images = interpolation_strips(sampler, labels, steps=steps)
+    _make_folder(out.parent)
+    save_grid(images, out, columns=steps)
+
+
+def sweep_truncation(
+    run: TrainedRun, *, seed: int, truncations: Sequence[float], classes: Sequence[int], out: Path
+) -> None:
+    """Write one row of images for each truncation, from the same random numbers, one column a class.
+
+    Args:
+        run: the run.
+        seed: of the noise.
+        truncations: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
+        classes: which classes; empty for all.
+        out: the PNG.
+
+    Raises:
+        ConfigError: for a class that does not exist, or a truncation that is not positive.
+        RunError: when the file cannot be written.
+    """
+    chosen = chosen_classes(run, classes)
+    rows = []
+    for truncation in truncations:
+        sampler = run.sampler(truncation=truncation)
+        with isolated_rng(seed):
+            rows.append(class_columns(sampler, chosen, 1))
+    _make_folder(out.parent)
+    save_grid(torch.cat(rows), out, columns=len(chosen), titles=class_titles(run, chosen))
+
+
+def make_evaluator(run: TrainedRun, *, extractor: str | None = None) -> Evaluator:
+    """Return what measures a run's generators.
+
+    Args:
+        run: the run.
+        extractor: see :func:`fq_toolkit.fqgan.metrics.extractors.load_extractor`; by default that of the run.
+    """
+    ruler = load_extractor(extractor or run.config.extractor, run.data)
+    return Evaluator(run.data, ruler, make_accelerator(run.config))
+
+
+def _sample_count(run: TrainedRun, samples: int | None) -> int:
+    """Return how many images to measure: those asked for, or as many as the run's options say."""
+    if samples is not None and samples < 2:
+        raise ConfigError(f"samples is {samples}; expected at least 2")
+    return run.config.eval_samples if samples is None else samples
+
+
+def _checked_images(run: TrainedRun) -> dict[str, MeasuredSet]:
+    """Return what a run is measured on, which has to be what it was."""
+    found = real_images(run.config.data, run.data)
+    check_measured(run.folder.checkpoints(), run.step, found)
+    return found
+
+
+def evaluate_run(run: TrainedRun, *, samples: int | None = None, extractor: str | None = None) -> Evaluation:
+    """Measure a run again and write ``evaluation.json``.
+
+    Args:
+        run: the run.
+        samples: generated images; by default as many as the run's options say.
+        extractor: see :func:`make_evaluator`.
+
+    Raises:
+        CheckpointError: when the real images are not those that the run was measured on.
+    """
+    count, measured_on = _sample_count(run, samples), _checked_images(run)
+    result = make_evaluator(run, extractor=extractor)(run.sampler(), samples=count)
+    write_evaluation(
+        run.folder,
+        run.config,
+        result,
+        step=run.step,
+        seconds=run.seconds,
+        measured_on=measured_on,
+    )
+    return result
+
+
+def evaluate_truncations(
+    run: TrainedRun,
+    truncations: Sequence[float],
+    *,
+    samples: int | None = None,
+    extractor: str | None = None,
+) -> list[Evaluation]:
+    """Measure a run at several truncations and write ``truncations.csv``.
+
+    Args:
+        run: the run.
+        truncations: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
+        samples: as in :func:`evaluate_run`.
+        extractor: see :func:`make_evaluator`.
+
+    Raises:
+        CheckpointError: as :func:`evaluate_run`.
+    """
+    count = _sample_count(run, samples)
+    _checked_images(run)
+    samplers = [run.sampler(truncation=truncation) for truncation in truncations]
+    evaluator = make_evaluator(run, extractor=extractor)
+    found = [evaluator(sampler, samples=count) for sampler in samplers]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["truncation", "step", *Evaluation._fields])
+    for truncation, figures in zip(truncations, found, strict=True):
+        writer.writerow([truncation, run.step, *figures])
+    write_atomic(run.folder.path / "truncations.csv", text.getvalue().encode())
+    return found

@@ -1,0 +1,1 @@
+"""Image measures, and the features they are computed from."""

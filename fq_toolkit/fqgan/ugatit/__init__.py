@@ -1,0 +1,1 @@
+"""FQ-U-GAT-IT: image-to-image translation between two domains."""

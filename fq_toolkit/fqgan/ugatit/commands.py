@@ -1,0 +1,100 @@
+"""The commands for U-GAT-IT runs: options are read here, the work is done elsewhere."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from fq_toolkit.fqgan.ugatit.config import UGATITConfig, preset
+from fq_toolkit.training.extras import require
+from fq_toolkit.training.storage.measured_data import check_measured, measured_line
+from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
+
+TRAIN_HELP = """Train U-GAT-IT: unpaired image translation with quantized features in the discriminators.
+
+With no options: digits to their negatives and back at 16x16, a tiny network. With --preset u-gat-it or
+u-gat-it-light and --data FOLDER (trainA, trainB, testA, testB): the networks and settings of the paper."""
+
+DEFAULT = "u-gat-it-tiny"
+
+
+def train_command(arguments: list[str]) -> int:
+    """Run ``train ugatit``."""
+    from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER
+
+    def defaults(words: list[str]) -> UGATITConfig:
+        return preset(first_look(words, "preset").preset or DEFAULT)
+
+    return run_train_command(UGATIT_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
+
+
+def translate_command(run: Path, arguments: list[str]) -> int:
+    """Run ``translate RUN SOURCE``."""
+    tyro = require("tyro", purpose="the command line")
+    positional = tyro.conf.Positional
+
+    def translate(
+        source: positional[Path],  # type: ignore[valid-type]
+        to: Literal["A", "B"] = "B",
+        out: Path | None = None,
+        step: int | None = None,
+    ) -> int:
+        """Translate a picture, or all pictures of a folder, with a run of U-GAT-IT.
+
+        Args:
+            source: A picture or a folder of pictures.
+            to: The domain to translate to, from the other one.
+            out: Folder of the results; by default translated-to-B (or -A) in the run folder.
+            step: Which checkpoint; the newest by default.
+        """
+        from fq_toolkit.fqgan.ugatit.translate import load_translators, translate_folder
+
+        target = out or run / f"translated-to-{to}"
+        count = translate_folder(load_translators(run, step=step), source, target, to=to)
+        sys.stdout.write(f"{count} image(s) in {target}\n")
+        return 0
+
+    return int(tyro.cli(translate, args=arguments, prog="fq-toolkit translate RUN"))
+
+
+def evaluate_command(run: Path, arguments: list[str]) -> int:
+    """Run ``evaluate RUN``."""
+    tyro = require("tyro", purpose="the command line")
+
+    def evaluate(step: int | None = None, extractor: str | None = None) -> int:
+        """Measure a run: kernel and Frechet distance in both directions; writes evaluation.json.
+
+        Args:
+            step: Which checkpoint; the newest by default.
+            extractor: What measures images, for example inception:FILE; as in the run by default.
+        """
+        from fq_toolkit.fqgan.data.data_identity import translated_images
+        from fq_toolkit.fqgan.data.unpaired import load_unpaired
+        from fq_toolkit.fqgan.ugatit.evaluation import TranslationEvaluator
+        from fq_toolkit.fqgan.ugatit.training import write_evaluation
+        from fq_toolkit.fqgan.ugatit.translate import load_translators
+
+        trained = load_translators(run, step=step)
+        data = load_unpaired(trained.config.data, **trained.config.reading())
+        measured_on = translated_images(trained.config.data, data)
+        check_measured(trained.folder.checkpoints(), trained.step, measured_on)
+        evaluator = TranslationEvaluator(data, extractor or trained.config.extractor)
+        found = evaluator(trained.translators, trained.device)
+        write_evaluation(
+            trained.folder,
+            trained.config,
+            found,
+            step=trained.step,
+            seconds=trained.seconds,
+            measured_on=measured_on,
+        )
+        sys.stdout.write(f"step {trained.step}:\n{found}\n{measured_line(trained.folder)}")
+        return 0
+
+    return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
+
+
+def plot_command(run: Path, arguments: list[str]) -> int:
+    """Run ``plot RUN``."""
+    from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER
+
+    return run_plot_command(UGATIT_TRAINER, run, arguments)

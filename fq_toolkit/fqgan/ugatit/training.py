@@ -1,0 +1,204 @@
+"""The U-GAT-IT trainer: two translators in training, their state and their evaluation."""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fq_toolkit.fqgan.data.data_identity import check_data, fingerprint, translated_images
+from fq_toolkit.fqgan.data.unpaired import UnpairedDataset, load_unpaired
+from fq_toolkit.fqgan.gan.networks.quantization import read_dictionary
+from fq_toolkit.fqgan.gan.sampling import save_grid
+from fq_toolkit.fqgan.ugatit.config import TRAINER, UGATITConfig
+from fq_toolkit.fqgan.ugatit.evaluation import DIRECTIONS, TranslationEvaluation, TranslationEvaluator
+from fq_toolkit.fqgan.ugatit.translate import PREVIEW_TITLES, preview_images
+from fq_toolkit.fqgan.ugatit.updates import UGATITUpdates
+from fq_toolkit.training import session
+from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.optimizer_state import load_optimizer
+from fq_toolkit.training.session import Trainer
+from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, set_records
+from fq_toolkit.training.storage.run_folder import RunFolder
+
+
+class UGATIT(UGATITUpdates):
+    """Two translators in training: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
+
+    Args:
+        config: all options.
+        data: both domains.
+        accelerator: an ``accelerate.Accelerator``.
+
+    Raises:
+        ConfigError: when a domain has fewer images than an update takes.
+    """
+
+    def __init__(self, config: UGATITConfig, data: UnpairedDataset, accelerator: Any) -> None:
+        super().__init__(config, data, accelerator)
+        self.evaluator: TranslationEvaluator | None = None
+        self.last_evaluation: TranslationEvaluation | None = None
+
+    def summary(self) -> str:
+        """Return one line: data, networks, quantized convolutions, device."""
+        config = self.config
+        networks = (self.translators.a_to_b, self.critics.global_a, self.critics.local_a)
+        sizes = [sum(weight.numel() for weight in network.parameters()) for network in networks]
+        layers = ", ".join(f"{name} (K {layer.num_codes})" for name, layer in self.quantizers.items())
+        fq = f"fq {config.fq}" + (f" after {layers}" if layers else "")
+        size, device = config.image_size, self.accelerator.device
+        return (
+            f"{self.data.found}; {self.data.channels}x{size}x{size}; a generator {sizes[0]:,}, "
+            f"a global discriminator {sizes[1]:,}, a local one {sizes[2]:,} weights; {fq}; "
+            f"{device}, {self.accelerator.num_processes} process(es)"
+        )
+
+    def gauges(self) -> dict[str, float]:
+        """Return how much of each dictionary is in use, and the strength of quantization."""
+        readings = {}
+        for name, layer in self.quantizers.items():
+            report = read_dictionary(layer)
+            readings[f"usage/{name}"] = report.usage
+            readings[f"perplexity/{name}"] = report.perplexity
+        if self.quantizers and self.config.fq == "straight_through":
+            readings["strength/fq"] = self.strength
+        return readings
+
+    def columns(self) -> list[str]:
+        """Return the columns of ``metrics.csv``."""
+        names = ["seconds", "loss/d", "loss/g"]
+        names += [f"translation/{part}" for part in ("cycle", "identity", "attention")]
+        if self.quantizers:
+            names += ["commitment/d", "commitment/g"]
+            names += [f"{kind}/{layer}" for kind in ("usage", "perplexity") for layer in self.quantizers]
+            names += ["strength/fq"] * (self.config.fq == "straight_through")
+        ruler = self._evaluator().extractor.name
+        return names + [
+            f"{figure}[{ruler}]/{curve}"
+            for figure in ("kid", "fid")
+            for direction in DIRECTIONS
+            for curve in (direction, f"{direction} floor")
+        ]
+
+    def _evaluator(self) -> TranslationEvaluator:
+        if self.evaluator is None:
+            self.evaluator = TranslationEvaluator(self.data, self.config.extractor)
+        return self.evaluator
+
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the test images of both domains."""
+        return translated_images(self.config.data, self.data)
+
+    def prepare_evaluation(self) -> None:
+        """Look at the real images of both domains."""
+        self._evaluator()
+
+    def evaluate(self) -> dict[str, float]:
+        """Translate all test images and measure them; the same on every process."""
+        self.last_evaluation = self._evaluator()(self.translators, self.accelerator.device)
+        return self.last_evaluation.columns()
+
+    def preview(self, path: Path) -> None:
+        """Write a PNG of test images: where the generator looks, the translation, and the way back."""
+        save_grid(
+            preview_images(self.translators, self.data, self.accelerator.device),
+            *(path,),
+            columns=len(PREVIEW_TITLES),
+            titles=list(PREVIEW_TITLES),
+        )
+
+    def is_finite(self) -> bool:
+        """Return whether all weights of all networks are finite."""
+        weights = [*self.translators.parameters(), *self.critics.parameters()]
+        return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """What :func:`fq_toolkit.fqgan.data.data_identity.fingerprint` says of the training images."""
+        return fingerprint([self.data.train_a, self.data.train_b])
+
+    def state(self) -> dict[str, Any]:
+        """Return networks (with dictionaries), optimizers, the data and the places in it."""
+        scaler = self.accelerator.scaler
+        return {
+            "data": self.data_fingerprint,
+            "translators": dict(self.translators.state_dict()),
+            "critics": dict(self.critics.state_dict()),
+            "g_optimizer": self.g_optimizer.state_dict(),
+            "d_optimizer": self.d_optimizer.state_dict(),
+            "orders": [order.state_dict() for order in self.orders],
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: when the images are not those of the run.
+        """
+        check_data(state, self.data_fingerprint, self.config.data)
+        self.translators.load_state_dict(state["translators"])
+        self.critics.load_state_dict(state["critics"])
+        load_optimizer(self.g_optimizer, state["g_optimizer"])
+        load_optimizer(self.d_optimizer, state["d_optimizer"])
+        for order, place in zip(self.orders, state["orders"], strict=True):
+            order.load_state_dict(place)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
+        """Write ``samples.png`` and, after the last step, ``evaluation.json``."""
+        self.preview(run.samples)
+        if complete and self.last_evaluation is not None:
+            write_evaluation(
+                run,
+                self.config,
+                self.last_evaluation,
+                step=result.step,
+                seconds=result.seconds,
+                measured_on=self.measured_on(),
+            )
+
+
+def write_evaluation(
+    run: RunFolder,
+    config: UGATITConfig,
+    evaluation: TranslationEvaluation,
+    *,
+    step: int,
+    seconds: float,
+    measured_on: Mapping[str, MeasuredSet],
+) -> None:
+    """Write ``evaluation.json``: the figures of both directions, with what they can be read with."""
+    record = {
+        "step": step,
+        "train_seconds": round(seconds, 1),
+        **{name: figures._asdict() for name, figures in zip(DIRECTIONS, evaluation, strict=True)},
+        KEY: set_records(measured_on),
+        "fq": config.fq,
+        "seed": config.seed,
+        **session.provenance(),
+    }
+    write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def build_task(config: UGATITConfig, accelerator: Any) -> UGATIT:
+    """Load the data and build the task."""
+    return UGATIT(config, load_unpaired(config.data, **config.reading()), accelerator)
+
+
+def run_name(config: UGATITConfig) -> str:
+    """Return the first part of a default folder name."""
+    return f"{TRAINER}-{config.preset}-{config.fq}-seed{config.seed}"
+
+
+UGATIT_TRAINER = Trainer(
+    name=TRAINER,
+    config_class=UGATITConfig,
+    build=build_task,
+    run_name=run_name,
+    artifacts=("samples.png", "curves.png", "metrics.csv"),
+)

@@ -1,0 +1,130 @@
+"""Translated images: a folder of a user's, and the preview of a run."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fq_toolkit.fqgan.data.image_files import is_image, read_images
+from fq_toolkit.fqgan.data.image_folders import images_in
+from fq_toolkit.fqgan.data.unpaired import UnpairedDataset
+from fq_toolkit.fqgan.gan.sampling import save_image
+from fq_toolkit.fqgan.ugatit.building import build_networks
+from fq_toolkit.fqgan.ugatit.config import TRAINER, UGATITConfig
+from fq_toolkit.fqgan.ugatit.networks import Translators
+from fq_toolkit.training.config import load_config
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
+from fq_toolkit.training.session import make_accelerator
+from fq_toolkit.training.storage.atomic import explain
+from fq_toolkit.training.storage.run_folder import RunFolder
+
+PREVIEW_ROWS = 4
+PREVIEW_TITLES = ("A", "looks at", "as B", "back", "B", "looks at", "as A", "back")
+_BATCH = 16
+
+
+class TranslatorRun(NamedTuple):
+    """A run read back: its generators in evaluation mode, on ``device``."""
+
+    folder: RunFolder
+    config: UGATITConfig
+    translators: Translators
+    step: int
+    seconds: float
+    device: torch.device
+
+
+def load_translators(path: Path, *, step: int | None = None) -> TranslatorRun:
+    """Read a run folder of U-GAT-IT. Its data is not needed.
+
+    Args:
+        path: the folder.
+        step: which checkpoint; the newest by default.
+
+    Raises:
+        RunError: when it is no run folder.
+        CheckpointError: when the checkpoint is missing, damaged or of another model.
+        ConfigError: when it is a run of another trainer.
+    """
+    folder = RunFolder.open(path)
+    config = load_config(UGATITConfig, folder.config, trainer=TRAINER)
+    checkpoint = folder.load_checkpoint(step)
+    try:
+        weights = checkpoint.state["task"]["translators"]
+        channels = weights["a_to_b.down.1.weight"].shape[1]
+        translators = build_networks(config, channels)[0]
+        translators.load_state_dict(weights)
+    except MISFITS as error:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}"
+        ) from error
+    device = make_accelerator(config).device
+    translators.to(device).eval().requires_grad_(False)
+    seconds = checkpoint.state["seconds"]
+    return TranslatorRun(folder, config, translators, checkpoint.step, seconds, device)
+
+
+@torch.no_grad()
+def translate_folder(run: TranslatorRun, source: Path, out: Path, *, to: str) -> int:
+    """Translate every picture of a folder (or one file) and write PNGs of the same names.
+
+    Args:
+        run: the run.
+        source: folder or file; the shorter side of a picture is scaled to the run's size, the middle cut out.
+        out: folder of the results.
+        to: ``"B"`` translates images of domain A, ``"A"`` those of B.
+
+    Returns:
+        How many pictures were written.
+
+    Raises:
+        ConfigError: when there are no pictures, files are broken, two would get one name, or ``out`` is
+            where they lie.
+        RunError: when a file cannot be written.
+    """
+    if not source.exists():
+        raise ConfigError(f"{source} does not exist; expected a picture or a folder of pictures")
+    paths = images_in(source) if source.is_dir() else [source] * is_image(source)
+    if not paths:
+        raise ConfigError(f"{source} holds no images")
+    if out.resolve() in {path.parent.resolve() for path in paths}:
+        raise ConfigError(f"the pictures lie in {out}: translations would replace them; give another --out")
+    names = [f"{path.stem}.png" for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ConfigError(f"{source} holds several images that would become {twice[0]}; rename one of them")
+    generator = run.translators.a_to_b if to == "B" else run.translators.b_to_a
+    channels = generator.down[1].in_channels
+    images = read_images(paths, size=run.config.image_size, channels=int(channels)).images  # type: ignore[arg-type]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot create the folder {out}: {explain(error)}") from error
+    written = 0
+    for part in images.split(_BATCH):
+        for image in generator(part.to(run.device)).images.float().cpu():
+            save_image(image, out / names[written])
+            written += 1
+    return written
+
+
+@torch.no_grad()
+def preview_images(translators: Translators, data: UnpairedDataset, device: torch.device) -> Tensor:
+    """Return rows of pictures under :data:`PREVIEW_TITLES`, (rows * 8, C, H, W)."""
+    rows = []
+    for i in range(min(PREVIEW_ROWS, len(data.test_a), len(data.test_b))):
+        row = []
+        for images, there, back in (
+            (data.test_a, translators.a_to_b, translators.b_to_a),
+            (data.test_b, translators.b_to_a, translators.a_to_b),
+        ):
+            real = images[i : i + 1].to(device)
+            made = there(real)
+            low, high = made.heatmap.amin(), made.heatmap.amax()
+            heat = (made.heatmap - low) / (high - low).clamp(min=1e-12) * 2 - 1
+            heat = functional.interpolate(heat.float(), size=real.shape[2:], mode="bilinear")
+            row += [real, heat.expand_as(real), made.images, back(made.images).images]
+        rows.append(torch.cat(row))
+    return torch.cat(rows).float().cpu()

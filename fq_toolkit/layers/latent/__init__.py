@@ -1,0 +1,1 @@
+"""`inject_latent`: a sentence-level latent variable for the decoders of transformers."""

@@ -1,0 +1,1 @@
+"""`FeatureQuantizer` and what works on the quantizers of a model."""

@@ -1,0 +1,1 @@
+"""Sentences: corpora, files, tokenizers and batches of similar length."""

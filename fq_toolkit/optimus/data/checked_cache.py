@@ -1,0 +1,64 @@
+"""Files that only save time: each carries its checksum, and one that is damaged is made again."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from fq_toolkit.cache import cache_folder
+from fq_toolkit.training.errors import RunError
+from fq_toolkit.training.storage.atomic import explain, write_atomic
+
+logger = logging.getLogger("fq_toolkit")
+
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+def key_of(parts: Iterable[str | bytes]) -> str:
+    """Return a name for what depends on these texts or bytes and on nothing else.
+
+    Example:
+        >>> key_of(["ab", "c"]) == key_of(["a", "bc"])
+        False
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()[:32]
+
+
+def cached_bytes(name: str, make: Callable[[], bytes]) -> bytes:
+    """Read a file of the cache, or make its content and write it.
+
+    A file whose checksum does not fit is made again; a cache that cannot be written is told and not needed.
+
+    Args:
+        name: of the file; what it holds is decided by the name alone.
+        make: returns its content.
+    """
+    path = cache_folder() / "optimus" / name
+    found = _read(path)
+    if found is not None:
+        return found
+    content = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, hashlib.sha256(content).digest() + content)
+    except (OSError, RunError) as error:
+        reason = explain(error) if isinstance(error, OSError) else str(error)
+        logger.warning("not kept for the next time in %s: %s", path.parent, reason)
+    return content
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = data[:_DIGEST_SIZE], data[_DIGEST_SIZE:]
+    if hashlib.sha256(content).digest() == digest:
+        return content
+    logger.warning("%s is damaged and is made again", path)
+    return None

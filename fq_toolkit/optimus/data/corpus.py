@@ -1,0 +1,174 @@
+"""Sentences from files, from Hugging Face datasets, or from the embedded grammar.
+
+What cannot be used is skipped, counted by reason, and told; nothing else is lost.
+"""
+
+import importlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fq_toolkit.optimus.data.grammar import GrammarCorpus
+from fq_toolkit.optimus.data.text_files import Skip, read_lines, tidy
+from fq_toolkit.training.errors import ConfigError, MissingExtraError
+
+GRAMMAR = "grammar"
+DATASETS = "datasets:"
+_LINES, _JSON = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+
+EMPTY, NOT_JSON, NO_TEXT = "empty", "not a JSON object", "without text"
+
+
+class Sentences(NamedTuple):
+    """What was read.
+
+    texts: sentences in their order, white space made single.
+    skipped: reason -> number of lines that were left out.
+    """
+
+    texts: list[str]
+    skipped: dict[str, int]
+
+
+class Corpus(NamedTuple):
+    """Sentences to train on and sentences to measure with.
+
+    skipped: reason -> number of lines left out, of both parts.
+    grammar: the language, where the sentences are of the embedded one; else None.
+    """
+
+    train: list[str]
+    valid: list[str]
+    skipped: dict[str, int]
+    grammar: GrammarCorpus | None = None
+
+
+def load_corpus(data: str, valid: str | None = None, *, text_key: str = "text", limit: int = 0) -> Corpus:
+    """Load the sentences of a run.
+
+    Args:
+        data: ``"grammar"``; a file of one sentence a line (.txt, .txt.gz) or of JSON lines (.jsonl,
+            .jsonl.gz); or ``"datasets:NAME"``, ``"datasets:NAME:CONFIG"`` of Hugging Face.
+        valid: the same for the sentences to measure with; None takes every twentieth of ``data`` away for
+            them, or the split ``validation`` of a Hugging Face dataset. The grammar has its own.
+        text_key: where the text is in a JSON line or in a row of a dataset.
+        limit: train on the first so many sentences; 0 for all.
+
+    Raises:
+        ConfigError: when something cannot be read or holds no sentence.
+        MissingExtraError: for a Hugging Face dataset without the package ``datasets``.
+    """
+    if data == GRAMMAR:
+        if valid is not None:
+            raise ConfigError("the grammar has its own held-out sentences: leave out --valid")
+        language = GrammarCorpus()
+        train = language.train[: limit or None]
+        return Corpus(train, language.held_out, {}, language)
+    found = read_sentences(data, text_key=text_key, split="train")
+    if valid is None and data.startswith(DATASETS):
+        held_out = read_sentences(data, text_key=text_key, split="validation")
+    elif valid is None:
+        if len(found.texts) < 20:
+            raise ConfigError(
+                f"{data} has {len(found.texts)} sentences; at least 20 are needed to keep every twentieth "
+                "for measuring, or give a file of its own with --valid"
+            )
+        held_out = Sentences(found.texts[::20], {})
+        found = Sentences([text for i, text in enumerate(found.texts) if i % 20], found.skipped)
+    else:
+        held_out = read_sentences(valid, text_key=text_key, split="validation")
+    skipped = dict(Counter(found.skipped) + Counter(held_out.skipped))
+    return Corpus(found.texts[: limit or None], held_out.texts, skipped)
+
+
+def read_sentences(source: str, *, text_key: str = "text", split: str = "train") -> Sentences:
+    """Read one source of sentences.
+
+    Args:
+        source: a path or ``datasets:NAME``, as in :func:`load_corpus`.
+        text_key: where the text is in a JSON line or in a row of a dataset.
+        split: of a Hugging Face dataset.
+
+    Raises:
+        ConfigError: when it cannot be read or holds no sentence.
+        MissingExtraError: for a Hugging Face dataset without the package ``datasets``.
+    """
+    if source.startswith(DATASETS):
+        found = _clean(_dataset_rows(source.removeprefix(DATASETS), split, text_key))
+    elif source.endswith(_LINES):
+        found = _clean(read_lines(Path(source)))
+    elif source.endswith(_JSON):
+        found = _clean(_json_texts(read_lines(Path(source)), text_key))
+    else:
+        raise ConfigError(
+            f"data is {source!r}; expected {GRAMMAR!r}, a file ending in {', '.join((*_LINES, *_JSON))}, "
+            f"or {DATASETS}NAME for a Hugging Face dataset"
+        )
+    if not found.texts:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in found.skipped.items())
+        hint = f" Is the text under another name than {text_key!r}? See --text-key." * (
+            NO_TEXT in found.skipped
+        )
+        raise ConfigError(f"{source} holds no sentence ({reasons or 'no lines'}).{hint}")
+    return found
+
+
+def describe_skipped(skipped: dict[str, int]) -> str:
+    """Return what was left out as a clause; empty when nothing was.
+
+    Example:
+        >>> describe_skipped({"empty": 2, "not UTF-8": 1})
+        'skipped 2 empty, 1 not UTF-8'
+    """
+    return "skipped " + ", ".join(f"{n:,} {reason}" for reason, n in skipped.items()) if skipped else ""
+
+
+def _clean(texts: Iterable[str]) -> Sentences:
+    """Make white space single; count what :class:`Skip` stands for and what is empty."""
+    kept: list[str] = []
+    skipped: Counter[str] = Counter()
+    for text in map(tidy, texts):
+        if isinstance(text, Skip):
+            skipped[str(text)] += 1
+        elif text:
+            kept.append(text)
+        else:
+            skipped[EMPTY] += 1
+    return Sentences(kept, dict(skipped))
+
+
+def _json_texts(lines: Iterable[str], key: str) -> Iterator[str]:
+    for line in lines:
+        if isinstance(line, Skip) or not line.strip():
+            yield line
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            yield Skip(NOT_JSON)
+            continue
+        yield _text_of(row, key) if isinstance(row, dict) else Skip(NOT_JSON)
+
+
+def _text_of(row: Any, key: str) -> str:
+    text = row.get(key)
+    return text if isinstance(text, str) else Skip(NO_TEXT)
+
+
+def _dataset_rows(name: str, split: str, key: str) -> Iterator[str]:
+    """Read a column of a Hugging Face dataset."""
+    try:
+        datasets = importlib.import_module("datasets")
+    except Exception as error:  # not installed, or broken in whatever way
+        raise MissingExtraError(
+            f"reading the Hugging Face dataset {name!r} needs the package datasets ({error}): "
+            "pip install datasets, or save its sentences to a .txt or .jsonl file"
+        ) from error
+    path, _, config = name.partition(":")
+    try:
+        rows = datasets.load_dataset(path, config or None, split=split)
+    except Exception as error:  # the package raises its own, those of its readers and those of the network
+        raise ConfigError(f"the dataset {name!r} has no usable split {split!r}: {error}") from error
+    return (_text_of(row, key) for row in rows)

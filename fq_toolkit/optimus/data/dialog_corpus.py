@@ -1,0 +1,231 @@
+"""Contexts and responses: an embedded corpus whose right answers are known, and files of dialogs."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fq_toolkit.optimus.data.text_files import Skip, read_lines, tidy
+from fq_toolkit.training.errors import ConfigError
+
+EMBEDDED = "embedded"
+TURN = "__eou__"  # what ends a turn in DailyDialog's files
+_TABLES, _JSON, _DIALOGS = (".tsv", ".tsv.gz"), (".jsonl", ".jsonl.gz", ".ndjson"), (".txt", ".txt.gz")
+_EVERY = 20
+_HELD_OUT, _SPLIT_SEED = 0.15, 20200410
+
+_GREETINGS = (
+    "", "hello .", "good morning .", "good evening .", "excuse me .", "hi there .", "sorry to ask .",
+    "one question .", "dear friend .", "tell me .",
+)  # fmt: skip
+_ANIMALS = ("dog", "cat", "bird", "horse", "fish", "mouse", "fox", "bear")
+_DEEDS = ("sleeps", "eats", "plays", "waits", "hides", "rests")
+_THINGS = ("book", "key", "lamp", "chair", "coat", "ring", "map", "cup", "bag", "clock")
+_PLACES = ("on the table", "in the garden", "near the door", "under the bed", "in the kitchen")
+_COLOURS = ("red", "blue", "green", "white", "black")
+_FOODS = ("bread", "rice", "soup", "cake", "fruit", "cheese", "salad", "tea")
+_CITIES = ("paris", "rome", "berlin", "madrid", "oslo", "vienna", "athens", "lisbon")
+_WEATHERS = ("sunny", "cold", "windy", "warm", "cloudy")
+
+
+class Dialogs(NamedTuple):
+    """Contexts with their responses, a pair a row; a context may come more than once.
+
+    contexts: what was said before.
+    responses: what is said then.
+    """
+
+    contexts: list[str]
+    responses: list[str]
+
+    def grouped(self) -> dict[str, list[str]]:
+        """Return context -> its different responses."""
+        found: dict[str, list[str]] = {}
+        for context, response in zip(self.contexts, self.responses, strict=True):
+            rows = found.setdefault(context, [])
+            if response not in rows:
+                rows.append(response)
+        return found
+
+
+class DialogCorpus(NamedTuple):
+    """Pairs to train on and pairs to measure with.
+
+    skipped: reason -> number of lines left out, of both parts.
+    answers_are_known: whether the responses of a context are all its right ones.
+    """
+
+    train: Dialogs
+    valid: Dialogs
+    skipped: dict[str, int]
+    answers_are_known: bool = False
+
+
+def questions() -> dict[str, tuple[str, ...]]:
+    """Return question -> all its right answers, of the embedded corpus.
+
+    Example:
+        >>> questions()["do you like tea ?"]
+        ('yes , i like tea .', 'no , i do not like tea .')
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for i, animal in enumerate(_ANIMALS):
+        deeds = [_DEEDS[(i + k) % len(_DEEDS)] for k in range(3)]
+        found[f"what does the {animal} do ?"] = tuple(f"the {animal} {deed} ." for deed in deeds)
+    for i, thing in enumerate(_THINGS):
+        places = [_PLACES[(i + k) % len(_PLACES)] for k in range(3)]
+        found[f"where is the {thing} ?"] = tuple(f"the {thing} is {place} ." for place in places)
+        colours = [_COLOURS[(2 * i + k) % len(_COLOURS)] for k in range(2)]
+        found[f"which colour has the {thing} ?"] = tuple(f"the {thing} is {colour} ." for colour in colours)
+    for food in _FOODS:
+        found[f"do you like {food} ?"] = (f"yes , i like {food} .", f"no , i do not like {food} .")
+    for i, city in enumerate(_CITIES):
+        weathers = [_WEATHERS[(i + k) % len(_WEATHERS)] for k in range(3)]
+        found[f"how is the weather in {city} ?"] = tuple(f"it is {w} in {city} ." for w in weathers)
+    return found
+
+
+def embedded_dialogs() -> DialogCorpus:
+    """Return the embedded corpus: questions behind greetings; some combinations of both are held out.
+
+    The split is the same for everybody.
+    """
+    asked = questions()
+    contexts = [f"{greeting} {question}".strip() for greeting in _GREETINGS for question in asked]
+    answers = [rows for _ in _GREETINGS for rows in asked.values()]
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(contexts))
+    hidden = set(order[: round(_HELD_OUT * len(contexts))].tolist())
+
+    def part(held_out: bool) -> Dialogs:
+        pairs = [
+            (contexts[i], answer)
+            for i in range(len(contexts))
+            if (i in hidden) == held_out
+            for answer in answers[i]
+        ]
+        return Dialogs([context for context, _ in pairs], [answer for _, answer in pairs])
+
+    return DialogCorpus(part(False), part(True), {}, answers_are_known=True)
+
+
+def load_dialogs(
+    data: str, valid: str | None = None, *, turns: int = 1, limit: int = 0, seed: int = 0
+) -> DialogCorpus:
+    """Load pairs of context and response, those to train on in an order that is shuffled by ``seed``.
+
+    Args:
+        data: ``"embedded"``; a table CONTEXT-tab-RESPONSE (.tsv, .tsv.gz); JSON lines (.jsonl, .jsonl.gz)
+            with ``context``, a text or a list of turns, and ``response``, a text or a list of right ones; or
+            dialogs, one a line, each turn ended by ``__eou__`` as in DailyDialog (.txt, .txt.gz).
+        valid: the pairs to measure with; None takes every twentieth context of ``data``.
+        turns: of a dialog or of a list of turns, how many before the response make the context.
+        limit: train on the first so many pairs, after shuffling; 0 for all.
+        seed: of the order.
+
+    Raises:
+        ConfigError: when something cannot be read or holds no pair.
+    """
+    if data == EMBEDDED:
+        if valid is not None:
+            raise ConfigError("the embedded dialogs have their own held-out pairs: leave out --valid")
+        corpus = embedded_dialogs()
+    else:
+        skipped: Counter[str] = Counter()
+        found = _read(data, turns, skipped)
+        if valid is not None:
+            corpus = DialogCorpus(found, _read(valid, turns, skipped), dict(skipped))
+        else:
+            held_out = set(list(found.grouped())[::_EVERY])
+            parts = [_where(found, held_out, inside) for inside in (False, True)]
+            if not parts[0].contexts:
+                raise ConfigError(
+                    f"{data} has one context; give pairs to measure with by --valid, or more contexts"
+                )
+            corpus = DialogCorpus(parts[0], parts[1], dict(skipped))
+    order = np.random.default_rng(seed).permutation(len(corpus.train.contexts))[: limit or None]
+    train = Dialogs(*([rows[i] for i in order] for rows in corpus.train))
+    return corpus._replace(train=train)
+
+
+def _where(pairs: Dialogs, contexts: set[str], inside: bool) -> Dialogs:
+    chosen = [i for i, context in enumerate(pairs.contexts) if (context in contexts) == inside]
+    return Dialogs(*([rows[i] for i in chosen] for rows in pairs))
+
+
+def _read(source: str, turns: int, skipped: Counter[str]) -> Dialogs:
+    if source.endswith(_TABLES):
+        read = _from_table
+    elif source.endswith(_JSON):
+        read = _from_json
+    elif source.endswith(_DIALOGS):
+        read = _from_dialog
+    else:
+        raise ConfigError(
+            f"data is {source!r}; expected {EMBEDDED!r} or a file ending in "
+            f"{', '.join((*_TABLES, *_JSON, *_DIALOGS))}"
+        )
+    contexts, responses = [], []
+    for line in read_lines(Path(source)):
+        if isinstance(line, Skip) or not line.strip():
+            skipped[str(line) if isinstance(line, Skip) else "empty"] += 1
+            continue
+        try:
+            pairs = [tuple(map(tidy, pair)) for pair in read(line, turns)]
+        except _Unusable as reason:
+            skipped[str(reason)] += 1
+            continue
+        for context, response in pairs:
+            if skip := next((part for part in (context, response) if isinstance(part, Skip)), None):
+                skipped[str(skip)] += 1
+            elif context and response:
+                contexts.append(context)
+                responses.append(response)
+            else:
+                skipped["empty"] += 1
+    if not contexts:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        raise ConfigError(f"{source} holds no pair of context and response ({reasons or 'no lines'})")
+    return Dialogs(contexts, responses)
+
+
+class _Unusable(Exception):
+    """A line that holds no pair; the message is the reason."""
+
+
+def _from_table(line: str, turns: int) -> Iterable[tuple[str, str]]:
+    context, tab, response = line.partition("\t")
+    if not tab:
+        raise _Unusable("without a tab")
+    return [(context, response)]
+
+
+def _from_json(line: str, turns: int) -> Iterable[tuple[str, str]]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _Unusable("not a JSON object") from None
+    if not isinstance(row, dict):
+        raise _Unusable("not a JSON object")
+    context, responses = row.get("context"), row.get("response")
+    if isinstance(context, list) and all(isinstance(turn, str) for turn in context):
+        context = _joined(context, turns)
+    responses = [responses] if isinstance(responses, str) else responses
+    if not isinstance(context, str) or not isinstance(responses, list):
+        raise _Unusable("without 'context' and 'response'")
+    if not responses or not all(isinstance(response, str) for response in responses):
+        raise _Unusable("without 'context' and 'response'")
+    return [(context, response) for response in responses]
+
+
+def _from_dialog(line: str, turns: int) -> Iterable[tuple[str, str]]:
+    said = [turn.strip() for turn in line.split(TURN) if turn.strip()]
+    if len(said) < 2:
+        raise _Unusable("dialogs of one turn")
+    return [(_joined(said[:i], turns), said[i]) for i in range(1, len(said))]
+
+
+def _joined(said: Sequence[str], turns: int) -> str:
+    return f" {TURN} ".join(said[-turns:])

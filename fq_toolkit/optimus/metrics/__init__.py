@@ -1,0 +1,1 @@
+"""Measures of language, of latents and of generated text."""

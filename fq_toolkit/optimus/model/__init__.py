@@ -1,0 +1,1 @@
+"""The sentence VAE: model, losses, decoding, and weights read from elsewhere."""

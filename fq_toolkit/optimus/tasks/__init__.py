@@ -1,0 +1,1 @@
+"""What a sentence VAE is trained for, and the commands."""

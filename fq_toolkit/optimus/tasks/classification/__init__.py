@@ -1,0 +1,1 @@
+"""Labels predicted from latents."""

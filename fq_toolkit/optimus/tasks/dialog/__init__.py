@@ -1,0 +1,1 @@
+"""Dialog responses from a latent that the context predicts."""

@@ -1,0 +1,115 @@
+"""The commands for dialog runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from fq_toolkit.optimus.tasks.command_line import check_seed, suit_the_data, user_errors
+from fq_toolkit.optimus.tasks.commands import (
+    analogy_command,
+    interpolate_command,
+    play_command,
+    reconstruct_command,
+)
+from fq_toolkit.optimus.tasks.dialog.training import DIALOG_TRAINER, DialogConfig
+from fq_toolkit.optimus.tasks.paired import evaluate_task_run, load_task
+from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.extras import require
+from fq_toolkit.training.storage.measured_data import measured_line
+from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.train_command import run_plot_command, run_train_command
+
+# Of the sentence VAE within: analogy, interpolate, play and reconstruct.
+__all__ = [
+    "analogy_command",
+    "evaluate_command",
+    "interpolate_command",
+    "play_command",
+    "plot_command",
+    "reconstruct_command",
+    "sample_command",
+    "train_command",
+]
+
+TRAIN_HELP = """Train a model of dialog responses: contexts and responses share one latent space.
+
+With no options: an embedded corpus of questions whose right answers are all known. --data takes a table
+CONTEXT-tab-RESPONSE (.tsv), JSON lines with "context" and "response" (.jsonl), or dialogs, one a line, each
+turn ended by __eou__ as in DailyDialog (.txt). At its end a run measures BLEU precision, recall and F1 over
+ten responses per context, and how varied they are."""
+
+
+def train_command(arguments: list[str]) -> int:
+    """Run ``train optimus --task dialog``."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return run_train_command(
+        DIALOG_TRAINER,
+        arguments,
+        defaults=lambda words: suit_the_data(DialogConfig(), words),
+        description=TRAIN_HELP,
+    )
+
+
+def evaluate_command(run: Path, arguments: list[str]) -> int:
+    """Run ``evaluate RUN``."""
+    tyro = require("tyro", purpose="the command line")
+
+    def evaluate(step: int | None = None) -> int:
+        """Measure a run: BLEU precision, recall, F1, distinct n-grams; writes evaluation.json.
+
+        Args:
+            step: Which checkpoint; the newest by default.
+        """
+        reached, figures = evaluate_task_run(DIALOG_TRAINER, run, step=step)
+        sys.stdout.write(f"step {reached}:\n{figures}\n{measured_line(RunFolder(run))}")
+        return 0
+
+    return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
+
+
+def sample_command(run: Path, arguments: list[str]) -> int:
+    """Run ``sample RUN CONTEXT ...``."""
+    tyro = require("tyro", purpose="the command line")
+
+    def sample(
+        contexts: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+        count: int = 10,
+        seed: int = 0,
+        max_new_tokens: int = 40,
+        step: int | None = None,
+    ) -> int:
+        """Write responses to contexts, that of the mean first.
+
+        Args:
+            contexts: Each in quotes.
+            count: Responses per context.
+            seed: Of the latents.
+            max_new_tokens: Longest response.
+            step: Which checkpoint; the newest by default.
+        """
+        import torch
+
+        if not contexts or not all(context.strip() for context in contexts) or count < 1:
+            raise ConfigError(
+                "give at least one context in quotes and a count of at least 1: "
+                'fq-toolkit sample RUN "hello ."'
+            )
+        check_seed(seed)
+        task, _, _ = load_task(DIALOG_TRAINER, run, step=step)
+        generator = torch.Generator().manual_seed(seed)
+        with user_errors():
+            answers = task.vae.respond(
+                list(contexts), samples=count, generator=generator, max_new_tokens=max_new_tokens
+            )
+        for context, texts in zip(contexts, answers, strict=True):
+            sys.stdout.write("".join(f"{context}\t{text}\n" for text in texts))
+        return 0
+
+    return int(tyro.cli(sample, args=arguments, prog="fq-toolkit sample RUN"))
+
+
+def plot_command(run: Path, arguments: list[str]) -> int:
+    """Run ``plot RUN``."""
+    return run_plot_command(DIALOG_TRAINER, run, arguments)

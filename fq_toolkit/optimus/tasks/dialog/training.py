@@ -1,0 +1,118 @@
+"""The trainer of ``train optimus --task dialog``."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fq_toolkit.optimus.data.dialog_corpus import Dialogs, load_dialogs
+from fq_toolkit.optimus.model.batch import Tokenizers
+from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
+from fq_toolkit.optimus.tasks.dialog.evaluation import DialogEvaluator
+from fq_toolkit.optimus.tasks.dialog.model import DialogBatch, DialogVAE
+from fq_toolkit.optimus.tasks.paired import PairedConfig, PairedTask, TokenTable
+from fq_toolkit.optimus.tasks.vae.training import build_vae, held_out_set
+from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.seeding import seed_everything
+from fq_toolkit.training.session import Trainer
+
+TRAINER = "optimus-dialog"
+
+
+@dataclass(frozen=True)
+class DialogConfig(PairedConfig):
+    """Everything that decides a dialog run."""
+
+    ratio_zero: float = 0.1
+    """cyclical: share of a cycle with beta 0, in which nothing holds the two posteriors together."""
+    turns: int = 1
+    """Of a dialog, how many turns before the response make the context."""
+    fusion: float = 0.5
+    """Weight of the response's NLL from a latent between its own and its context's."""
+    context_kl: float = 0.1
+    """Weight of the KL from the context's posterior to N(0, I)."""
+    samples: int = 10
+    """Responses per context when measuring; the paper has 10."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        for name in ("turns", "samples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("fusion", "context_kl"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
+
+
+class DialogRows:
+    """Pairs as token ids.
+
+    Args:
+        pairs: contexts and responses.
+        tokenizers: of encoder and decoder.
+        max_length: most tokens of a context and of a response.
+    """
+
+    def __init__(self, pairs: Dialogs, tokenizers: Tokenizers, *, max_length: int) -> None:
+        self.tokenizers, self._pairs = tokenizers, pairs
+        self.contexts, self.responses = (
+            TokenTable(texts, tokenizers, max_length=max_length) for texts in pairs
+        )
+        self.kept = np.flatnonzero(self.contexts.fits & self.responses.fits)
+        self.too_long = len(pairs.contexts) - len(self.kept)
+
+    def lengths(self) -> Tensor:
+        """Return the decoder's tokens of each response."""
+        return torch.tensor(self.responses.lengths(self.kept), dtype=torch.int64)
+
+    def batch(self, rows: Sequence[int] | Tensor) -> DialogBatch:
+        """Return the padded batch of these rows, on the CPU."""
+        chosen = [int(self.kept[int(row)]) for row in rows]
+        return DialogBatch(self.contexts.batch(chosen), self.responses.batch(chosen))
+
+    def fingerprint(self) -> str:
+        """Return what two data sets of the same rows, and only those, have in common."""
+        rows = zip(*self._pairs, strict=True)
+        return hashlib.sha256("\n".join("\t".join(pair) for pair in rows).encode()).hexdigest()
+
+
+def build_task(config: DialogConfig, accelerator: Any) -> PairedTask:
+    """Load the data and build the task."""
+    corpus = load_dialogs(config.data, config.valid, turns=config.turns, limit=config.limit)
+    seed_everything(config.seed)  # the same weights everywhere
+    texts = [*corpus.train.contexts, *corpus.train.responses]
+    base = build_vae(config, texts)  # type: ignore[arg-type]  # it has the options that are read
+    model = DialogVAE(base, fusion=config.fusion, context_kl=config.context_kl)
+    data = DialogRows(corpus.train, base.tokenizers, max_length=config.max_length)
+    evaluator = DialogEvaluator(corpus, config.eval_rows, config.samples)
+    held_out = zip(*corpus.valid, strict=True)
+    return PairedTask(
+        config,
+        model,
+        data,
+        evaluator,
+        described=f"{len(data.kept):,} pairs, {len(evaluator.references):,} contexts to measure with",
+        skipped=corpus.skipped,
+        measured_on=held_out_set(config, held_out),
+        accelerator=accelerator,
+    )
+
+
+def run_name(config: DialogConfig) -> str:
+    """Return the first part of a default folder name."""
+    return f"{TRAINER}-seed{config.seed}"
+
+
+DIALOG_TRAINER = Trainer(
+    name=TRAINER,
+    config_class=DialogConfig,
+    build=build_task,
+    run_name=run_name,
+    artifacts=("model/", "curves.png", "metrics.csv"),
+    free_on_resume=FREE_ON_RESUME,
+)

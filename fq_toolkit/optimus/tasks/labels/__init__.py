@@ -1,0 +1,1 @@
+"""Sentences generated from a label."""

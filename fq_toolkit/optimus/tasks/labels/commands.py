@@ -1,0 +1,115 @@
+"""The commands for label-conditional runs."""
+
+import sys
+from pathlib import Path
+
+from fq_toolkit.optimus.tasks.command_line import check_seed, suit_the_data, user_errors
+from fq_toolkit.optimus.tasks.commands import (
+    analogy_command,
+    interpolate_command,
+    play_command,
+    reconstruct_command,
+)
+from fq_toolkit.optimus.tasks.labels.training import LABEL_TRAINER, LabelConfig
+from fq_toolkit.optimus.tasks.paired import evaluate_task_run, load_task
+from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.extras import require
+from fq_toolkit.training.storage.measured_data import measured_line
+from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.train_command import run_plot_command, run_train_command
+
+# Of the sentence VAE within: analogy, interpolate, play and reconstruct.
+__all__ = [
+    "analogy_command",
+    "evaluate_command",
+    "interpolate_command",
+    "play_command",
+    "plot_command",
+    "reconstruct_command",
+    "sample_command",
+    "train_command",
+]
+
+TRAIN_HELP = """Train a sentence VAE that is told a label: the decoder reads latent + label embedding.
+
+With no options: the embedded grammar with its sentiment. --data takes a table LABEL-tab-TEXT (.tsv), JSON
+lines (.jsonl), a folder of STEM.PART.LABEL files, or the beginning of the names of one file per label. At its
+end a run measures whether sentences have the label they were asked for, BLEU and self-BLEU."""
+
+
+def train_command(arguments: list[str]) -> int:
+    """Run ``train optimus --task label-conditional``."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return run_train_command(
+        LABEL_TRAINER,
+        arguments,
+        defaults=lambda words: suit_the_data(LabelConfig(), words),
+        description=TRAIN_HELP,
+    )
+
+
+def evaluate_command(run: Path, arguments: list[str]) -> int:
+    """Run ``evaluate RUN``."""
+    tyro = require("tyro", purpose="the command line")
+
+    def evaluate(step: int | None = None) -> int:
+        """Measure a run: right labels, BLEU, self-BLEU; writes evaluation.json.
+
+        Args:
+            step: Which checkpoint; the newest by default.
+        """
+        reached, figures = evaluate_task_run(LABEL_TRAINER, run, step=step)
+        sys.stdout.write(f"step {reached}:\n{figures}\n{measured_line(RunFolder(run))}")
+        return 0
+
+    return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
+
+
+def sample_command(run: Path, arguments: list[str]) -> int:
+    """Run ``sample RUN``."""
+    tyro = require("tyro", purpose="the command line")
+
+    def sample(
+        count: int = 5,
+        labels: tuple[str, ...] = (),
+        seed: int = 0,
+        max_new_tokens: int = 40,
+        step: int | None = None,
+    ) -> int:
+        """Write sentences with each label, from the same latents.
+
+        Args:
+            count: Latents.
+            labels: Which labels; all by default.
+            seed: Of the latents.
+            max_new_tokens: Longest sentence.
+            step: Which checkpoint; the newest by default.
+        """
+        import torch
+
+        check_seed(seed)
+        task, _, _ = load_task(LABEL_TRAINER, run, step=step)
+        names = task.evaluator.corpus.names
+        wrong = [label for label in labels if label not in names]
+        if wrong or count < 1:
+            raise ConfigError(
+                f"labels {', '.join(wrong) or 'fit'} and count is {count}; known labels: {', '.join(names)}, "
+                "count at least 1"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(count, task.vae.base.latent_size, generator=generator).to(task.vae.base.device)
+        for name in labels or names:
+            wanted = torch.full((count,), names.index(name))
+            with user_errors():
+                texts = task.vae.write(z, wanted, max_new_tokens=max_new_tokens)
+            sys.stdout.write("".join(f"{name}\t{text}\n" for text in texts))
+        return 0
+
+    return int(tyro.cli(sample, args=arguments, prog="fq-toolkit sample RUN"))
+
+
+def plot_command(run: Path, arguments: list[str]) -> int:
+    """Run ``plot RUN``."""
+    return run_plot_command(LABEL_TRAINER, run, arguments)

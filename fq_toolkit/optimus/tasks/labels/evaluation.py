@@ -1,0 +1,174 @@
+"""How good label-conditional generation is: is the label right, is the text good, is it varied."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fq_toolkit.optimus.data.grammar import parse
+from fq_toolkit.optimus.data.labels import Labelled, LabelledCorpus
+from fq_toolkit.optimus.metrics.text_metrics import corpus_bleu, self_bleu
+from fq_toolkit.optimus.tasks.labels.model import LabelVAE
+from fq_toolkit.training.extras import require
+
+EVALUATION_SEED = 0
+_TRAIN_ROWS, _REFERENCES, _COMPARED = 20_000, 100, 100
+
+
+class LabelFigures(NamedTuple):
+    """One measurement of a label-conditional model; shares from 0 to 1, BLEU from 0 to 100.
+
+    accuracy: of sentences from the prior, the share that the judge gives the label they were asked for.
+    judge_accuracy: of the judge itself, on real sentences.
+    bleu: of sentences from the prior, against real sentences of the label.
+    self_bleu: among sentences from the prior, mean over labels; lower is more varied.
+    rewrite_accuracy: of sentences that were rewritten with another label, the share with the label asked for.
+    rewrite_bleu: of these, against the sentence they were made of: what is kept.
+    reconstruction_bleu: of sentences rewritten with their own label, against themselves.
+    known_accuracy: as ``accuracy``, by the grammar itself: the share that are sentences of the language and
+        have the label; None elsewhere.
+    known_rewrites: share of rewritten sentences in which the label changed and every other factor is kept;
+        None outside the grammar.
+    rows: sentences behind each figure.
+    """
+
+    accuracy: float
+    judge_accuracy: float
+    bleu: float
+    self_bleu: float
+    rewrite_accuracy: float
+    rewrite_bleu: float
+    reconstruction_bleu: float
+    known_accuracy: float | None
+    known_rewrites: float | None
+    rows: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.rows} sentences from the prior: {100 * self.accuracy:.1f} % have the label asked for "
+            f"(judge right on {100 * self.judge_accuracy:.1f} % of real ones), BLEU {self.bleu:.1f} against "
+            f"real ones of the label, self-BLEU {self.self_bleu:.1f}",
+            f"{self.rows} rewritten with another label: {100 * self.rewrite_accuracy:.1f} % have it, BLEU "
+            f"{self.rewrite_bleu:.1f} with what they were; with their own label BLEU "
+            f"{self.reconstruction_bleu:.1f}",
+        ]
+        if self.known_accuracy is not None and self.known_rewrites is not None:
+            lines.append(
+                f"by the grammar: {100 * self.known_accuracy:.1f} % of those from the prior are sentences of "
+                f"the language with the label; {100 * self.known_rewrites:.1f} % of the rewritten ones "
+                "changed it and nothing else"
+            )
+        return "\n".join(lines)
+
+    def values(self) -> dict[str, float]:
+        """The figures as columns of ``metrics.csv``."""
+        return {name: float(getattr(self, field)) for field, name in _COLUMNS.items()}
+
+
+_COLUMNS = {
+    "accuracy": "label/from the prior",
+    "rewrite_accuracy": "label/rewritten",
+    "bleu": "BLEU/from the prior",
+    "self_bleu": "BLEU/self",
+    "rewrite_bleu": "BLEU/rewritten",
+    "reconstruction_bleu": "BLEU/reconstruction",
+}
+
+
+class Judge:
+    """A classifier of sentences by their words and pairs of words, trained on real sentences.
+
+    Args:
+        train: to learn from, the first 20,000.
+        test: to measure the judge with.
+    """
+
+    def __init__(self, train: Labelled, test: Labelled) -> None:
+        text = require("sklearn.feature_extraction.text", purpose="judging labels")
+        linear = require("sklearn.linear_model", purpose="judging labels")
+        pipeline = require("sklearn.pipeline", purpose="judging labels")
+        self.model = pipeline.make_pipeline(
+            text.TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", sublinear_tf=True),
+            linear.LogisticRegression(C=10.0, max_iter=1000),
+        )
+        self.model.fit(train.texts[:_TRAIN_ROWS], train.labels[:_TRAIN_ROWS])
+        self.accuracy = self.share(test.texts, test.labels)
+
+    def share(self, texts: list[str], labels: np.ndarray) -> float:
+        """Share of texts that get these labels."""
+        return float((self.model.predict(texts) == labels).mean())
+
+
+class LabelEvaluator:
+    """Measures models of one run, always with the same latents and sentences.
+
+    Args:
+        corpus: labelled sentences.
+        rows: sentences behind each figure.
+    """
+
+    def __init__(self, corpus: LabelledCorpus, rows: int) -> None:
+        self.corpus = corpus
+        self.judge: Judge | None = None
+        self.sources = corpus.valid.take(range(min(rows, len(corpus.valid.texts))))
+        self.columns = list(_COLUMNS.values())
+
+    def __call__(self, model: LabelVAE) -> LabelFigures:
+        """Measure a model; the global random state is not touched."""
+        if self.judge is None:
+            self.judge = Judge(self.corpus.train, self.corpus.valid.take(self._every()))
+        classes, sources = len(self.corpus.names), self.sources
+        count = len(sources.texts)
+        asked = np.arange(count) % classes
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        z = torch.randn(count, model.base.latent_size, generator=generator).to(model.base.device)
+        options: dict[str, Any] = {"max_new_tokens": model.base.max_length}
+        written = model.write(z, torch.from_numpy(asked), **options)
+        other = (sources.labels + 1 + np.arange(count) % (classes - 1)) % classes
+        rewritten = model.rewrite(sources.texts, torch.from_numpy(other), **options)
+        same = model.rewrite(sources.texts, torch.from_numpy(sources.labels), **options)
+        references = [self.corpus.valid.of(label)[:_REFERENCES] for label in range(classes)]
+        known_accuracy = known_rewrites = None
+        if self.corpus.is_grammar:
+            names = self.corpus.names
+            hits = [_label(text) == names[label] for text, label in zip(written, asked, strict=True)]
+            known_accuracy = float(np.mean(hits))
+            known_rewrites = float(
+                np.mean(
+                    [
+                        _only_label_changed(a, b, names[label])
+                        for a, b, label in zip(sources.texts, rewritten, other, strict=True)
+                    ]
+                )
+            )
+        return LabelFigures(
+            accuracy=self.judge.share(written, asked),
+            judge_accuracy=self.judge.accuracy,
+            bleu=corpus_bleu(written, [references[label] or [""] for label in asked]),
+            self_bleu=float(np.mean([_alike(written, asked == label) for label in range(classes)])),
+            rewrite_accuracy=self.judge.share(rewritten, other),
+            rewrite_bleu=corpus_bleu(rewritten, [[text] for text in sources.texts]),
+            reconstruction_bleu=corpus_bleu(same, [[text] for text in sources.texts]),
+            known_accuracy=known_accuracy,
+            known_rewrites=known_rewrites,
+            rows=count,
+        )
+
+    def _every(self) -> range:
+        """At most 5,000 rows to measure the judge with."""
+        return range(min(5000, len(self.corpus.valid.texts)))
+
+
+def _alike(texts: list[str], chosen: np.ndarray) -> float:
+    rows = [texts[i] for i in np.flatnonzero(chosen)][:_COMPARED]
+    return self_bleu(rows) if len(rows) > 1 else 0.0
+
+
+def _label(text: str) -> str | None:
+    factors = parse(text)
+    return None if factors is None else factors.label
+
+
+def _only_label_changed(before: str, after: str, label: str) -> bool:
+    had, has = parse(before), parse(after)
+    return had is not None and has == had._replace(label=label)

@@ -1,0 +1,114 @@
+"""The trainer of ``train optimus --task label-conditional``."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fq_toolkit.optimus.data.corpus import GRAMMAR
+from fq_toolkit.optimus.data.labels import Labelled, load_labelled
+from fq_toolkit.optimus.model.batch import Tokenizers
+from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
+from fq_toolkit.optimus.tasks.labels.evaluation import LabelEvaluator
+from fq_toolkit.optimus.tasks.labels.model import LabelledBatch, LabelVAE
+from fq_toolkit.optimus.tasks.paired import PairedConfig, PairedTask, TokenTable
+from fq_toolkit.optimus.tasks.vae.training import build_vae, held_out_set
+from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.seeding import seed_everything
+from fq_toolkit.training.session import Trainer
+
+TRAINER = "optimus-label-conditional"
+
+
+@dataclass(frozen=True)
+class LabelConfig(PairedConfig):
+    """Everything that decides a label-conditional run."""
+
+    text_key: str = "text"
+    """Where the text is in a JSON line."""
+    label_key: str = "label"
+    """Where the label is in a JSON line."""
+    free_bits: float = 0.5
+    """Nats of KL per dimension that cost nothing; the paper's lambda."""
+    adversary: float = 1.0
+    """Weight of leaving a classifier undecided that reads the label from the latent; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        if not 0 <= self.adversary < float("inf"):
+            raise ConfigError(f"adversary is {self.adversary}; expected 0 or more")
+
+
+class LabelledRows:
+    """Labelled sentences as token ids.
+
+    Args:
+        rows: the sentences.
+        tokenizers: of encoder and decoder.
+        max_length: most tokens of a sentence.
+    """
+
+    def __init__(self, rows: Labelled, tokenizers: Tokenizers, *, max_length: int) -> None:
+        self.table, self.tokenizers = TokenTable(rows.texts, tokenizers, max_length=max_length), tokenizers
+        self.kept = np.flatnonzero(self.table.fits)
+        self.labels = torch.from_numpy(rows.labels)
+        self.too_long = len(rows.texts) - len(self.kept)
+        self._texts = rows.texts
+
+    def lengths(self) -> Tensor:
+        """Return the decoder's tokens of each sentence."""
+        return torch.tensor(self.table.lengths(self.kept), dtype=torch.int64)
+
+    def batch(self, rows: Sequence[int] | Tensor) -> LabelledBatch:
+        """Return the padded batch of these rows, on the CPU."""
+        chosen = [int(self.kept[int(row)]) for row in rows]
+        return LabelledBatch(self.table.batch(chosen), self.labels[chosen])
+
+    def fingerprint(self) -> str:
+        """Return what two data sets of the same rows, and only those, have in common."""
+        rows = zip(self.labels.tolist(), self._texts, strict=True)
+        return hashlib.sha256("\n".join(f"{label}\t{text}" for label, text in rows).encode()).hexdigest()
+
+
+def build_task(config: LabelConfig, accelerator: Any) -> PairedTask:
+    """Load the data and build the task."""
+    source = GRAMMAR if config.data == "embedded" else config.data
+    corpus = load_labelled(
+        source, config.valid, text_key=config.text_key, label_key=config.label_key, limit=config.limit
+    )
+    seed_everything(config.seed)  # the same weights everywhere
+    base = build_vae(config, corpus.train.texts)  # type: ignore[arg-type]  # it has the options that are read
+    model = LabelVAE(base, len(corpus.names), adversary=config.adversary)
+    data = LabelledRows(corpus.train, base.tokenizers, max_length=config.max_length)
+    valid = corpus.valid
+    held_out = [(corpus.names[label], text) for label, text in zip(valid.labels, valid.texts, strict=True)]
+    return PairedTask(
+        config,
+        model,
+        data,
+        LabelEvaluator(corpus, config.eval_rows),
+        described=f"{len(data.kept):,} sentences, labels {', '.join(corpus.names)}",
+        skipped=corpus.skipped,
+        measured_on=held_out_set(config, held_out),
+        accelerator=accelerator,
+    )
+
+
+def run_name(config: LabelConfig) -> str:
+    """Return the first part of a default folder name."""
+    return f"{TRAINER}-seed{config.seed}"
+
+
+LABEL_TRAINER = Trainer(
+    name=TRAINER,
+    config_class=LabelConfig,
+    build=build_task,
+    run_name=run_name,
+    artifacts=("model/", "curves.png", "metrics.csv"),
+    free_on_resume=FREE_ON_RESUME,
+)

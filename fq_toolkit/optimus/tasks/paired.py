@@ -1,0 +1,241 @@
+"""What training on labelled sentences and on pairs of texts shares: options, token tables, the task."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from fq_toolkit.optimus.data.corpus import describe_skipped
+from fq_toolkit.optimus.model.batch import Tokenizers, TokenRows, collate, tokenize
+from fq_toolkit.optimus.tasks.config import VAEConfig
+from fq_toolkit.optimus.tasks.vae.training import (
+    MODEL,
+    OptimusTask,
+    beta_schedule,
+    check_data,
+    data_order,
+    make_optimizer,
+)
+from fq_toolkit.training.config import load_config
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
+from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.seeding import rank_seed, seed_everything
+from fq_toolkit.training.session import Trainer, make_accelerator, provenance
+from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, check_measured, set_records
+from fq_toolkit.training.storage.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class PairedConfig(VAEConfig):
+    """Options that both tasks have; goes to ``config.json`` and back."""
+
+    preset: str = "embedded"
+    """Where the other options start: embedded, the corpus that comes with the package."""
+    data: str = "embedded"
+    """What to train on: embedded, or files (see --help of the task)."""
+    eval_rows: int = 200
+    """Rows to measure with."""
+
+    autoencoder_warmup: ClassVar[int] = 0  # the schedule asks for it; these tasks have none
+
+    def __post_init__(self) -> None:
+        """Check ranges, so that a wrong value is refused before anything is built."""
+        super().__post_init__()
+        self._expect_at_least(2, "eval_rows")
+        if self.preset != "embedded":
+            raise ConfigError(f"preset is {self.preset!r}; known: embedded")
+
+
+class TokenTable:
+    """Texts as token ids, to be cut into batches.
+
+    Args:
+        texts: one a row.
+        tokenizers: of encoder and decoder.
+        max_length: most tokens of a text.
+
+    Attributes:
+        fits: bool (N,), whether a text has at most ``max_length`` tokens.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int) -> None:
+        # One token more than permitted stays, by which the texts that are too long are known.
+        self.rows = tokenize(texts, tokenizers, max_length=max_length + 1)
+        self.tokenizers = tokenizers
+        self.fits = np.array(
+            [
+                max(len(a), len(b)) <= max_length
+                for a, b in zip(self.rows.encoder, self.rows.decoder, strict=True)
+            ],
+            dtype=bool,
+        )
+
+    def batch(self, rows: Sequence[int]) -> Any:
+        """Return a padded `TextBatch` of these rows, on the CPU."""
+        read, written = ([part[i] for i in rows] for part in (self.rows.encoder, self.rows.decoder))
+        return collate(TokenRows(read, written, 0), self.tokenizers)
+
+    def lengths(self, rows: Iterable[int]) -> list[int]:
+        """Return the decoder's tokens of these rows."""
+        return [len(self.rows.decoder[i]) for i in rows]
+
+
+class PairedTask(OptimusTask):
+    """A task of sentence VAEs with something beside the sentence; the loss is the model's.
+
+    Args:
+        config: all options.
+        model: its forward takes a batch and ``beta, free_bits, length_weighted, deterministic`` and returns
+            something with ``loss``, ``nll`` and ``kl``; ``encoder``, ``decoder`` and ``base`` are its parts.
+        data: rows: ``batch(rows)``, ``lengths()``, ``fingerprint()``, ``too_long``, ``tokenizers``.
+        evaluator: model -> figures with ``values()``; ``columns``.
+        described: what the data are, for the summary.
+        skipped: reason -> lines that were left out.
+        measured_on: what the evaluator measures on.
+        accelerator: an ``accelerate.Accelerator``.
+    """
+
+    config: Any
+    data: Any
+    evaluator: Any
+
+    def __init__(
+        self,
+        config: Any,
+        model: nn.Module,
+        data: Any,
+        evaluator: Any,
+        *,
+        described: str,
+        skipped: dict[str, int],
+        measured_on: dict[str, MeasuredSet],
+        accelerator: Any,
+    ) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.vae: Any = model.to(accelerator.device)
+        self.data, self.evaluator = data, evaluator
+        self.described, self.skipped, self._measured_on = described, skipped, measured_on
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self.order = data_order(config, data, rank=rank, world=world)
+        self.schedule = beta_schedule(config)
+        self.last_evaluation: Any = None
+        self._beta, self._lr = 0.0, 0.0
+        self.optimizer = make_optimizer(self.vae, config)
+        self.wrapped, self.optimizer = accelerator.prepare(self.vae, self.optimizer)
+        self.vae.train()
+        seed_everything(rank_seed(config.seed, rank))
+
+    def summary(self) -> str:
+        """Return what is trained on what, and what was left out."""
+        config, device = self.config, self.accelerator.device
+        weights = sum(weight.numel() for weight in self.vae.parameters())
+        where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        skipped = self.skipped | (
+            {f"longer than {config.max_length} tokens": self.data.too_long} if self.data.too_long else {}
+        )
+        lines = [
+            f"{self.described}; {weights:,} weights; latent {config.latent_size} by {config.mode}; "
+            f"beta {config.schedule}, free bits {config.free_bits:g}; {where}",
+            describe_skipped(skipped),
+        ]
+        return "\n".join(filter(None, lines))
+
+    def columns(self) -> list[str]:
+        """Return the columns of ``metrics.csv``."""
+        names = ["seconds", "loss/total", "loss/nll", "loss/kl", "schedule/beta", "learning rate/lr"]
+        return names + list(self.evaluator.columns)
+
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return what the evaluator measures on."""
+        return self._measured_on
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure on what is kept for that; the random state of training is not touched."""
+        self.last_evaluation = self.evaluator(self.vae)
+        return dict(self.last_evaluation.values())
+
+    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
+        """Write ``model/``, the sentence VAE within, and after the last step ``evaluation.json``."""
+        self.vae.base.save_pretrained(run.path / MODEL)
+        if complete and self.last_evaluation is not None:
+            write_figures(
+                run,
+                self.config,
+                self.last_evaluation,
+                step=result.step,
+                seconds=result.seconds,
+                measured_on=self.measured_on(),
+            )
+
+
+def write_figures(
+    run: RunFolder,
+    config: Any,
+    figures: Any,
+    *,
+    step: int,
+    seconds: float,
+    measured_on: Mapping[str, MeasuredSet],
+) -> None:
+    """Write ``evaluation.json``: the figures and what they were measured with."""
+    record = {
+        "step": step,
+        "training_seconds": round(seconds, 1),
+        **figures._asdict(),
+        "data": config.data,
+        KEY: set_records(measured_on),
+        "seed": config.seed,
+        **provenance(),
+    }
+    write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def load_task(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> tuple[Any, int, float]:
+    """Read a run back: its task with trained weights, the step, and the seconds of training.
+
+    Raises:
+        RunError: when it is no run folder.
+        CheckpointError: when the checkpoint is missing, damaged or of another model.
+        ConfigError: when it is a run of another trainer, or its data are gone.
+    """
+    folder = RunFolder.open(path)
+    config = load_config(trainer.config_class, folder.config, trainer=trainer.name)
+    checkpoint = folder.load_checkpoint(step)
+    task: Any = trainer.build(config, make_accelerator(config))
+    check_data(checkpoint.state["task"], task.data, config.data)
+    try:
+        task.vae.load_state_dict(checkpoint.state["task"]["vae"])
+    except MISFITS as error:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}. "
+            f"Are the rows of {config.data} still those of the run?"
+        ) from error
+    task.vae.eval()
+    return task, checkpoint.step, checkpoint.state["seconds"]
+
+
+def evaluate_task_run(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> tuple[int, Any]:
+    """Measure a run again and write ``evaluation.json``; return the step and the figures.
+
+    Raises:
+        RunError, CheckpointError, ConfigError: as :func:`load_task`; also when the rows to measure changed.
+    """
+    task, reached, seconds = load_task(trainer, path, step=step)
+    folder, measured_on = RunFolder.open(path), task.measured_on()
+    check_measured(folder.checkpoints(), reached, measured_on)
+    task.evaluate()
+    write_figures(
+        folder,
+        task.config,
+        task.last_evaluation,
+        step=reached,
+        seconds=seconds,
+        measured_on=measured_on,
+    )
+    return reached, task.last_evaluation

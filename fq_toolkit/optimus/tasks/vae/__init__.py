@@ -1,0 +1,1 @@
+"""The sentence VAE itself: training, evaluation and play."""

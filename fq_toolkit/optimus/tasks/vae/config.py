@@ -1,0 +1,69 @@
+"""Options of the sentence-VAE trainer, and the presets."""
+
+from dataclasses import dataclass
+
+from fq_toolkit.optimus.tasks.config import VAEConfig
+from fq_toolkit.training.config import nearest
+from fq_toolkit.training.errors import ConfigError
+
+TRAINER = "optimus"
+
+
+@dataclass(frozen=True)
+class OptimusConfig(VAEConfig):
+    """Everything that decides a run; goes to ``config.json`` and back."""
+
+    preset: str = "grammar"
+    """Where the other options start."""
+    data: str = "grammar"
+    """Sentences: grammar (embedded), a file (.txt, .jsonl, each also .gz), or datasets:NAME."""
+    valid: str | None = None
+    """Sentences to measure with; by default every twentieth of data, or the grammar's held-out ones."""
+    init: str | None = None
+    """Start from the model of this run, or a saved one, with its tokenizers and sizes; by default afresh."""
+    text_key: str = "text"
+    """Where the text is in a JSON line or a row of a dataset."""
+    steps: int = 2400
+    """Updates; beta and the learning rate follow schedules of this length."""
+    free_bits: float = 0.5
+    """Nats of KL per dimension that cost nothing; the paper's lambda."""
+    autoencoder_warmup: float = 0.2
+    """Share of the run, at its start, as an autoencoder: no noise on the latent, and beta 0."""
+    evaluate_every: int = 600
+    """Steps between evaluations; 0 evaluates only the last step."""
+    eval_sentences: int = 400
+    """Sentences per evaluation, spread over those kept for measuring."""
+    iw_samples: int = 10
+    """Draws per sentence of the importance-weighted likelihood, behind the perplexities."""
+    eval_analogies: int = 300
+    """Scored analogies per evaluation, on the grammar."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, so that a wrong value is refused before anything is built."""
+        super().__post_init__()
+        self._expect_at_least(1, "iw_samples")
+        self._expect_at_least(2, "eval_sentences")
+        self._expect_at_least(0, "eval_analogies")
+        self._expect_shares("autoencoder_warmup")
+
+
+PRESETS: dict[str, OptimusConfig] = {
+    "grammar": OptimusConfig(),
+    "captions": OptimusConfig(
+        preset="captions", data="", tokenizer="subword", vocab_size=8000,
+        max_length=48, width=256, layers=4, dropout=0.1, steps=20_000, lr=5e-4, lr_warmup=0.025, n_cycle=10,
+        autoencoder_warmup=0.0, log_every=100, checkpoint_every=2000, evaluate_every=2000,
+        eval_sentences=1000, iw_samples=100,
+    ),
+}  # fmt: skip
+
+
+def preset(name: str) -> OptimusConfig:
+    """Return a preset.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest known one.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
+    return PRESETS[name]

@@ -1,0 +1,159 @@
+"""How good a sentence VAE is: language, latent space, and analogies where they can be scored."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from fq_toolkit.optimus.data.corpus import Corpus
+from fq_toolkit.optimus.data.grammar import Analogy, AnalogyScore, score_analogies
+from fq_toolkit.optimus.metrics.language_metrics import LanguageScores, measure_language, readable
+from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
+from fq_toolkit.optimus.tasks.vae.config import OptimusConfig
+from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.session import provenance
+from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, set_records
+from fq_toolkit.training.storage.run_folder import RunFolder
+
+EVALUATION_SEED = 0
+
+
+class Evaluation(NamedTuple):
+    """One measurement of a model.
+
+    language: likelihood, perplexities, and what the latents do.
+    latent_size: against which the active units count.
+    analogies: scored ones on held-out combinations of factors; None outside the grammar.
+    """
+
+    language: LanguageScores
+    latent_size: int
+    analogies: AnalogyScore | None
+
+    def __str__(self) -> str:
+        s = self.language
+        left_out = f" ({s.left_out} longer than the model reads left out)" if s.left_out else ""
+        lines = [
+            f"{s.sentences} held-out sentences{left_out}: "
+            f"perplexity {s.ppl_per_bpe_token:.2f} per token (the paper's), {s.ppl_per_word:.2f} per word"
+            f"{_not_comparable(s.unknown)}, with {s.draws} draws; -ELBO {s.negative_elbo:.2f} nats",
+            f"latent: KL {s.kl:.2f} nats, mutual information {s.mutual_information:.2f} nats, "
+            f"{s.active_units} of {self.latent_size} dimensions active",
+            f"reconstruction {s.reconstruction_from_mean:.2f} nats from a sentence's own latent, "
+            f"{s.reconstruction_from_other:.2f} from another's",
+        ]
+        if self.analogies is not None:
+            a = self.analogies
+            each = ", ".join(f"{factor} {100 * hits:.0f}" for factor, hits in a.by_factor.items())
+            lines.append(
+                f"analogies on held-out combinations: {100 * a.accuracy:.1f} % right ({each}); "
+                f"factor changed {100 * a.changed:.1f} %, others kept {100 * a.kept:.1f} %"
+            )
+        return "\n".join(lines)
+
+
+def _not_comparable(unknown: float) -> str:
+    """What must stand beside a perplexity per word when words are unknown: each is an easy guess."""
+    return f" (not comparable: {100 * unknown:.2g} % of the tokens are unknown words)" if unknown else ""
+
+
+class Evaluator:
+    """Measures models of one run, always on the same sentences and analogies and with the same draws.
+
+    Args:
+        config: how many sentences, draws and analogies.
+        corpus: with the sentences kept for measuring.
+    """
+
+    def __init__(self, config: OptimusConfig, corpus: Corpus) -> None:
+        every = max(1, len(corpus.valid) // config.eval_sentences)
+        self.texts = corpus.valid[::every][: config.eval_sentences]
+        self.draws = config.iw_samples
+        self.questions = []
+        if corpus.grammar is not None:
+            self.questions = corpus.grammar.analogies(config.eval_analogies, seed=EVALUATION_SEED)
+
+    def check(self, vae: SentenceVAE) -> None:
+        """Refuse sentences that a model cannot be measured with: before it is trained, not after.
+
+        Raises:
+            ConfigError: when fewer than two of them are short enough for the model.
+        """
+        try:
+            readable(vae, self.texts)
+        except ValueError as error:
+            raise ConfigError(f"nothing can be measured: {error}; --valid names others") from error
+
+    def __call__(self, vae: SentenceVAE) -> Evaluation:
+        """Measure a model; it keeps its mode, and the global random state is not touched.
+
+        Raises:
+            ConfigError: as :meth:`check`.
+        """
+        self.check(vae)
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        language = measure_language(vae, self.texts, draws=self.draws, generator=generator)
+        score = None
+        if self.questions:
+            a, b, c = ask(self.questions)
+            answers = vae.analogy(a, b, c, max_new_tokens=vae.max_length)
+            score = score_analogies(self.questions, answers)
+        return Evaluation(language, vae.latent_size, score)
+
+    def columns(self) -> list[str]:
+        """Return the names of :meth:`values`."""
+        names = [*_COLUMNS.values()]
+        return names + [f"analogy/{name}" for name in ("accuracy", "changed", "kept")] * bool(self.questions)
+
+    def values(self, result: Evaluation) -> dict[str, float]:
+        """Return a measurement as columns of ``metrics.csv``."""
+        values = {name: float(getattr(result.language, field)) for field, name in _COLUMNS.items()}
+        if result.analogies is not None:
+            for name in ("accuracy", "changed", "kept"):
+                values[f"analogy/{name}"] = getattr(result.analogies, name)
+        return values
+
+
+def ask(questions: Sequence[Analogy]) -> tuple[list[str], list[str], list[str]]:
+    """Return the three sentences of each analogy as three columns."""
+    return [q.a for q in questions], [q.b for q in questions], [q.c for q in questions]
+
+
+# Field of LanguageScores -> column of metrics.csv, PANEL/CURVE.
+_COLUMNS = {
+    "ppl_per_bpe_token": "perplexity/per token",
+    "ppl_per_word": "perplexity/per word",
+    "negative_elbo": "held out/-ELBO",
+    "kl": "held out/KL",
+    "mutual_information": "held out/mutual information",
+    "reconstruction_from_mean": "held out/reconstruction",
+    "reconstruction_from_other": "held out/reconstruction from another latent",
+    "active_units": "latent/active units",
+}
+
+
+def write_evaluation(
+    run: RunFolder,
+    config: OptimusConfig,
+    evaluation: Evaluation,
+    *,
+    step: int,
+    seconds: float,
+    measured_on: Mapping[str, MeasuredSet],
+) -> None:
+    """Write ``evaluation.json``: the figures and what they were measured with."""
+    analogies = evaluation.analogies
+    record = {
+        "step": step,
+        "training_seconds": round(seconds, 1),
+        **evaluation.language._asdict(),
+        "latent_size": evaluation.latent_size,
+        "analogies": None if analogies is None else analogies._asdict(),
+        "data": config.data,
+        KEY: set_records(measured_on),
+        "seed": config.seed,
+        **provenance(),
+    }
+    write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())

@@ -1,0 +1,1 @@
+"""Annotations, triplets and predictions, read and checked."""

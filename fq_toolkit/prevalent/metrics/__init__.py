@@ -1,0 +1,1 @@
+"""Measures of walked paths, and scores of prediction files."""

@@ -1,0 +1,74 @@
+"""``fq-toolkit score``: the scores of a prediction file."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from fq_toolkit.training.errors import ConfigError, RunError
+from fq_toolkit.training.extras import require
+from fq_toolkit.training.storage.atomic import write_atomic
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """Turn a DataError into the RunError that the command line prints.
+
+    Raises:
+        RunError: for a DataError.
+    """
+    from fq_toolkit.prevalent.files import DataError
+
+    try:
+        yield
+    except DataError as error:
+        raise RunError(str(error)) from error
+
+
+def score_command(arguments: list[str]) -> int:
+    """Run ``score PREDICTIONS ANNOTATIONS``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        RunError: when a file is unusable.
+    """
+    tyro = require("tyro", purpose="the command line")
+
+    def score(
+        predictions: tyro.conf.Positional[Path],  # type: ignore[name-defined]
+        annotations: tyro.conf.Positional[Path],  # type: ignore[name-defined]
+        connectivity: Path,
+        task: Literal["r2r", "ndh", "hanna"] = "r2r",
+        target: Literal["planner", "player", "trusted"] | None = None,
+        out: Path | None = None,
+    ) -> int:
+        """Score a prediction file by the official definitions.
+
+        Args:
+            predictions: JSON in the official submission format.
+            annotations: JSON file of the split.
+            connectivity: Folder of SCAN_connectivity.json files.
+            task: Which dataset the annotations belong to.
+            target: Only for ndh: which path is the annotated one; trusted by default.
+            out: Also write the scores to this JSON file.
+        """
+        from fq_toolkit.prevalent import NavWorld, score_hanna, score_ndh, score_r2r
+
+        if target is not None and task != "ndh":
+            raise ConfigError(f"--target belongs to --task ndh, not to {task}")
+        world = NavWorld.from_connectivity(connectivity)
+        if task == "ndh":
+            scores = score_ndh(predictions, annotations, world, target=target or "trusted")._asdict()
+        else:
+            scores = (score_r2r if task == "r2r" else score_hanna)(predictions, annotations, world)._asdict()
+        sys.stdout.write("".join(f"{name:<8} {value:.4f}\n" for name, value in scores.items()))
+        if out is not None:
+            write_atomic(out, (json.dumps(scores, indent=2) + "\n").encode())
+        return 0
+
+    with data_errors():
+        return int(tyro.cli(score, args=arguments, prog="fq-toolkit score"))

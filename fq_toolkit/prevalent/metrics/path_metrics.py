@@ -1,0 +1,271 @@
+"""Metrics of paths on a navigation graph, for all items at once, in float64."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.world.world import NavWorld
+
+
+class PathMetrics(NamedTuple):
+    """Metrics per item, float64 (N,); lengths and errors in metres, the rest in [0, 1].
+
+    TL: length of the agent's path.
+    NE: distance from its end to the goal.
+    OE: least distance from any of its viewpoints to the goal.
+    SR: 1 when NE is inside the success radius.
+    OSR: 1 when OE is.
+    SPL: SR times shortest length / max(shortest length, TL); if start is goal, 1 for staying, else 0.
+    CLS: coverage of the annotated path times a score of the length.
+    nDTW: exp(-DTW / (number of annotated viewpoints * threshold)).
+    SDTW: SR times nDTW.
+    """
+
+    TL: np.ndarray
+    NE: np.ndarray
+    OE: np.ndarray
+    SR: np.ndarray
+    OSR: np.ndarray
+    SPL: np.ndarray
+    CLS: np.ndarray
+    nDTW: np.ndarray
+    SDTW: np.ndarray
+
+
+class _Rows(NamedTuple):
+    """Paths as numbers, padded by repeating their last viewpoint, which changes no length and no minimum."""
+
+    nodes: np.ndarray
+    counts: np.ndarray
+
+
+def _pad(paths: Sequence[Sequence[int]]) -> _Rows:
+    counts = np.array([len(path) for path in paths])
+    nodes = np.empty((len(paths), int(counts.max())), dtype=np.int64)
+    for row, path in zip(nodes, paths, strict=True):
+        row[: len(path)] = path
+        row[len(path) :] = path[-1]
+    return _Rows(nodes, counts)
+
+
+class _Distances:
+    """Distances in the scans of a batch of items, as one flat table.
+
+    Args:
+        world: the graphs.
+        scans: scan of each item.
+    """
+
+    def __init__(self, world: NavWorld, scans: Sequence[str]) -> None:
+        names = list(dict.fromkeys(scans))
+        tables = {name: world.scan(name) for name in names}
+        starts = np.cumsum([0] + [len(tables[name]) ** 2 for name in names])
+        start = dict(zip(names, starts, strict=False))
+        self.table = np.concatenate([tables[name].distances.ravel() for name in names])
+        self.edges = np.concatenate([tables[name].adjacent.ravel() for name in names])
+        self.start = np.array([start[name] for name in scans])
+        self.size = np.array([len(tables[name]) for name in scans])
+
+    def flat(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Return positions in the table for viewpoints (N, ...) of each item."""
+        shape = (-1,) + (1,) * (max(a.ndim, b.ndim) - 1)
+        return self.start.reshape(shape) + a * self.size.reshape(shape) + b
+
+    def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return self.table[self.flat(a, b)]
+
+
+def drop_repeats(path: Sequence[str]) -> list[str]:
+    """Return a path without immediate repetitions: turning on the spot is no step.
+
+    Example:
+        >>> drop_repeats(["a", "a", "b", "a"])
+        ['a', 'b', 'a']
+    """
+    return [viewpoint for viewpoint, _ in groupby(path)]
+
+
+def measure_paths(
+    world: NavWorld,
+    scans: Sequence[str],
+    paths: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    goals: Sequence[Sequence[str]],
+    *,
+    names: Sequence[str] | None = None,
+    success_radius: float = 3.0,
+    inclusive: bool = False,
+    threshold: float = 3.0,
+) -> PathMetrics:
+    """Measure agents' paths against annotated ones.
+
+    With ``d`` the length of a shortest path, ``P`` the agent's path, ``R`` the annotated one and ``t`` the
+    threshold::
+
+        CLS  = C * E / (E + |E - length(P)|),  C = mean over r in R of exp(-min over p in P of d(r, p) / t),
+               E = C * length(R)
+        nDTW = exp(-DTW(R, P) / (|R| t))
+
+    Where the official programs disagree or fail: immediate repetitions (turning on the spot) are dropped
+    first; success at exactly the radius counts only with ``inclusive``, in SDTW as in SR; of several goals
+    the one nearest to the agent's end counts (of equals the last); CLS of two paths that both have length 0
+    is their coverage.
+
+    Args:
+        world: the graphs.
+        scans: N scans.
+        paths: N agents' paths.
+        references: N annotated paths; they must start where the agent does.
+        goals: N lists of goals.
+        names: N names for messages.
+        success_radius: metres.
+        inclusive: whether the radius itself is success (HANNA) or not (R2R, NDH).
+        threshold: of CLS and nDTW, metres.
+
+    Returns:
+        Metrics per item.
+
+    Raises:
+        DataError: naming the item, for an unknown viewpoint, an empty path, a wrong start, a hop over a
+            non-edge, an item without goal, or a goal that cannot be reached.
+        ValueError: when the numbers of items differ.
+
+    Source: SPL arXiv 1807.06757; CLS arXiv 1905.12255; nDTW and SDTW arXiv 1907.05446.
+    """
+    count = len(scans)
+    names = [f"item {i}" for i in range(count)] if names is None else names
+    if not count == len(paths) == len(references) == len(goals) == len(names):
+        raise ValueError(
+            f"{count} scans, {len(paths)} paths, {len(references)} references, {len(goals)} goals and "
+            f"{len(names)} names; expected the same number of each"
+        )
+    if not count:
+        empty = np.zeros(0)
+        return PathMetrics(*[empty] * len(PathMetrics._fields))
+    agent, annotated, targets = (
+        _pad([_locate(world, *row, what) for row in zip(scans, part, names, strict=True)])
+        for part, what in ((paths, "path"), (references, "annotated path"), (goals, "goals"))
+    )
+    distances = _Distances(world, scans)
+    _check_hops(world, distances, agent, scans, names)
+    _check_starts(world, agent, annotated, scans, names)
+
+    steps = distances(agent.nodes[:, :-1], agent.nodes[:, 1:])
+    length = _total(steps)
+    final = distances(agent.nodes[:, -1:], targets.nodes)
+    last_best = final.shape[1] - 1 - np.argmin(final[:, ::-1], axis=1)
+    nearest = np.take_along_axis(targets.nodes, last_best[:, None], axis=1)
+    shortest = distances(agent.nodes[:, :1], nearest)[:, 0]
+    if not np.isfinite(shortest).all():
+        lost = int(np.nonzero(~np.isfinite(shortest))[0][0])
+        raise DataError(f"{names[lost]}: unreachable goal in scan {scans[lost]!r}: no path from the start")
+    error = final.min(axis=1)
+    oracle = distances(agent.nodes[:, :, None], targets.nodes[:, None, :]).min(axis=(1, 2))
+    inside = np.less_equal if inclusive else np.less
+    success = inside(error, success_radius).astype(np.float64)
+    efficiency = shortest / np.where(shortest > 0, np.maximum(shortest, length), 1.0)
+    efficiency = np.where(shortest > 0, efficiency, length == 0)
+    gaps = distances(annotated.nodes[:, :, None], agent.nodes[:, None, :])
+    ndtw = np.exp(-_warp(gaps, annotated.counts, agent.counts) / (annotated.counts * threshold))
+    return PathMetrics(
+        length,
+        error,
+        oracle,
+        success,
+        inside(oracle, success_radius).astype(np.float64),
+        success * efficiency,
+        _coverage(gaps, annotated, length, distances, threshold),
+        ndtw,
+        success * ndtw,
+    )
+
+
+def _total(values: np.ndarray) -> np.ndarray:
+    """Add up rows from left to right, so that padding with zeros changes no bit of a sum."""
+    if not values.shape[1]:
+        return np.zeros(len(values))
+    return np.cumsum(values, axis=1)[:, -1]
+
+
+def _locate(world: NavWorld, scan: str, path: Sequence[str], name: str, what: str) -> list[int]:
+    """Return the numbers of viewpoints without immediate repetitions, or say which item is wrong."""
+    if not path:
+        raise DataError(f"{name}: {what} is empty")
+    try:
+        here = world.scan(scan)
+        try:
+            nodes = [here.index[viewpoint] for viewpoint in path]
+        except KeyError as error:
+            here.locate(error.args[0])  # says why there is none
+            raise
+        return [node for node, _ in groupby(nodes)]
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _check_hops(
+    world: NavWorld, distances: _Distances, agent: _Rows, scans: Sequence[str], names: Sequence[str]
+) -> None:
+    """Raise DataError for a move between viewpoints that are not neighbours."""
+    a, b = agent.nodes[:, :-1], agent.nodes[:, 1:]
+    jumps = (a != b) & ~distances.edges[distances.flat(a, b)]
+    if jumps.any():
+        row, step = np.argwhere(jumps)[0]
+        scan = world.scan(scans[row])
+        raise DataError(
+            f"{names[row]}: step {step + 1} goes from {scan.viewpoints[a[row, step]]!r} to "
+            f"{scan.viewpoints[b[row, step]]!r}, and scan {scan.name!r} has no such edge"
+        )
+
+
+def _check_starts(
+    world: NavWorld, agent: _Rows, annotated: _Rows, scans: Sequence[str], names: Sequence[str]
+) -> None:
+    """Raise DataError for an agent's path that begins elsewhere."""
+    wrong = agent.nodes[:, 0] != annotated.nodes[:, 0]
+    if wrong.any():
+        row = int(np.nonzero(wrong)[0][0])
+        viewpoints = world.scan(scans[row]).viewpoints
+        raise DataError(
+            f"{names[row]}: path starts at {viewpoints[agent.nodes[row, 0]]!r}; expected the start of the "
+            f"annotated path, {viewpoints[annotated.nodes[row, 0]]!r}"
+        )
+
+
+def _coverage(
+    gaps: np.ndarray, annotated: _Rows, length: np.ndarray, distances: _Distances, threshold: float
+) -> np.ndarray:
+    """Return CLS (N,)."""
+    real = np.arange(gaps.shape[1]) < annotated.counts[:, None]
+    covered = _total(np.where(real, np.exp(-gaps.min(axis=2) / threshold), 0.0)) / annotated.counts
+    expected = covered * _total(distances(annotated.nodes[:, :-1], annotated.nodes[:, 1:]))
+    total = expected + np.abs(expected - length)
+    return covered * np.where(total > 0, expected / np.where(total > 0, total, 1.0), 1.0)
+
+
+def _warp(gaps: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return the cost of dynamic time warping (N,) between the first ``rows`` and the first ``columns``.
+
+    Args:
+        gaps: (N, R, P) distances.
+        rows: (N,) real rows.
+        columns: (N,) real columns.
+    """
+    count, height, width = gaps.shape
+    gaps = np.ascontiguousarray(gaps.transpose(1, 2, 0))
+    above = np.full((width + 1, count), np.inf)
+    above[0] = 0.0
+    cost = np.empty(count)
+    items = np.arange(count)
+    for i in range(height):
+        here = np.full((width + 1, count), np.inf)
+        best = np.minimum(above[1:], above[:-1])
+        for j in range(width):
+            here[j + 1] = gaps[i, j] + np.minimum(best[j], here[j])
+        ends = rows == i + 1
+        cost[ends] = here[columns[ends], items[ends]]
+        above = here
+    return cost

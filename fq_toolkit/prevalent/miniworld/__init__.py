@@ -1,0 +1,1 @@
+"""Generated worlds with landmarks, dialogs and requests."""

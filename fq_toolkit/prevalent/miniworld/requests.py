@@ -1,0 +1,86 @@
+"""Requests in MiniWorld, as items of a HANNA file: a thing is to be found, and help can be asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fq_toolkit.prevalent.data.annotations import hanna_items
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.miniworld.landmarks import LANDMARKS
+from fq_toolkit.prevalent.miniworld.world import MiniWorld
+from fq_toolkit.prevalent.world.items import NavItem
+from fq_toolkit.training.storage.atomic import write_atomic
+
+_PHRASES = ("find a {}", "find the nearest {}", "go and find a {}", "bring me to a {}")
+
+
+def request_records(
+    world: MiniWorld, count: int, *, seed: int = 0, min_edges: int = 3, max_edges: int = 8
+) -> list[dict[str, Any]]:
+    """Return requests as the items of a HANNA file.
+
+    The goals are all viewpoints of the building that have the landmark; each path is a shortest one to a
+    goal, and the nearest goal is some edges away.
+
+    Args:
+        world: where.
+        count: items.
+        seed: of the requests.
+        min_edges: to the nearest goal, at least.
+        max_edges: to the nearest goal, at most.
+
+    Returns:
+        ``{path_id, scan, heading, paths, instructions}``.
+
+    Raises:
+        DataError: when a thousand draws for one request find none.
+    """
+    generator = np.random.default_rng([world.seed, seed, 5])
+    records: list[dict[str, Any]] = []
+    for number in range(count):
+        for _ in range(1000):
+            name = world.names[generator.integers(len(world.names))]
+            scan, thing = world.scan(name), int(generator.integers(len(LANDMARKS)))
+            start = int(generator.integers(len(scan)))
+            goals = np.nonzero(world.landmarks[name] == thing)[0]
+            goals = goals[np.isfinite(scan.distances[start, goals])]
+            if not len(goals):
+                continue
+            goals = goals[np.argsort(scan.distances[start, goals], kind="stable")]
+            paths = [scan.shortest_path(start, int(goal)) for goal in goals]
+            if min_edges <= len(paths[0]) - 1 <= max_edges:
+                break
+        else:
+            raise DataError(
+                f"no request with a goal {min_edges} to {max_edges} edges away in a thousand draws: the "
+                "scans are too small; lower min_edges"
+            )
+        phrase = _PHRASES[generator.integers(len(_PHRASES))]
+        records.append(
+            {
+                "path_id": number,
+                "scan": name,
+                "heading": round(float(generator.uniform(0, 2 * np.pi)), 3),
+                "paths": [[scan.viewpoints[node] for node in path] for path in paths],
+                "instructions": [phrase.format(LANDMARKS[thing])],
+            }
+        )
+    return records
+
+
+def request_items(world: MiniWorld, count: int, *, seed: int = 0) -> list[NavItem]:
+    """Return the items of `request_records` as `load_hanna` would."""
+    return hanna_items(request_records(world, count, seed=seed), f"MiniWorld({world.seed})")
+
+
+def write_requests(world: MiniWorld, path: str | Path, count: int, *, seed: int = 0) -> Path:
+    """Write `request_records` as a HANNA file.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    path = Path(path)
+    write_atomic(path, (json.dumps(request_records(world, count, seed=seed), indent=1) + "\n").encode())
+    return path

@@ -1,0 +1,307 @@
+"""FollowerAgent: reads an instruction, sees a panorama at a time, and chooses the way."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fq_toolkit.prevalent.model.encoder import PrevalentModel, TextCache
+from fq_toolkit.prevalent.model.follower_decoder import DecoderState, PanoramicDecoder
+from fq_toolkit.prevalent.text.length_limit import LONGEST, Fitted, LongInstructions, fit_items
+from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+from fq_toolkit.prevalent.world.env import BatchedNavEnv
+from fq_toolkit.prevalent.world.environment_dropout import mask_features
+from fq_toolkit.prevalent.world.items import NavItem
+from fq_toolkit.prevalent.world.observation import Observation
+from fq_toolkit.training.errors import ConfigError
+
+Feedback = Literal["teacher", "student", "sample", "argmax"]
+
+
+class Reading(NamedTuple):
+    """Instructions of a batch, read once per episode.
+
+    mask: bool (B, L), true for tokens.
+    text: (B, L, H), the text layers' output.
+    context: (B, L, C), of the BiLSTM.
+    state: what the decoder starts from.
+    """
+
+    mask: Tensor
+    text: Tensor
+    context: Tensor
+    state: DecoderState
+
+    def rows(self, index: Tensor) -> "Reading":
+        """Return some rows, repeated or not."""
+        return Reading(self.mask[index], self.text[index], self.context[index], self.state.rows(index))
+
+
+class FollowerAgent(nn.Module):
+    """The agent of R2R: text layers -> BiLSTM context -> panoramic attention decoder, with a critic.
+
+    At every step the cross-modal layers of the model look at the 36 views with the instruction; their word
+    states are added to the context and their pooled state enters the decoder. So whatever the model knows
+    about words and views, from pretraining or not, is there at each step.
+
+    Args:
+        model: a `PrevalentModel`, pretrained or fresh.
+        vocabulary: the words that the model knows.
+        feature_dim: width of a view feature without its angles.
+        angle_dim: width of the angle features.
+        hidden_size: of the decoder.
+        dropout: of states.
+        cross_modal: False reads only: the decoder alone sees.
+        max_tokens: of the longest instruction, without ``[CLS]`` and ``[SEP]``.
+        long_instructions: whether longer ones are refused or cut at their end.
+
+    Raises:
+        ValueError: for a hidden size that is odd.
+        ConfigError: when model and features do not fit, or the model has fewer positions than tokens.
+
+    Source: PREVALENT, arXiv 2002.10638, section 4.3; R2R-EnvDrop, arXiv 1904.04195, section 3.2.
+    """
+
+    blocked_order: Tensor
+
+    def __init__(
+        self,
+        model: PrevalentModel,
+        vocabulary: Vocabulary,
+        *,
+        feature_dim: int,
+        angle_dim: int = 128,
+        hidden_size: int = 64,
+        dropout: float = 0.3,
+        cross_modal: bool = True,
+        max_tokens: int = LONGEST,
+        long_instructions: LongInstructions = "refuse",
+    ) -> None:
+        super().__init__()
+        if hidden_size < 2 or hidden_size % 2:
+            raise ValueError(f"hidden_size must be even and at least 2, got {hidden_size}")
+        known = model.config.vision_size - angle_dim
+        if known != feature_dim:
+            raise ConfigError(
+                f"the model was made for features of width {known}, the world has features of width "
+                f"{feature_dim}: give --feature-dim {known} or another model"
+            )
+        if max_tokens + 2 > model.config.max_positions:
+            raise ConfigError(
+                f"max_tokens is {max_tokens}, with [CLS] and [SEP] {max_tokens + 2}; the model has "
+                f"{model.config.max_positions} positions: give at most {model.config.max_positions - 2}, or "
+                "another model"
+            )
+        self.max_tokens, self.long_instructions = max_tokens, long_instructions
+        width = model.config.hidden_size
+        self.model, self.vocabulary, self.cross_modal = model, vocabulary, cross_modal
+        self.feature_dim = feature_dim
+        self.context = nn.LSTM(width, hidden_size // 2, bidirectional=True, batch_first=True)
+        self.start = nn.Linear(hidden_size, hidden_size)
+        self.grounding = nn.Linear(width, hidden_size)
+        self.decoder = PanoramicDecoder(
+            feature_dim=feature_dim + angle_dim,
+            context_dim=hidden_size,
+            pooled_dim=width if cross_modal else 0,
+            hidden_size=hidden_size,
+            dropout=dropout,
+        )
+        self.critic = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
+        self.dropout = nn.Dropout(dropout)
+        # Pretraining lays angles out as [sin h]*32, [cos h]*32, ..; the environment as [sin h, cos h, ..]*32.
+        blocked = torch.arange(angle_dim).view(angle_dim // 4, 4).T.reshape(-1)
+        order = torch.cat([torch.arange(feature_dim), feature_dim + blocked])
+        self.register_buffer("blocked_order", order, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+        return self.start.weight.device
+
+    def fit(self, items: Sequence[NavItem], *, source: str) -> Fitted:
+        """Encode instructions as `read` does; see `fit_encodings`.
+
+        Args:
+            items: tasks.
+            source: file or name of a world, for messages.
+
+        Raises:
+            DataError: for one that is longer than the limit, where these are refused.
+        """
+        return fit_items(
+            items,
+            self.vocabulary,
+            source=source,
+            limit=self.max_tokens,
+            long_instructions=self.long_instructions,
+        )
+
+    def read(self, items: Sequence[NavItem]) -> Reading:
+        """Read the instructions of some items.
+
+        Raises:
+            DataError: for one that is longer than the limit, where these are refused.
+        """
+        fitted = self.fit(items, source="instructions")
+        ids = torch.tensor(self.vocabulary.frame(fitted.encodings)).to(self.device)
+        mask, length = ids != 0, ids.shape[1]
+        text = self.model.cache_text(ids, mask).states
+        lengths = mask.sum(dim=1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.dropout(text), lengths, batch_first=True, enforce_sorted=False
+        )
+        output, (last, last_cell) = self.context(packed)
+        context = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=length)[0]
+        hidden = torch.tanh(self.start(torch.cat([last[0], last[1]], dim=-1)))
+        cell = torch.cat([last_cell[0], last_cell[1]], dim=-1)
+        nothing = self.decoder.action.in_features
+        state = DecoderState(hidden, cell, hidden, hidden.new_zeros(len(items), nothing))
+        return Reading(mask, text, self.dropout(context), state)
+
+    def forward(
+        self,
+        reading: Reading,
+        state: DecoderState,
+        observation: Observation,
+        feature_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, DecoderState]:
+        """Look at an observation and score the actions.
+
+        Args:
+            reading: the instructions.
+            state: of the last step, or ``reading.state``.
+            observation: of an environment that gives tensors, with interleaved angle features.
+            feature_mask: (D,) of environment dropout.
+
+        Returns:
+            Log-probabilities (B, A), -inf for padding; values (B,) of the critic; the new state, to be given
+            to `act` with the chosen actions.
+        """
+        views = mask_features(observation.view_features(), feature_mask)
+        neighbors = mask_features(observation.candidate_features(), feature_mask)
+        words, pooled = reading.text, views.new_zeros(len(views), 0)
+        if self.cross_modal:
+            cache = TextCache(words, reading.mask)
+            words, pooled = self.model(None, None, views[..., self.blocked_order], cache=cache)
+        context = reading.context + self.grounding(words)
+        scores, state = self.decoder(state, context, reading.mask, pooled, views, neighbors)
+        scores = scores.masked_fill(~observation.action_mask, -torch.inf)
+        value = self.critic(self.dropout(state.attended)).squeeze(-1)
+        # The features of the neighbours are kept: `act` needs those of the chosen one.
+        return scores.log_softmax(-1), value, state._replace(action=neighbors)
+
+    @staticmethod
+    def act(state: DecoderState, actions: Tensor) -> DecoderState:
+        """Return the state that remembers the chosen actions, int64 (B,)."""
+        chosen = actions.clamp(min=0)[:, None, None].expand(-1, 1, state.action.shape[-1])
+        return state._replace(action=state.action.gather(1, chosen).squeeze(1))
+
+
+class Rollout(NamedTuple):
+    """What a batch of agents did, T steps; where ``active`` is false an agent had stopped before.
+
+    log_probs: (T, B, A), -inf for padding.
+    actions: int64 (T, B).
+    teacher: int64 (T, B), -1 for agents that had stopped and items without goal.
+    rewards: (T, B).
+    values: (T, B), of the critic.
+    active: bool (T, B).
+    final_value: (B,), of the critic after the last step; 0 for agents that stopped.
+    trajectories: B records in the official submission format.
+    """
+
+    log_probs: Tensor
+    actions: Tensor
+    teacher: Tensor
+    rewards: Tensor
+    values: Tensor
+    active: Tensor
+    final_value: Tensor
+    trajectories: list[dict[str, Any]]
+
+
+def rollout(
+    agent: FollowerAgent,
+    env: BatchedNavEnv,
+    items: Sequence[NavItem],
+    feedback: Feedback = "argmax",
+    *,
+    max_steps: int = 20,
+    teacher_probability: float = 0.5,
+    feature_mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """Let a batch of agents walk until all have stopped.
+
+    Args:
+        agent: with or without dropout, as its mode says.
+        env: gives tensors on the agent's device, with features.
+        items: B tasks.
+        feedback: who acts: the ``"teacher"``; the ``"student"``, in whose place the teacher acts with some
+            probability in each step (scheduled sampling); the agent by ``"sample"`` or by ``"argmax"``.
+        max_steps: an agent that has not stopped by then ends where it is.
+        teacher_probability: of ``"student"``.
+        feature_mask: (D,) of environment dropout, the same for the whole batch.
+        generator: of the draws, on the CPU.
+
+    Raises:
+        ValueError: for unknown feedback, an environment of arrays, or a teacher that knows no goal.
+        DataError: for items that do not fit the environment.
+    """
+    if feedback not in get_args(Feedback):
+        raise ValueError(
+            f"feedback must be one of {', '.join(map(repr, get_args(Feedback)))}, got {feedback!r}"
+        )
+    if env.device is None or env.layout != "interleaved":
+        raise ValueError("the follower needs BatchedNavEnv(..., device=..., layout='interleaved')")
+    observation = env.reset(items)
+    if feedback in ("teacher", "student"):
+        lost = [item.instr_id for item in items if not item.goals]
+        if lost:
+            raise ValueError(
+                f"item {lost[0]!r} has no goal, so there is no teacher for it; use sample or argmax"
+            )
+    reading = agent.read(items)
+    state, steps = reading.state, []
+    for _ in range(max_steps):
+        log_probs, value, state = agent(reading, state, observation, feature_mask)
+        ended, teacher = observation.ended, observation.teacher
+        actions = choose_actions(log_probs.detach(), teacher, feedback, teacher_probability, generator)
+        actions = actions.masked_fill(ended, 0)
+        state = agent.act(state, actions)
+        observation, reward, done = env.step(actions)
+        steps.append((log_probs, actions, teacher, reward.to(value.dtype), value, ~ended))
+        if bool(done.all()):
+            break
+    final = value.detach() * 0
+    if not bool(observation.ended.all()):
+        with torch.no_grad():
+            final = agent(reading, state, observation, feature_mask)[1]
+        final = final.masked_fill(observation.ended, 0.0)
+    log_probs, actions, teacher, rewards, values, active = (
+        torch.stack(part) for part in zip(*steps, strict=True)
+    )
+    return Rollout(log_probs, actions, teacher, rewards, values, active, final, env.trajectories())
+
+
+def choose_actions(
+    log_probs: Tensor,
+    teacher: Tensor,
+    feedback: Feedback,
+    teacher_probability: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Return the actions (B,) of one step by the feedback of `rollout`; -1 where there is no teacher."""
+    if feedback == "teacher":
+        return teacher
+    if feedback == "argmax":
+        return log_probs.argmax(-1)
+    # Inverting the distribution function takes one number a row, whatever the number of actions.
+    drawn = torch.rand(len(log_probs), 2, generator=generator).to(log_probs.device)
+    below = log_probs.double().exp().cumsum(-1) <= drawn[:, :1]
+    last = (log_probs > -torch.inf).sum(-1) - 1
+    sampled = torch.minimum(below.sum(-1), last)
+    if feedback == "sample":
+        return sampled
+    return torch.where(drawn[:, 1] < teacher_probability, teacher, sampled)

@@ -1,0 +1,1 @@
+"""HANNA: agents that ask for help."""

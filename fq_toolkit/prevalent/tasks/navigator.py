@@ -1,0 +1,366 @@
+"""What the trainers of NDH and HANNA share: the agent, an update, state, and the results of a run."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fq_toolkit.prevalent.data.data_fingerprint import KEY, check_data, fingerprint, split_parts
+from fq_toolkit.prevalent.data.predictions import save_predictions
+from fq_toolkit.prevalent.data.split_checks import check_goals, check_split
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.model.config import PrevalentConfig
+from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
+from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.model.vocabulary_growth import add_words
+from fq_toolkit.prevalent.tasks.navigator_config import NavigatorConfig
+from fq_toolkit.prevalent.tasks.pretraining.training import VOCABULARY
+from fq_toolkit.prevalent.tasks.r2r.data import Split
+from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
+from fq_toolkit.prevalent.world.items import NavItem
+from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.optimizer_state import load_optimizer
+from fq_toolkit.training.sampling_order import ShuffledIndices
+from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
+from fq_toolkit.training.session import provenance
+from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.measured_data import KEY as MEASURED
+from fq_toolkit.training.storage.measured_data import MeasuredSet, set_records
+from fq_toolkit.training.storage.run_folder import RunFolder
+
+ANGLES = 128
+WARMUP = 0.05
+"""Share of the steps over which the learning rates rise."""
+_TOGETHER = 64  # episodes at once in an evaluation
+# The learning rates fall to 0 over the steps, so another number of steps is another run.
+FREE_ON_RESUME = frozenset({"log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
+
+
+def build_follower(
+    config: NavigatorConfig, texts: Sequence[str], *, feature_dim: int | None = None
+) -> FollowerAgent:
+    """Return an agent: from a pretraining run with the words that some texts add, or from scratch.
+
+    Args:
+        config: all options.
+        texts: whose words it must know.
+        feature_dim: width of the features it sees; by default that of generated ones.
+
+    Raises:
+        DataError: for a pretraining run that is unfinished, damaged, of another width of features, or with
+            the vocabulary of another model.
+    """
+    feature_dim = config.synthetic_dim if feature_dim is None else feature_dim
+    width = feature_dim + ANGLES
+    if config.pretrained is not None:
+        model = PrevalentModel.from_pretrained(config.pretrained)
+        words = Path(config.pretrained) / FOLDER / VOCABULARY
+        vocabulary = Vocabulary.from_file(words)
+        if len(vocabulary) != model.config.vocab_size:
+            raise DataError(
+                f"{words} has {len(vocabulary)} words, the model beside it {model.config.vocab_size}: it "
+                "is the vocabulary of another model"
+            )
+        if model.config.vision_size != width:
+            raise DataError(
+                f"{config.pretrained} was pretrained on views of width {model.config.vision_size}; "
+                f"these have {width} ({feature_dim} and {ANGLES} of angles)"
+            )
+        model, vocabulary = add_words(model, vocabulary, texts)
+    else:
+        vocabulary = Vocabulary.train(texts)
+        sizes = PrevalentConfig.tiny(vocab_size=len(vocabulary), vision_size=width)
+        model = PrevalentModel(
+            replace(
+                sizes,
+                text_layers=config.text_layers,
+                cross_layers=config.cross_layers,
+                max_positions=max(sizes.max_positions, config.text_limits.token_limit + 2),
+            )
+        )
+    return build_agent(config, model, vocabulary)
+
+
+def build_agent(config: NavigatorConfig, model: PrevalentModel, vocabulary: Vocabulary) -> FollowerAgent:
+    """Return an agent on a given model, as the options describe it."""
+    limits = config.text_limits
+    return FollowerAgent(
+        model,
+        vocabulary,
+        feature_dim=model.config.vision_size - ANGLES,
+        hidden_size=config.hidden_size,
+        dropout=config.dropout,
+        cross_modal=config.cross_modal,
+        max_tokens=limits.token_limit,
+        long_instructions=limits.long_instructions,
+    )
+
+
+class Figures(Protocol):
+    """Scores of one split: a NamedTuple of floats."""
+
+    def _asdict(self) -> dict[str, float]: ...
+
+
+class Trace(NamedTuple):
+    """What an agent thought and did, T steps.
+
+    log_probs: (T, B, A), -inf for padding.
+    records: B records in the official submission format.
+    heard: of each agent what it was told at each step, None where it did not ask; None where nobody can.
+    """
+
+    log_probs: Tensor
+    records: list[dict[str, Any]]
+    heard: list[list[str | None]] | None = None
+
+
+class NavigatorTraining(ABC):
+    """An agent in training: the task that the loop drives. A task of the field says what its losses are.
+
+    Args:
+        config: all options.
+        train: what is trained on.
+        validation: split name -> what is measured.
+        agent: a follower.
+        extra: other networks that are trained with it, by name.
+        accelerator: an ``accelerate.Accelerator``.
+
+    Raises:
+        DataError: naming file and item, for an instruction that is longer than the limit, items without goal,
+            a split without items, and viewpoints without features.
+    """
+
+    name = "navigator"
+    side_cut = "cut at their end"
+    id_field = "instr_id"
+    loss_names: tuple[str, ...] = ("navigation",)
+    score_names: tuple[str, ...] = ("SR", "SPL")
+
+    def __init__(
+        self,
+        config: NavigatorConfig,
+        train: Split,
+        validation: Mapping[str, Split],
+        agent: FollowerAgent,
+        accelerator: Any,
+        extra: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        for split in (train, *validation.values()):
+            check_split(split)
+            check_goals(split)
+        self.options, self.train, self.validation, self.accelerator = config, train, validation, accelerator
+        device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+        self.networks = nn.ModuleDict({"agent": agent, **(extra or {})}).to(device)
+        self.agent = agent
+        self.env = train.env(device)
+        self.order = ShuffledIndices(
+            len(train.items),
+            min(config.batch_size, len(train.items)),
+            seed=config.seed,
+            rank=rank,
+            world=world,
+        )
+        encoder = {id(weight) for weight in agent.model.parameters()}
+        parts = (
+            ([w for w in self.networks.parameters() if id(w) not in encoder], config.lr),
+            (list(agent.model.parameters()), config.encoder_lr),
+        )
+        optimizer = torch.optim.AdamW(
+            [{"params": weights, "lr": lr} for weights, lr in parts], weight_decay=config.weight_decay
+        )
+        self.optimizer = accelerator.prepare(optimizer)
+        self.rates = [lr for _, lr in parts]
+        self.last_evaluation: Any = None
+        self.predictions: dict[str, list[dict[str, Any]]] = {}
+        self.cut = {
+            split.name: agent.fit(split.items, source=split.source).cut
+            for split in (train, *validation.values())
+        }
+        seed_everything(rank_seed(config.seed, rank))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of what is trained on."""
+        return fingerprint(self.data_parts())
+
+    @abstractmethod
+    def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
+        """Return the parts of the loss of a batch, by their names; their sum is minimized."""
+
+    def trace(self, split: Split, items: list[NavItem], *, alone: bool = False) -> Trace:
+        """Let the agent do some items of a split greedily; ``alone`` forbids asking, where there is help."""
+        env = self.env if split is self.train else split.env(self.agent.device)
+        done = rollout(self.agent, env, items, "argmax", max_steps=self.options.max_steps)
+        return Trace(done.log_probs, done.trajectories)
+
+    def records(self, split: Split, *, alone: bool = False) -> list[dict[str, Any]]:
+        """Let the agent do all items of a split greedily; records in the official submission format."""
+        found = []
+        for start in range(0, len(split.items), _TOGETHER):
+            found += self.trace(split, split.items[start : start + _TOGETHER], alone=alone).records
+        return found
+
+    def predict(self, split: Split) -> list[dict[str, Any]]:
+        """Return what is submitted for a split."""
+        return self.records(split)
+
+    @abstractmethod
+    def score(self, split: Split, predictions: list[dict[str, Any]]) -> Figures:
+        """Return the official scores of predictions that are in the order of the items."""
+
+    def teacher_probability(self, step: int) -> float:
+        """Return the share of steps in which the teacher acts: scheduled sampling."""
+        config = self.options
+        done = step / max(1, config.steps - 1)
+        return config.teacher_start + (config.teacher_end - config.teacher_start) * min(1.0, done)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Do one update; learning rates rise over the first steps and then fall linearly to 0."""
+        done = step / self.options.steps
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * min(1.0, (done + 1e-3) / WARMUP) * (1 - done)
+        config, rows = self.options, self.order.next().tolist()
+        mask = None
+        if config.feature_dropout:
+            mask = draw_feature_mask(
+                self.agent.feature_dim, config.feature_dropout, device=self.accelerator.device
+            )
+        self.networks.train()
+        self.optimizer.zero_grad()
+        with self.accelerator.autocast():
+            parts = self.losses([self.train.items[row] for row in rows], step, mask)
+        self.accelerator.backward(torch.stack(list(parts.values())).sum())
+        if self.accelerator.num_processes > 1:  # the agent is called once a step of a walk, so no DDP wrapper
+            for weight in self.networks.parameters():
+                if weight.grad is not None:
+                    weight.grad = self.accelerator.reduce(weight.grad, reduction="mean")
+        self.accelerator.clip_grad_norm_(self.networks.parameters(), config.clip)
+        self.optimizer.step()
+        return {f"loss/{name}": value.detach() for name, value in parts.items()}
+
+    def summary(self) -> str:
+        """Return one line: data, network, device."""
+        counts = ", ".join(f"{len(s.items)} {s.name}" for s in (self.train, *self.validation.values()))
+        noise = " (features synthesised)" if self.train.synthesised else ""
+        size = sum(weight.numel() for weight in self.networks.parameters())
+        start = f"pretrained by {self.options.pretrained}" if self.options.pretrained else "from scratch"
+        return (
+            f"items: {counts}{noise}{self.lost()}; agent of {size:,} weights, {start}, "
+            f"{len(self.agent.vocabulary)} words; {self.accelerator.device}"
+        )
+
+    def lost(self) -> str:
+        """Return how many instructions of each split were cut, as a part of a line; nothing without any."""
+        counts = ", ".join(f"{count} {name}" for name, count in self.cut.items() if count)
+        return f", {self.side_cut} to {self.agent.max_tokens} tokens: {counts}" if counts else ""
+
+    def gauges(self) -> dict[str, float]:
+        """Return nothing: the losses say it."""
+        return {}
+
+    def columns(self) -> list[str]:
+        """Return the columns of ``metrics.csv``."""
+        losses = [f"loss/{name}" for name in self.loss_names]
+        return [
+            "seconds",
+            *losses,
+            *(f"{score}/{split}" for split in self.validation for score in self.score_names),
+        ]
+
+    def measured_parts(self, split: Split) -> list[Any]:
+        """Return what decides the scores of a split beside the agent: items, places, and who helps."""
+        return split_parts(split)
+
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the validation splits."""
+        return {
+            name: MeasuredSet(split.source, fingerprint(self.measured_parts(split)), len(split.items))
+            for name, split in self.validation.items()
+        }
+
+    def prepare_evaluation(self) -> None:  # noqa: B027  (the loop asks; nothing is a right answer)
+        """Nothing has to be prepared."""
+
+    def measure(self) -> dict[str, Figures]:
+        """Return the scores of each validation split; weights, modes and random state stay as they were."""
+        self.networks.eval()
+        with isolated_rng(0), torch.no_grad():
+            self.predictions = {name: self.predict(split) for name, split in self.validation.items()}
+        return {name: self.score(split, self.predictions[name]) for name, split in self.validation.items()}
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure, and return the columns."""
+        found = self.measure()
+        self.last_evaluation = self.report(found)
+        return {
+            f"{score}/{name}": figures._asdict()[score]
+            for name, figures in found.items()
+            for score in self.score_names
+        }
+
+    @abstractmethod
+    def report(self, found: Mapping[str, Figures]) -> Any:
+        """Return the scores as an object whose ``str`` is printed."""
+
+    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
+        """Write predictions in the submission format and, when complete, ``evaluation.json``."""
+        if complete and self.last_evaluation is not None:
+            self.write_results(run, training_seconds=round(result.seconds, 1), step=result.step)
+
+    def write_results(self, run: RunFolder, **more: Any) -> None:
+        """Write ``predictions-SPLIT.json`` and ``evaluation.json``."""
+        for name, records in self.predictions.items():
+            save_predictions(run.path / f"predictions-{name}.json", records, id_field=self.id_field)
+        record = {
+            **more,
+            "scores": {name: figures._asdict() for name, figures in self.last_evaluation.scores.items()},
+            "items": {name: len(split.items) for name, split in self.validation.items()},
+            MEASURED: set_records(self.measured_on()),
+            "instructions_cut": self.cut,
+            "features_synthesised": self.train.synthesised,
+            "seed": self.options.seed,
+            "world_seed": self.options.world_seed,
+            **provenance(),
+        }
+        write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+
+    def is_finite(self) -> bool:
+        """Return whether all weights are finite."""
+        weights = [weight.detach().isfinite().all() for weight in self.networks.parameters()]
+        return bool(torch.stack(weights).all())
+
+    def data_parts(self) -> list[Any]:
+        """Return what tells the data apart that is trained on."""
+        return [self.agent.vocabulary.tokens, *split_parts(self.train)]
+
+    def state(self) -> dict[str, Any]:
+        """Return weights, optimizer, the place in the data, and which data it is."""
+        scaler = self.accelerator.scaler
+        return {
+            KEY: self.fingerprint,
+            "networks": dict(self.networks.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: when the data are not those of the run.
+        """
+        check_data(state, self.fingerprint, self.options.data)
+        self.networks.load_state_dict(state["networks"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.order.load_state_dict(state["order"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,192 @@
+"""Options that the trainers of navigation tasks have in common: speaker, R2R, NDH and HANNA."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fq_toolkit.prevalent.text.length_limit import InstructionLimit
+from fq_toolkit.prevalent.world.feature_sources import (
+    FEATURE_DIM,
+    RELEASED_DIM,
+    SYNTHETIC,
+    check_columns,
+)
+from fq_toolkit.training.errors import ConfigError
+
+MINI = "mini"
+
+
+@dataclass(frozen=True)
+class NavigationConfig:
+    """What decides a run, whoever is trained; goes to ``config.json`` and back."""
+
+    preset: str = MINI
+    """Where the other options start."""
+    data: str = MINI
+    """mini (generated worlds), or a folder with R2R_train.json .., NDH_train.json .. or hanna_train.json ..,
+    by the task."""
+    connectivity: str | None = None
+    """Folder of SCAN_connectivity.json files; with a data folder only."""
+    features: str = SYNTHETIC
+    """File of view features (.tsv, .hdf5, .npz), or synthetic: noise per viewpoint, for trials only."""
+    feature_dim: int | None = None
+    """Width of generated and of synthetic features; of a file the width that is expected, by default that of
+    the file."""
+    feature_columns: int | None = None
+    """Keep this many of the first columns of a file of features, 768 of 1768 for example."""
+    limit: int | None = None
+    """Use this many items of each split only, for trials."""
+    seed: int = 0
+    """Of weights, data order, dropout and choices."""
+    world_seed: int = 0
+    """mini: of the training world; the unseen world has another. Equal for all trainers: the same worlds."""
+    scans: int = 20
+    """mini: buildings to train in."""
+    train_items: int = 400
+    """mini: items to train on."""
+    validation_items: int = 200
+    """mini: items of each validation split."""
+
+    steps: int = 400
+    """Updates; the learning rates fall linearly to 0 over them."""
+    batch_size: int = 8
+    """Items per update."""
+    lr: float = 3e-3
+    """AdamW learning rate at the start."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    feature_dropout: float = 0.0
+    """Environment dropout: share of feature channels that is missing in a batch."""
+    hidden_size: int = 64
+    """Of the BiLSTM and the decoder."""
+    dropout: float = 0.1
+    """Of states."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes the accelerator that is there."""
+
+    log_every: int = 10
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Complete checkpoints that stay."""
+    evaluate_every: int = 0
+    """Steps between evaluations; 0 evaluates only the last step."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, so that a wrong value is refused before anything is built."""
+        check_positive(
+            self, "steps", "batch_size", "scans", "train_items", "validation_items",
+            "log_every", "keep_checkpoints", "clip",
+        )  # fmt: skip
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; expected at least 1")
+        check_not_negative(self, "checkpoint_every", "evaluate_every", "seed", "world_seed", "weight_decay")
+        check_rate(self, "lr")
+        for name in ("dropout", "feature_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
+        if self.hidden_size < 2 or self.hidden_size % 2:
+            raise ConfigError(f"hidden_size is {self.hidden_size}; expected an even number of at least 2")
+        if (self.data == MINI) != (self.connectivity is None):
+            raise ConfigError(
+                "connectivity belongs to a data folder, and a data folder needs it; got "
+                f"data {self.data!r} and connectivity {self.connectivity!r}"
+            )
+        check_columns(self.features, self.feature_dim, self.feature_columns)
+        if self.data == MINI and self.features != SYNTHETIC:
+            raise ConfigError(f"mini makes its own features; leave out features {self.features!r}")
+
+    @property
+    def synthetic_dim(self) -> int:
+        """Return the width of features that are generated: by default small in small presets."""
+        return self.feature_dim or (FEATURE_DIM if self.preset == MINI else RELEASED_DIM)
+
+
+@dataclass(frozen=True)
+class NavigatorConfig(NavigationConfig):
+    """What decides a run of an agent that walks, whatever its task."""
+
+    pretrained: str | None = None
+    """Run of `train prevalent` whose model and vocabulary to start from; none trains from scratch."""
+    max_steps: int = 10
+    """Steps after which an episode ends."""
+    model_lr: float | None = None
+    """AdamW learning rate of the text and cross-modal layers at the start; by default 1e-3 for pretrained
+    ones, which have little to learn, and 3e-3 for fresh ones."""
+    teacher_start: float = 1.0
+    """Scheduled sampling: share of steps in which the teacher acts, at the start."""
+    teacher_end: float = 0.5
+    """The same at the end; in between it falls linearly."""
+    cross_modal: bool = False
+    """Let the cross-modal layers look at every panorama, at three times the work, not the decoder alone."""
+    text_layers: int = 1
+    """Text layers of a model from scratch."""
+    cross_layers: int = 1
+    """Cross-modal layers of a model from scratch."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        check_positive(self, "max_steps", "text_layers", "cross_layers")
+        if self.model_lr is not None:
+            check_rate(self, "model_lr")
+        check_share(self, "teacher_start", "teacher_end")
+
+    @property
+    def text_limits(self) -> InstructionLimit:
+        """Return how long a text may be; a task of instructions or dialogs says it."""
+        return InstructionLimit()
+
+    @property
+    def encoder_lr(self) -> float:
+        """Return the learning rate of the text and cross-modal layers at the start."""
+        if self.model_lr is not None:
+            return self.model_lr
+        return 3e-3 if self.pretrained is None else 1e-3
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Check that options are more than 0.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} is {getattr(config, name)}; expected more than 0")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Check that options are 0 or more.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise ConfigError(f"{name} is {getattr(config, name)}; expected 0 or more")
+
+
+def check_rate(config: Any, name: str) -> None:
+    """Check a learning rate.
+
+    Raises:
+        ConfigError: unless it is between 0 and 1.
+    """
+    if not 0 < getattr(config, name) < 1:
+        raise ConfigError(f"{name} is {getattr(config, name)}; expected 0 < {name} < 1")
+
+
+def check_share(config: Any, *names: str) -> None:
+    """Check that options are shares.
+
+    Raises:
+        ConfigError: unless each is between 0 and 1, or one of them.
+    """
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; expected 0 <= {name} <= 1")

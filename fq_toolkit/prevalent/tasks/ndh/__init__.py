@@ -1,0 +1,1 @@
+"""NDH: navigation from dialog history."""

@@ -1,0 +1,128 @@
+"""The NDH trainer: imitation with scheduled sampling on dialog history; measured by goal progress."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fq_toolkit.prevalent.metrics.scoring import NDHScores, ndh_scores
+from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.tasks.losses import imitation_loss
+from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTraining, build_follower
+from fq_toolkit.prevalent.tasks.ndh.config import TRAINER, NDHConfig
+from fq_toolkit.prevalent.tasks.ndh.data import NDHData, load_ndh_data
+from fq_toolkit.prevalent.tasks.r2r.data import Split
+from fq_toolkit.prevalent.text.length_limit import keep_end
+from fq_toolkit.prevalent.world.items import NavItem
+from fq_toolkit.training.seeding import seed_everything
+from fq_toolkit.training.session import Trainer
+
+
+class NDHEvaluation(NamedTuple):
+    """Scores by split."""
+
+    scores: Mapping[str, NDHScores]
+    counts: Mapping[str, int]
+    target: str
+    synthesised: bool
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name} ({self.counts[name]} dialog turns, target {self.target}): goal progress "
+            f"{found.GP:.2f} m  SR {100 * found.SR:.1f} %  SPL {100 * found.SPL:.1f} %  "
+            f"NE {found.NE:.2f} m  OPSR {100 * found.OPSR:.1f} %"
+            for name, found in self.scores.items()
+        ]
+        if self.synthesised:
+            lines.append("features synthesised: these figures say nothing about vision")
+        return "\n".join(lines)
+
+
+class NDHTraining(NavigatorTraining):
+    """An agent that learns to go on from a dialog.
+
+    Args:
+        config: all options.
+        data: the splits.
+        accelerator: an ``accelerate.Accelerator``.
+
+    Source: CVDN, arXiv 1907.04957; PREVALENT, arXiv 2002.10638, section 4.3.
+    """
+
+    name = TRAINER
+    id_field = "inst_idx"
+    score_names = ("GP", "SR", "SPL", "OPSR")
+    side_cut = "oldest words of dialogs cut"
+
+    def __init__(self, config: NDHConfig, data: NDHData, accelerator: Any) -> None:
+        seed_everything(config.seed)
+        agent = build_follower(
+            config,
+            [item.instruction for item in data.train.items],
+            feature_dim=data.train.features.dim,
+        )
+        train = cut_dialogs(data.train, agent)
+        validation = {name: cut_dialogs(split, agent) for name, split in data.validation.items()}
+        super().__init__(
+            config, train.split, {name: part.split for name, part in validation.items()}, agent, accelerator
+        )
+        self.cut = {data.train.name: train.cut, **{name: part.cut for name, part in validation.items()}}
+        self.planner, self.target = data.planner, config.target
+
+    def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
+        """Return the cross-entropy of the teacher's actions along a walk that both take turns in."""
+        walk = rollout(
+            self.agent,
+            self.env,
+            items,
+            "student",
+            max_steps=self.options.max_steps,
+            teacher_probability=self.teacher_probability(step),
+            feature_mask=feature_mask,
+        )
+        return {"navigation": imitation_loss(walk)}
+
+    def measured_parts(self, split: Split) -> list[Any]:
+        """Return what decides the scores of a split, the planner's goals among it."""
+        planner = self.planner[split.name]
+        return [*super().measured_parts(split), [planner[item.instr_id] for item in split.items]]
+
+    def score(self, split: Split, predictions: list[dict[str, Any]]) -> NDHScores:
+        """Return the official scores."""
+        records = [{**r, "path": [pose[0] for pose in r["trajectory"]]} for r in predictions]
+        return ndh_scores(split.items, records, split.world, self.planner[split.name], annotations=split.name)
+
+    def report(self, found: Mapping[str, Any]) -> NDHEvaluation:
+        """Return the scores with what they were taken on."""
+        counts = {name: len(split.items) for name, split in self.validation.items()}
+        return NDHEvaluation(found, counts, self.target, self.train.synthesised)
+
+
+class CutSplit(NamedTuple):
+    """A split with dialogs that an agent can read, and how many of them lost their oldest words."""
+
+    split: Split
+    cut: int
+
+
+def cut_dialogs(split: Split, agent: FollowerAgent) -> CutSplit:
+    """Return a split whose dialogs an agent can read: the oldest words, on the left, go."""
+    items = [
+        item._replace(instruction=keep_end(item.instruction, agent.vocabulary, agent.max_tokens))
+        for item in split.items
+    ]
+    cut = sum(
+        len(new.instruction.split()) < len(old.instruction.split())
+        for new, old in zip(items, split.items, strict=True)
+    )
+    return CutSplit(split._replace(items=items), cut)
+
+
+NDH_TRAINER = Trainer(
+    name=TRAINER,
+    config_class=NDHConfig,
+    build=lambda config, accelerator: NDHTraining(config, load_ndh_data(config), accelerator),
+    run_name=lambda config: f"{TRAINER}-{config.preset}-{config.target}-seed{config.seed}",
+    artifacts=("predictions-*.json", "curves.png", "metrics.csv"),
+    free_on_resume=FREE_ON_RESUME,
+)

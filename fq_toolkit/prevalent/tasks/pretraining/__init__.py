@@ -1,0 +1,1 @@
+"""PREVALENT's pretraining: masked words and the next action."""

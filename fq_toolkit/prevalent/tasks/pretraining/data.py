@@ -1,0 +1,330 @@
+"""What pretraining trains and validates on: generated worlds, real annotations, or files of triplets."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fq_toolkit.prevalent.data.annotations import load_r2r
+from fq_toolkit.prevalent.data.data_fingerprint import fingerprint
+from fq_toolkit.prevalent.data.leak_guard import check_disjoint
+from fq_toolkit.prevalent.data.triplet_files import FittedTriplets, fit_triplets, read_triplets
+from fq_toolkit.prevalent.data.triplets import TOKENS, ActionLabel, Triplet, action_label, collect_triplets
+from fq_toolkit.prevalent.files import DataError, read_records
+from fq_toolkit.prevalent.miniworld.world import MiniWorld
+from fq_toolkit.prevalent.tasks.pretraining.config import MINIWORLD, UNSEEN, PretrainingConfig
+from fq_toolkit.prevalent.tasks.pretraining.steps import PretrainingSteps
+from fq_toolkit.prevalent.text.length_limit import fit_items
+from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+from fq_toolkit.prevalent.world.angles import VIEWS
+from fq_toolkit.prevalent.world.feature_sources import SYNTHETIC, open_features
+from fq_toolkit.prevalent.world.features import FeatureStore
+from fq_toolkit.prevalent.world.items import NavItem
+from fq_toolkit.prevalent.world.world import NavWorld
+from fq_toolkit.training.storage.measured_data import MeasuredSet
+
+
+class PretrainingData(NamedTuple):
+    """Everything a run reads.
+
+    vocabulary: of the instructions.
+    train: time steps, the annotated before the synthesised ones.
+    validation: time steps of held-out paths.
+    synthesised: how many of ``train`` are synthesised.
+    cut: instructions to train on that were longer than the limit and lost their end; counted when read,
+        before ``synthesised_share`` leaves any out.
+    held_out_cut: the same of the held-out instructions.
+    full: instructions of triplet files that fill all 80 places: perhaps cut when the file was made.
+    features_synthesised: whether the features are noise, which every figure must say.
+    description: one line.
+    validation_name: file or world that the held-out paths are of.
+    """
+
+    vocabulary: Vocabulary
+    train: PretrainingSteps
+    validation: PretrainingSteps
+    synthesised: int
+    cut: int
+    held_out_cut: int
+    full: int
+    features_synthesised: bool
+    description: str
+    validation_name: str
+
+    def fingerprint(self) -> str:
+        """Return a digest of what is trained on."""
+        return fingerprint([self.vocabulary.tokens, *self.train.parts()])
+
+    def measured_on(self) -> dict[str, MeasuredSet]:
+        """Return the held-out instructions."""
+        held_out = self.validation
+        return {
+            "held out": MeasuredSet(self.validation_name, fingerprint(held_out.parts()), len(held_out.tokens))
+        }
+
+
+class _Source(NamedTuple):
+    """Where instructions and paths come from; annotations or triplets, for training and validation."""
+
+    world: NavWorld
+    features: FeatureStore
+    train_name: str  # file, or name of the world
+    train: Sequence[NavItem] | Sequence[Triplet]
+    validation_world: NavWorld
+    validation_features: FeatureStore
+    validation_name: str
+    validation: Sequence[NavItem] | Sequence[Triplet]
+    held_out: list[NavItem]  # of every validation split, also those that are not measured on
+
+
+def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
+    """Load or generate the training and the validation steps.
+
+    Raises:
+        DataError: naming file and item, for damaged files, missing features or viewpoints, instructions over
+            the limit, or a validation path in what is trained on.
+        ConfigError: for sources that do not fit each other.
+    """
+    if config.data == MINIWORLD:
+        source = _mini(config)
+    elif config.data.endswith(".json"):
+        source = _triplet_files(config)
+    else:
+        source = _annotations(config)
+    more = _augmented(config, source)
+    vocabulary = _vocabulary(config, [*source.train, *more])
+    limit, policy = config.token_limit, config.long_instructions
+
+    def triplets(found: Iterable[NavItem | Triplet], world: NavWorld, name: str) -> FittedTriplets:
+        found = list(found)
+        if not found:
+            raise DataError(f"{name}: no instruction")
+        items = [entry for entry in found if isinstance(entry, NavItem)]
+        bodies = fit_items(items, vocabulary, source=name, limit=limit, long_instructions=policy)
+        texts = [item.instruction for item in items]
+        rows = dict(zip(texts, vocabulary.frame(bodies.encodings, length=limit + 2), strict=True))
+        made = collect_triplets(world, items, rows.__getitem__, kind=config.action_label, length=limit + 2)
+        read = fit_triplets(
+            [entry for entry in found if isinstance(entry, Triplet)],
+            source=name,
+            max_tokens=limit,
+            long_instructions=policy,
+        )
+        check_tokens(read.triplets, vocabulary, source=name)
+        numbered = [renumber(triplet, world, config.action_label, source=name) for triplet in read.triplets]
+        return FittedTriplets([*numbered, *made], read.cut + bodies.cut, read.full)
+
+    annotated = triplets(source.train, source.world, source.train_name)
+    extra = FittedTriplets([], 0, 0)
+    if config.augmented is not None:
+        extra = triplets(more, source.world, config.augmented)
+    real, synthesised = annotated.triplets, extra.triplets
+    if config.synthesised_share is not None:
+        real, synthesised = mix(real, synthesised, config.synthesised_share, seed=config.seed)
+    points = config.action_label == "candidate"
+    train = PretrainingSteps([*real, *synthesised], source.features, source.world if points else None)
+    held_out = triplets(source.validation, source.validation_world, source.validation_name)
+    validation = PretrainingSteps(
+        held_out.triplets,
+        source.validation_features,
+        source.validation_world if points else None,
+    )
+    added = sum(len(triplet.path) for triplet in synthesised)
+    share = f", {100 * added / len(train):.1f} % synthesised" if added else ""
+    cut, full = annotated.cut + extra.cut, annotated.full + extra.full + held_out.full
+    lost = ""
+    if cut or held_out.cut:
+        lost = f", cut at their end to {limit} tokens: {cut} train, {held_out.cut} held out"
+    if full:
+        lost += f", {full} triplets fill all {TOKENS} places (perhaps cut when the file was made)"
+    noise = config.data != MINIWORLD and config.features == SYNTHETIC
+    description = (
+        f"{config.data}: {len(train)} steps of {len(real) + len(synthesised)} instructions{share}, "
+        f"{len(validation)} held out, {len(vocabulary)} words{lost}"
+        + (", features synthesised (noise, no images)" if noise else "")
+    )
+    return PretrainingData(
+        vocabulary,
+        train,
+        validation,
+        added,
+        cut,
+        held_out.cut,
+        full,
+        noise,
+        description,
+        source.validation_name,
+    )
+
+
+def as_items(found: Sequence[NavItem] | Sequence[Triplet]) -> list[NavItem]:
+    """Return annotations as they are, and triplets as items of the same path, for `check_disjoint`."""
+    return [
+        entry
+        if isinstance(entry, NavItem)
+        else NavItem(
+            entry.instr_id, entry.path[0].scan, 0.0, tuple(pose.viewpoint for pose in entry.path), (), ""
+        )
+        for entry in found
+    ]
+
+
+def check_tokens(triplets: list[Triplet], vocabulary: Vocabulary, *, source: str) -> None:
+    """Check that the vocabulary has the tokens of triplets.
+
+    Raises:
+        DataError: naming the source and the triplet.
+    """
+    for triplet in triplets:
+        if max(triplet.tokens) >= len(vocabulary) or min(triplet.tokens) < 0:
+            raise DataError(
+                f"{source}: triplet {triplet.instr_id!r} has token {max(triplet.tokens)}, but the vocabulary "
+                f"has {len(vocabulary)}: give the vocabulary that the triplets were encoded with"
+            )
+
+
+def renumber(triplet: Triplet, world: NavWorld, kind: ActionLabel, *, source: str) -> Triplet:
+    """Return a triplet of a file, whose actions are numbered as released, with the numbering of the head.
+
+    Raises:
+        DataError: naming the source and the triplet, for an action that no head has, a viewpoint that does
+            not exist, or a step over a non-edge.
+    """
+    where = f"{source}: triplet {triplet.instr_id!r}"
+    if kind == "prevalent":
+        if max(triplet.actions) >= VIEWS:
+            raise DataError(f"{where} has action {max(triplet.actions)}; expected 0 to {VIEWS - 1}")
+        return triplet
+    ways = zip(triplet.path, [*(pose.viewpoint for pose in triplet.path[1:]), None], strict=True)
+    try:
+        return triplet._replace(
+            actions=tuple(
+                action_label(world, pose.scan, pose.viewpoint, pose.view, target, kind=kind)
+                for pose, target in ways
+            )
+        )
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def mix(
+    real: list[Triplet], synthesised: list[Triplet], share: float, *, seed: int
+) -> tuple[list[Triplet], list[Triplet]]:
+    """Drop triplets, by draw, of the kind that is too many, so that its share becomes what was asked for.
+
+    Args:
+        real: annotated triplets.
+        synthesised: written by a speaker.
+        share: of the synthesised among all, by number of triplets.
+        seed: of the draw.
+
+    Raises:
+        DataError: when one of the kinds is empty or would be dropped altogether.
+    """
+    most_synthesised = round(len(real) * share / (1 - share))
+    most_real = round(len(synthesised) * (1 - share) / share)
+    if not min(len(real), len(synthesised), most_synthesised, most_real):
+        raise DataError(
+            f"{len(real)} annotated and {len(synthesised)} synthesised triplets cannot be mixed with a share "
+            f"of {share:g} synthesised"
+        )
+    generator = np.random.default_rng(seed)
+
+    def draw(triplets: list[Triplet], count: int) -> list[Triplet]:
+        if count >= len(triplets):
+            return triplets
+        return [triplets[i] for i in np.sort(generator.permutation(len(triplets))[:count])]
+
+    return draw(real, most_real), draw(synthesised, most_synthesised)
+
+
+def mini_worlds(config: PretrainingConfig) -> tuple[MiniWorld, MiniWorld]:
+    """Return the generated worlds to train in, and unseen ones."""
+    return (
+        MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.synthetic_dim),
+        MiniWorld(
+            config.world_seed + UNSEEN, num_scans=max(2, config.scans // 4), feature_dim=config.synthetic_dim
+        ),
+    )
+
+
+def _mini(config: PretrainingConfig) -> _Source:
+    seen, unseen = mini_worlds(config)
+    items = seen.items(config.train_items, seed=11)
+    held_out = unseen.items(config.validation_items, seed=12)
+    names = [f"MiniWorld({world.seed})" for world in (seen, unseen)]
+    return _Source(
+        seen, seen.features(), names[0], items, unseen, unseen.features(), names[1], held_out, held_out
+    )
+
+
+def _graphs(config: PretrainingConfig) -> tuple[NavWorld, FeatureStore]:
+    world = NavWorld.from_connectivity(str(config.connectivity))
+    return world, open_features(
+        config.features,
+        world,
+        dim=config.feature_dim,
+        synthetic_dim=config.synthetic_dim,
+        columns=config.feature_columns,
+    )
+
+
+def _annotations(config: PretrainingConfig) -> _Source:
+    world, features = _graphs(config)
+    folder = Path(config.data)
+    files = [folder / f"R2R_{name}.json" for name in ("val_unseen", "val_seen")]
+    found = {path: load_r2r(path, world=world) for path in files if path.exists()}
+    if not found:
+        raise DataError(f"{folder} has neither R2R_val_unseen.json nor R2R_val_seen.json to validate on")
+    held_out = [item for items in found.values() for item in items]
+    training = folder / "R2R_train.json"
+    items = load_r2r(training, world=world, held_out=held_out)
+    measured, validation = next(iter(found.items()))
+    return _Source(
+        world, features, str(training), items, world, features, str(measured), validation, held_out
+    )
+
+
+def _triplet_files(config: PretrainingConfig) -> _Source:
+    world, features = _graphs(config)
+    validation = read_triplets(str(config.validation))
+    held_out = as_items(validation)
+    triplets = read_triplets(config.data, held_out=held_out)
+    return _Source(
+        world, features, config.data, triplets, world, features, str(config.validation), validation, held_out
+    )
+
+
+def _augmented(config: PretrainingConfig, source: _Source) -> Sequence[NavItem] | Sequence[Triplet]:
+    """Return the synthesised instructions, none of whose paths is held out."""
+    if config.augmented is None:
+        return []
+    records = read_records(Path(config.augmented))
+    if records and "teacher_actions" in records[0]:
+        return read_triplets(config.augmented, held_out=source.held_out, longer_by=1)
+    items = load_r2r(config.augmented, world=source.world)
+    check_disjoint(
+        items,
+        source.held_out,
+        source=config.augmented,
+        world=source.world,
+        longer_by=1,
+        texts=config.data != MINIWORLD,  # a generated world says the same of many paths
+    )
+    return items
+
+
+def _vocabulary(config: PretrainingConfig, found: Iterable[NavItem | Triplet]) -> Vocabulary:
+    """Return the vocabulary that is given, or the words of the training instructions."""
+    if config.vocabulary is not None:
+        return Vocabulary.from_file(config.vocabulary)
+    texts = []
+    for entry in found:
+        if isinstance(entry, Triplet):
+            raise DataError(
+                f"triplet {entry.instr_id!r} holds token ids, which mean nothing without the vocabulary they "
+                "were encoded with: give vocabulary"
+            )
+        texts.append(entry.instruction)
+    return Vocabulary.train(texts)

@@ -1,0 +1,1 @@
+"""Room-to-Room: imitation, then imitation with A2C."""

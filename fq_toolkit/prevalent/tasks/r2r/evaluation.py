@@ -1,0 +1,115 @@
+"""How good a follower is: official scores of a split, by greedy, sampled or beam decoding."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from fq_toolkit.prevalent.metrics.path_metrics import measure_paths
+from fq_toolkit.prevalent.metrics.scoring import R2RScores
+from fq_toolkit.prevalent.model.beam import beam_search
+from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.tasks.r2r.data import Split
+from fq_toolkit.training.errors import ConfigError
+
+Decoding = Literal["greedy", "sample", "beam"]
+
+KNOWN_FIGURES = (
+    "published, R2R test unseen with ResNet features: SPL 47 % before and 51 % with PREVALENT "
+    "(abstract of arXiv 2002.10638)"
+)
+
+
+class SplitResult(NamedTuple):
+    """Scores of a split, and what was submitted."""
+
+    scores: R2RScores
+    trajectories: list[dict[str, Any]]
+
+
+class R2REvaluation(NamedTuple):
+    """Scores by split."""
+
+    scores: Mapping[str, R2RScores]
+    counts: Mapping[str, int]
+    synthesised: bool
+    decoding: str
+
+    def __str__(self) -> str:
+        lines = []
+        for name, found in self.scores.items():
+            figures = "  ".join(
+                f"{key} {value:.2f} m" if key in ("TL", "NE") else f"{key} {100 * value:.1f} %"
+                for key, value in found._asdict().items()
+                if key != "OE"
+            )
+            lines.append(f"{name} ({self.counts[name]} instructions, {self.decoding}): {figures}")
+        if self.synthesised:
+            lines.append("features synthesised: these figures say nothing about vision")
+        return "\n".join([*lines, f"({KNOWN_FIGURES})"])
+
+
+def follow(
+    agent: FollowerAgent,
+    split: Split,
+    *,
+    decoding: Decoding = "greedy",
+    beam_width: int = 5,
+    batch_size: int = 64,
+    max_steps: int = 20,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Let an agent follow all instructions of a split; training mode and random state stay as they were.
+
+    Args:
+        agent: the follower.
+        split: tasks and world.
+        decoding: ``"greedy"``, ``"sample"`` or ``"beam"``.
+        beam_width: of beam search.
+        batch_size: episodes at once.
+        max_steps: an episode ends then.
+        seed: of sampling.
+
+    Returns:
+        A record per item in the official submission format.
+
+    Raises:
+        ConfigError: for unknown decoding.
+    """
+    if decoding not in ("greedy", "sample", "beam"):
+        raise ConfigError(f"decoding is {decoding!r}; expected 'greedy', 'sample' or 'beam'")
+    env, generator = split.env(agent.device), torch.Generator().manual_seed(seed)
+    was_training = agent.training
+    agent.eval()
+    found: list[dict[str, Any]] = []
+    try:
+        with torch.no_grad():
+            for first in range(0, len(split.items), batch_size):
+                items = split.items[first : first + batch_size]
+                if decoding == "beam":
+                    best = beam_search(agent, env, items, width=beam_width, max_steps=max_steps)
+                    found += [path.record() for path in best]
+                else:
+                    feedback: Literal["argmax", "sample"] = "argmax" if decoding == "greedy" else "sample"
+                    done = rollout(agent, env, items, feedback, max_steps=max_steps, generator=generator)
+                    found += done.trajectories
+    finally:
+        agent.train(was_training)
+    return found
+
+
+def score_split(split: Split, trajectories: list[dict[str, Any]]) -> R2RScores:
+    """Return the official scores of trajectories that are in the order of the items.
+
+    Raises:
+        DataError: for items without goal (the test split) and for impossible paths.
+    """
+    found = measure_paths(
+        split.world,
+        [item.scan for item in split.items],
+        [[pose[0] for pose in record["trajectory"]] for record in trajectories],
+        [item.path for item in split.items],
+        [item.goals for item in split.items],
+        names=[f"{split.name}: item {item.instr_id!r}" for item in split.items],
+    )
+    return R2RScores(*(float(values.mean()) for values in found))

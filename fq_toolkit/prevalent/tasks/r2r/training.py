@@ -1,0 +1,249 @@
+"""The R2R trainer: imitation with scheduled sampling, actor-critic, more instructions, back-translation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fq_toolkit.prevalent.data.data_fingerprint import split_parts
+from fq_toolkit.prevalent.data.split_checks import check_goals, check_split
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.metrics.scoring import R2RScores
+from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
+from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.model.speaker import Speaker
+from fq_toolkit.prevalent.tasks.losses import a2c_loss, imitation_loss
+from fq_toolkit.prevalent.tasks.navigator import (
+    FREE_ON_RESUME,
+    NavigatorTraining,
+    build_agent,
+    build_follower,
+)
+from fq_toolkit.prevalent.tasks.pretraining.training import VOCABULARY
+from fq_toolkit.prevalent.tasks.r2r.config import TRAINER, R2RConfig
+from fq_toolkit.prevalent.tasks.r2r.data import R2RData, Split, load_r2r_data
+from fq_toolkit.prevalent.tasks.r2r.evaluation import R2REvaluation, score_split
+from fq_toolkit.prevalent.tasks.speaker.augment import retell
+from fq_toolkit.prevalent.text.length_limit import keep_start
+from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+from fq_toolkit.prevalent.world.env import BatchedNavEnv
+from fq_toolkit.prevalent.world.items import NavItem
+from fq_toolkit.prevalent.world.paths import sample_paths
+from fq_toolkit.prevalent.world.world import NavWorld
+from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.loop import LoopResult
+from fq_toolkit.training.sampling_order import ShuffledIndices
+from fq_toolkit.training.seeding import seed_everything
+from fq_toolkit.training.session import Trainer, make_accelerator
+from fq_toolkit.training.storage.run_folder import RunFolder
+
+EXPLORED_PATHS = 500
+
+
+class Exploration(NamedTuple):
+    """Back-translation: paths of a world that is to be explored before the test, and who tells them.
+
+    The speaker sees the world through the same mask of environment dropout as the agent that is trained on
+    what it says. Source: R2R-EnvDrop, arXiv 1904.04195, sections 3.4 and 5.2.
+    """
+
+    paths: Split
+    env: BatchedNavEnv
+    order: ShuffledIndices
+    speaker: Speaker
+
+    def tell(self, feature_mask: Tensor | None) -> list[NavItem]:
+        """Return the next paths with what the speaker says of them."""
+        with torch.no_grad():
+            items = [self.paths.items[row] for row in self.order.next().tolist()]
+            return retell(self.speaker, self.env, items, feature_mask=feature_mask)
+
+
+class R2RTraining(NavigatorTraining):
+    """A follower in training: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
+
+    Args:
+        config: all options.
+        data: the splits.
+        accelerator: an ``accelerate.Accelerator``.
+        agent: a follower; by default the one that the options describe.
+
+    Source: PREVALENT, arXiv 2002.10638, section 4.3; R2R-EnvDrop, arXiv 1904.04195.
+    """
+
+    name = TRAINER
+    loss_names = ("imitation", "a2c")
+    score_names = ("SR", "SPL", "NE", "nDTW")
+
+    def __init__(
+        self, config: R2RConfig, data: R2RData, accelerator: Any, agent: FollowerAgent | None = None
+    ) -> None:
+        seed_everything(config.seed)
+        self.config = config
+        if agent is None:
+            texts = [item.instruction for item in data.train.items]
+            agent = build_follower(config, texts, feature_dim=data.train.features.dim)
+        super().__init__(config, data.train, data.validation, agent, accelerator)
+        self.augmented = data.augmented
+        if data.augmented is not None:
+            more = data.augmented
+            check_split(more)
+            check_goals(more)
+            self.cut[more.name] = agent.fit(more.items, source=more.source).cut
+        self.other_order = None if data.augmented is None else self._order_of(data.augmented)
+        self.exploration: Exploration | None = None
+        if config.speaker is not None:
+            paths = unlabelled_paths(config, data)
+            speaker = Speaker.from_pretrained(config.speaker).to(accelerator.device).eval()
+            if speaker.feature_dim != data.train.features.dim:
+                raise ConfigError(
+                    f"the speaker {config.speaker} was trained on features of width {speaker.feature_dim}, "
+                    f"the agent sees {data.train.features.dim}: train one of them with the "
+                    "other's --feature-dim"
+                )
+            self.exploration = Exploration(
+                paths, paths.env(accelerator.device), self._order_of(paths), speaker
+            )
+
+    def _order_of(self, split: Split) -> ShuffledIndices:
+        """Return the order in which the items of a second source are seen."""
+        accelerator = self.accelerator
+        return ShuffledIndices(
+            len(split.items),
+            min(self.config.batch_size, len(split.items)),
+            seed=self.config.seed + 1,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+
+    def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
+        """Return imitation and actor-critic of a batch: annotated, augmented or back-translated."""
+        config, env = self.config, self.env
+        if step % 2 and self.exploration is not None and step >= config.explore_from * config.steps:
+            told, env = self.exploration.tell(feature_mask), self.exploration.env
+            limit, vocabulary = self.agent.max_tokens, self.agent.vocabulary
+            items = [i._replace(instruction=keep_start(i.instruction, vocabulary, limit)) for i in told]
+        elif step % 2 and self.augmented is not None and self.other_order is not None:
+            items = [self.augmented.items[row] for row in self.other_order.next().tolist()]
+        options: dict[str, Any] = {"max_steps": config.max_steps, "feature_mask": feature_mask}
+        walk = rollout(
+            self.agent,
+            env,
+            items,
+            "student",
+            teacher_probability=self.teacher_probability(step),
+            **options,
+        )
+        parts = {"imitation": imitation_loss(walk)}
+        parts["a2c"] = parts["imitation"].new_zeros(())
+        if config.a2c_weight and step >= config.a2c_from * config.steps:
+            found = a2c_loss(
+                rollout(self.agent, env, items, "sample", **options),
+                gamma=config.gamma,
+                entropy_weight=config.entropy_weight,
+            )
+            parts["a2c"] = config.a2c_weight * found.loss
+        return parts
+
+    def score(self, split: Split, predictions: list[dict[str, Any]]) -> R2RScores:
+        """Return the official scores."""
+        return score_split(split, predictions)
+
+    def report(self, found: Mapping[str, Any]) -> R2REvaluation:
+        """Return the scores with what they were taken on."""
+        counts = {name: len(split.items) for name, split in self.validation.items()}
+        return R2REvaluation(dict(found), counts, self.train.synthesised, "greedy")
+
+    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
+        """Write predictions, scores, and the model with its vocabulary."""
+        self.agent.model.save_pretrained(run.path / FOLDER)
+        self.agent.vocabulary.save(run.path / FOLDER / VOCABULARY)
+        super().finish(run, result, complete=complete)
+
+    def _other_orders(self) -> dict[str, ShuffledIndices]:
+        """Return the orders of the second sources there are."""
+        found = {"augmented": self.other_order, "explored": self.exploration and self.exploration.order}
+        return {name: order for name, order in found.items() if order is not None}
+
+    def data_parts(self) -> list[Any]:
+        """Return what tells the data apart that is trained on."""
+        more = [] if self.augmented is None else split_parts(self.augmented)
+        return [*super().data_parts(), *more]
+
+    def state(self) -> dict[str, Any]:
+        """Return weights, optimizer and the place in all data."""
+        orders = {name: order.state_dict() for name, order in self._other_orders().items()}
+        return {**super().state(), "other_orders": orders}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned."""
+        super().load_state(state)
+        for name, order in self._other_orders().items():
+            order.load_state_dict(state["other_orders"][name])
+
+
+def unlabelled_paths(config: R2RConfig, data: R2RData) -> Split:
+    """Return sampled paths of the val_unseen world, without instructions: what may be explored.
+
+    Raises:
+        DataError: when there is no such split, or its world lies in the training world.
+    """
+    split = data.validation.get("val_unseen")
+    if split is None:
+        raise DataError("there is no val_unseen split to explore: leave out the option speaker")
+    scans = sorted({item.scan for item in split.items})
+    world = NavWorld(split.world.scan(name) for name in scans)
+    items = [
+        NavItem(f"explored_{number}", scan, 0.0, tuple(path), (path[-1],), "")
+        for number, (scan, path) in enumerate(sample_paths(world, EXPLORED_PATHS, seed=config.seed))
+    ]
+    return split._replace(name="explored", items=items)
+
+
+def fine_tune(
+    config: R2RConfig | None = None,
+    *,
+    model: PrevalentModel | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> dict[str, R2RScores]:
+    """Train a follower without a run folder, and return its scores by validation split.
+
+    Args:
+        config: all options.
+        model: to start from, changed by the training; by default the one that the options describe.
+        vocabulary: of that model.
+
+    Raises:
+        ValueError: for a model without its vocabulary or the other way round.
+        DataError: as `load_r2r_data`.
+    """
+    if (model is None) != (vocabulary is None):
+        raise ValueError("give the model together with its vocabulary")
+    config = config or R2RConfig()
+    agent = None
+    if model is not None and vocabulary is not None:
+        seed_everything(config.seed)
+        agent = build_agent(config, model, vocabulary)
+    task = R2RTraining(config, load_r2r_data(config), make_accelerator(config), agent)
+    for step in range(config.steps):
+        task.step(step)
+    task.evaluate()
+    return dict(task.last_evaluation.scores)
+
+
+def run_name(config: R2RConfig) -> str:
+    """Return the first part of a default folder name."""
+    start = "pretrained" if config.pretrained else "scratch"
+    return f"{TRAINER}-{Path(config.data).name}-{start}-seed{config.seed}"
+
+
+R2R_TRAINER = Trainer(
+    name=TRAINER,
+    config_class=R2RConfig,
+    build=lambda config, accelerator: R2RTraining(config, load_r2r_data(config), accelerator),
+    run_name=run_name,
+    artifacts=("predictions-*.json", "model/", "curves.png", "metrics.csv"),
+    free_on_resume=FREE_ON_RESUME | {"long_instructions"},  # data of equal bits, or an error
+)

@@ -1,0 +1,1 @@
+"""The speaker, and the instructions it writes for new paths."""

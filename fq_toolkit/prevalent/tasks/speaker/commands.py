@@ -1,0 +1,151 @@
+"""The commands for speaker runs, and `augment`: options are read here, the work is done elsewhere."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from fq_toolkit.prevalent.files import DataError, read_json
+from fq_toolkit.prevalent.metrics.command import data_errors
+from fq_toolkit.prevalent.tasks.speaker.config import TRAINER, SpeakerConfig, preset
+from fq_toolkit.training.config import load_config
+from fq_toolkit.training.errors import ConfigError, RunError
+from fq_toolkit.training.extras import require
+from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.measured_data import check_newest, measured_line
+from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
+
+TRAIN_HELP = """Train a speaker: it looks at a path and writes the instruction for it.
+
+With no options: generated worlds, about a minute on two cores. The weights with the best BLEU are kept in
+speaker/ of the run folder; instructions.txt shows what it says. Then: fq-toolkit augment RUN --out more.json.
+Real data: --data FOLDER_OF_R2R_FILES --connectivity FOLDER --features FILE --preset r2r."""
+
+
+def train_command(arguments: list[str]) -> int:
+    """Run ``train speaker``."""
+    from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
+
+    def defaults(words: list[str]) -> SpeakerConfig:
+        return preset(first_look(words, "preset").preset or "mini")
+
+    with data_errors():
+        return run_train_command(SPEAKER_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
+
+
+def evaluate_command(run: Path, arguments: list[str]) -> int:
+    """Run ``evaluate RUN``."""
+    tyro = require("tyro", purpose="the command line")
+
+    def evaluate() -> int:
+        """Measure the BLEU of the kept speaker on the validation splits again; writes evaluation.json."""
+        from fq_toolkit.prevalent.model.speaker import Speaker
+        from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data
+        from fq_toolkit.prevalent.tasks.speaker.evaluation import SpeakerEvaluation, bleu, tell
+        from fq_toolkit.prevalent.tasks.speaker.training import measured_splits, write_speaker_evaluation
+
+        folder = RunFolder.open(run)
+        config = load_config(SpeakerConfig, folder.config, trainer=TRAINER)
+        saved = read_json(folder.evaluation) if folder.evaluation.exists() else {}
+        if not isinstance(saved, dict):
+            raise DataError(
+                f"{folder.evaluation} holds {type(saved).__name__}; expected an object: remove it"
+            )
+        speaker, data = Speaker.from_pretrained(run), load_r2r_data(config.data_options())
+        measured_on = measured_splits(data)
+        check_newest(folder, measured_on)
+        told = {name: tell(speaker, split) for name, split in data.validation.items()}
+        result = SpeakerEvaluation(
+            {name: bleu(entries) for name, entries in told.items()},
+            {name: len(entries) for name, entries in told.items()},
+            saved.get("selected_by", "nothing"),
+            saved.get("step", config.steps),
+            data.train.synthesised,
+        )
+        kept = {name: value for name, value in saved.items() if name == "instructions_cut"}
+        write_speaker_evaluation(folder, config, result, None, measured_on=measured_on, **kept)
+        sys.stdout.write(f"{result}\n{measured_line(folder)}")
+        return 0
+
+    with data_errors():
+        return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
+
+
+def augment_command(run: Path, arguments: list[str]) -> int:
+    """Run ``augment RUN --out FILE``."""
+    tyro = require("tyro", purpose="the command line")
+
+    def augment(
+        out: Path,
+        paths: int | Literal["all"] = 1000,
+        instructions: int = 1,
+        sample: bool = False,
+        seed: int = 0,
+        min_length: float = 5.0,
+        min_edges: int = 4,
+        max_edges: int = 6,
+    ) -> int:
+        """Sample shortest paths in the training scans and let the speaker of a run describe them.
+
+        No path of a validation split is among them, nor a scan that only validation splits have.
+
+        Args:
+            out: The JSON file in the format of R2R, for `train r2r --augmented`.
+            paths: How many different ones, or all that there are.
+            instructions: Per path; from the second on the words are drawn.
+            sample: Draw the words of the first instruction too, instead of the likeliest.
+            seed: Of paths and words.
+            min_length: Metres of a path.
+            min_edges: Of a path.
+            max_edges: Of a path.
+        """
+        from fq_toolkit.prevalent.model.speaker import Speaker
+        from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data
+        from fq_toolkit.prevalent.tasks.speaker.augment import augment_records, training_world
+
+        wanted = None if paths == "all" else paths
+        if min(1 if wanted is None else wanted, instructions) < 1 or not 0 < min_edges <= max_edges:
+            raise ConfigError(
+                "paths and instructions must be at least 1 and 0 < min_edges <= max_edges, got "
+                f"{paths}, {instructions}, {min_edges}, {max_edges}"
+            )
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; expected 0 or more")
+        if out.is_dir() or not out.parent.is_dir():
+            raise RunError(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "no such folder"))
+        config = load_config(SpeakerConfig, RunFolder.open(run).config, trainer=TRAINER)
+        # Without the run's limit: what is held out is held out, also what a trial did not measure.
+        data = load_r2r_data(replace(config.data_options(), limit=None))
+        speaker = Speaker.from_pretrained(run)
+        records = augment_records(
+            training_world(data.train.world, data.train.items),
+            data.train.features,
+            speaker,
+            wanted,
+            seed,
+            held_out=[item for split in data.validation.values() for item in split.items],
+            instructions=instructions,
+            sample=sample,
+            min_length=min_length,
+            min_edges=min_edges,
+            max_edges=max_edges,
+        )
+        write_atomic(out, (json.dumps(records, indent=1) + "\n").encode())
+        noise = "; features synthesised" if data.train.synthesised else ""
+        few = f" (all that there are; {wanted} were asked for)" if len(records) < (wanted or 0) else ""
+        sys.stdout.write(
+            f"{out}: {len(records)} paths{few}, {len(records) * instructions} instructions{noise}\n"
+        )
+        return 0
+
+    with data_errors():
+        return int(tyro.cli(augment, args=arguments, prog="fq-toolkit augment RUN"))
+
+
+def plot_command(run: Path, arguments: list[str]) -> int:
+    """Run ``plot RUN``."""
+    from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
+
+    return run_plot_command(SPEAKER_TRAINER, run, arguments)

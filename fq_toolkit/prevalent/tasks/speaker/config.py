@@ -1,0 +1,82 @@
+"""Options of the speaker's trainer, and the presets."""
+
+from dataclasses import dataclass, replace
+
+from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigationConfig, check_positive
+from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig
+from fq_toolkit.prevalent.text.length_limit import InstructionLimit
+from fq_toolkit.prevalent.world.feature_sources import SYNTHETIC
+from fq_toolkit.training.config import nearest
+from fq_toolkit.training.errors import ConfigError
+
+TRAINER = "speaker"
+_DATA = (
+    "data", "connectivity", "features", "feature_dim", "feature_columns", "limit", "seed", "world_seed",
+    "scans", "train_items", "validation_items",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SpeakerConfig(InstructionLimit, NavigationConfig):
+    """Everything that decides a run of ``train speaker``; goes to ``config.json`` and back."""
+
+    batch_size: int = 32
+    """Paths per update."""
+    lr: float = 5e-3
+    """AdamW learning rate at the start; it falls linearly to 0."""
+    feature_dropout: float = 0.1
+    """Environment dropout: share of feature channels that is missing in a batch."""
+    hidden_size: int = 128
+    """Of encoder and decoder."""
+    word_size: int = 64
+    """Of word embeddings."""
+    dropout: float = 0.2
+    """Of states and words."""
+    log_every: int = 20
+    """Steps between rows of metrics.csv."""
+    evaluate_every: int = 100
+    """Steps between evaluations, the best of which is kept; 0 evaluates only the last step."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        self.check_limit()
+        check_positive(self, "word_size")
+
+    def data_options(self) -> R2RConfig:
+        """Return the options of the data as `load_r2r_data` takes them: the agent's data is the speaker's."""
+        made = self.features == SYNTHETIC  # its width goes with the preset, which the data do not know
+        options = {name: getattr(self, name) for name in _DATA}
+        return R2RConfig(**{**options, "feature_dim": self.synthetic_dim if made else self.feature_dim})
+
+
+PRESETS: dict[str, SpeakerConfig] = {
+    MINI: SpeakerConfig(),
+    # The sizes of R2R-EnvDrop on real features; a GPU is needed.
+    "r2r": replace(
+        SpeakerConfig(),
+        preset="r2r",
+        long_instructions="cut",
+        steps=80_000,
+        batch_size=64,
+        lr=1e-4,
+        feature_dropout=0.4,
+        hidden_size=512,
+        word_size=256,
+        dropout=0.6,
+        log_every=100,
+        checkpoint_every=2000,
+        evaluate_every=2000,
+    ),
+}
+
+
+def preset(name: str) -> SpeakerConfig:
+    """Return a preset.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest known one.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
+    return PRESETS[name]

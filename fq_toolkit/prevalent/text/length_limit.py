@@ -1,0 +1,178 @@
+"""Instructions that are too long: refused by name, or cut and counted, in one way for all trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.training.errors import ConfigError
+
+if TYPE_CHECKING:  # both modules need the limit
+    from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+    from fq_toolkit.prevalent.world.items import NavItem
+
+LONGEST = 78
+"""Tokens of the longest instruction, as released; ``[CLS]`` and ``[SEP]`` make them 80."""
+
+LongInstructions = Literal["refuse", "cut"]
+_REMEDY = (
+    "raise the limit (--max-tokens {longest} for the longest), or have such instructions cut and counted "
+    "(--long-instructions cut)"
+)
+
+
+@dataclass(frozen=True)
+class InstructionLimit:
+    """The options of trainers that read instructions."""
+
+    max_tokens: int | None = None
+    """Longest instruction in tokens, [CLS] and [SEP] not counted; by default 78, as released."""
+    long_instructions: LongInstructions = "refuse"
+    """What happens to longer ones: refuse names file and item and ends; cut drops their end and counts them,
+    as released code does without counting."""
+
+    @property
+    def token_limit(self) -> int:
+        """Return the tokens of the longest instruction, without ``[CLS]`` and ``[SEP]``."""
+        return LONGEST if self.max_tokens is None else self.max_tokens
+
+    @property
+    def text_limits(self) -> InstructionLimit:
+        """Return these options: what an agent is built with."""
+        return self
+
+    def check_limit(self) -> None:
+        """Check the range of the limit.
+
+        Raises:
+            ConfigError: for a limit below 1.
+        """
+        if self.token_limit < 1:
+            raise ConfigError(f"max_tokens is {self.max_tokens}; expected at least 1")
+
+
+class Fitted(NamedTuple):
+    """Encodings none of which is longer than the limit, and how many were.
+
+    encodings: without ``[CLS]`` and ``[SEP]``.
+    cut: how many lost their end.
+    """
+
+    encodings: list[Sequence[Any]]
+    cut: int
+
+
+def fit_encodings(
+    encodings: Iterable[Sequence[Any]],
+    names: Iterable[str],
+    *,
+    source: str,
+    limit: int,
+    long_instructions: LongInstructions = "refuse",
+    remedy: str = _REMEDY,
+) -> Fitted:
+    """Refuse encodings that are longer than a limit, or cut them at their end and count them.
+
+    Args:
+        encodings: of instructions, without ``[CLS]`` and ``[SEP]``.
+        names: of the instructions.
+        source: file or name of a world, for messages.
+        limit: tokens.
+        long_instructions: ``"refuse"`` or ``"cut"``.
+        remedy: what to do, for messages; ``{longest}`` stands for the most tokens there are.
+
+    Raises:
+        DataError: naming source, instruction, its tokens and the limit.
+
+    Example:
+        >>> fit_encodings([[5, 6, 7], [8]], ["1_0", "1_1"], source="a", limit=2, long_instructions="cut")
+        Fitted(encodings=[[5, 6], [8]], cut=1)
+    """
+    encodings = list(encodings)
+    long = [
+        (name, len(encoding))
+        for name, encoding in zip(names, encodings, strict=True)
+        if len(encoding) > limit
+    ]
+    if long and long_instructions == "refuse":
+        name, count = long[0]
+        others = f" (one of {len(long)} such instructions)" if len(long) > 1 else ""
+        raise DataError(
+            f"{source}: instruction {name!r} has {count} tokens, more than the limit of {limit}{others}: "
+            + remedy.format(longest=max(count for _, count in long))
+        )
+    return Fitted([encoding[:limit] for encoding in encodings], len(long))
+
+
+def fit_items(
+    items: Sequence[NavItem],
+    vocabulary: Vocabulary,
+    *,
+    source: str,
+    limit: int,
+    long_instructions: LongInstructions,
+) -> Fitted:
+    """Encode the instructions of some items; see `fit_encodings`.
+
+    Args:
+        items: tasks.
+        vocabulary: which says how many tokens a text has.
+        source: file or name of a world, for messages.
+        limit: tokens.
+        long_instructions: ``"refuse"`` or ``"cut"``.
+
+    Raises:
+        DataError: as `fit_encodings`.
+    """
+    return fit_encodings(
+        [vocabulary.pieces(item.instruction) for item in items],
+        [item.instr_id for item in items],
+        source=source,
+        limit=limit,
+        long_instructions=long_instructions,
+    )
+
+
+def keep_start(text: str, vocabulary: Vocabulary, limit: int = LONGEST) -> str:
+    """Return the first words of a text that fit: what a speaker says may end anywhere.
+
+    Args:
+        text: any.
+        vocabulary: which says how many tokens a word has.
+        limit: tokens.
+
+    Example:
+        >>> from fq_toolkit.prevalent import Vocabulary
+        >>> keep_start("one two three", Vocabulary.train(["one two three"]), limit=2)
+        'one two'
+    """
+    return " ".join(_fitting(text.split(), vocabulary, limit))
+
+
+def keep_end(text: str, vocabulary: Vocabulary, limit: int = LONGEST) -> str:
+    """Return the last words of a text that fit: a dialog is cut on the left, its oldest words go first.
+
+    Args:
+        text: a dialog, or any text.
+        vocabulary: which says how many tokens a word has.
+        limit: tokens.
+
+    Example:
+        >>> from fq_toolkit.prevalent import Vocabulary
+        >>> keep_end("one two three", Vocabulary.train(["one two three"]), limit=2)
+        'two three'
+    """
+    return " ".join(reversed(_fitting(text.split()[::-1], vocabulary, limit)))
+
+
+def _fitting(words: Iterable[str], vocabulary: Vocabulary, limit: int) -> list[str]:
+    """Return the words before the first that does not fit any more."""
+    kept: list[str] = []
+    for word in words:
+        limit -= len(vocabulary.pieces(word))
+        if limit < 0:
+            break
+        kept.append(word)
+    return kept

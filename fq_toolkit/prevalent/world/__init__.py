@@ -1,0 +1,1 @@
+"""Scans, the simulator's geometry, features, and the batched environment."""

@@ -1,0 +1,268 @@
+"""FeatureStore: the 36 view features of every viewpoint, from files or from a seed."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.world.angles import VIEWS
+from fq_toolkit.prevalent.world.feature_files import (
+    Hdf5Rows,
+    SyntheticRows,
+    check_finite,
+    half,
+    map_npz,
+    read_tsv,
+)
+from fq_toolkit.prevalent.world.world import NavWorld
+from fq_toolkit.training.errors import RunError
+
+_KEPT_ROWS = 256
+
+
+class FeatureStore:
+    """Features (36, D) of viewpoints: an array, a memory map, or rows that are made when needed.
+
+    Args:
+        keys: (scan, viewpoint) of each row.
+        array: floats (n, 36, D).
+
+    Raises:
+        DataError: for a repeated key, or an array of another shape.
+
+    Example:
+        >>> store = FeatureStore([("s", "a"), ("s", "b")], np.ones((2, 36, 4), dtype=np.float16))
+        >>> store.dim, store.rows([("s", "b")]).tolist(), store.panorama(store.rows([("s", "b")])).shape
+        (4, [1], (1, 36, 4))
+    """
+
+    def __init__(self, keys: Iterable[tuple[str, str]], array: Any) -> None:
+        if getattr(array, "ndim", None) != 3 or array.shape[1] != VIEWS:
+            raise DataError(f"features have shape {np.shape(array)}; expected (n, {VIEWS}, D)")
+        self._start(keys, array.shape, "features")
+        self._array: Any = array
+        self._made: Hdf5Rows | SyntheticRows | None = None
+
+    def _start(self, keys: Iterable[tuple[str, str]], shape: Sequence[int], source: str) -> None:
+        self.keys = [(str(scan), str(viewpoint)) for scan, viewpoint in keys]
+        self._index = {key: row for row, key in enumerate(self.keys)}
+        if len(self.keys) != shape[0]:
+            raise DataError(f"{source}: {len(self.keys)} keys for {shape[0]} rows")
+        if len(self._index) != len(self.keys):
+            scan, viewpoint = next(key for row, key in enumerate(self.keys) if self._index[key] != row)
+            raise DataError(f"{source}: viewpoint {scan}_{viewpoint} occurs twice")
+        self.dim = int(shape[2])
+        self._source = source
+        self._finite = np.zeros(len(self.keys), dtype=bool)
+        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._resident: dict[torch.device, torch.Tensor] = {}
+
+    @classmethod
+    def _from_rows(cls, rows: Hdf5Rows | SyntheticRows, source: str) -> "FeatureStore":
+        store = cls.__new__(cls)
+        store._start(rows.keys, rows.shape, source)
+        store._array, store._made = None, rows
+        return store
+
+    @classmethod
+    def from_tsv(
+        cls, path: str | Path, *, dim: int | None = None, columns: int | None = None
+    ) -> "FeatureStore":
+        """Read the TSV of the released features (base64 float32, 36 views) into memory as float16.
+
+        Args:
+            path: the file.
+            dim: width that is expected, 2048 for the released features; any by default.
+            columns: keep this many of the first columns.
+
+        Raises:
+            DataError: for a missing, truncated or damaged file, or another width.
+        """
+        keys, array = read_tsv(Path(path), dim, columns)
+        store = cls(keys, array)
+        store._source = str(path)
+        return store
+
+    @classmethod
+    def from_hdf5(
+        cls,
+        path: str | Path,
+        *,
+        dim: int | None = None,
+        columns: int | None = None,
+        world: NavWorld | None = None,
+    ) -> "FeatureStore":
+        """Open an HDF5 file with one dataset (36, D) per viewpoint, named ``SCAN_VIEWPOINT``.
+
+        Args:
+            path: the file.
+            dim: width that is expected; any by default.
+            columns: keep this many of the first columns; behind the features many files hold logits.
+            world: tells where the scan ends in a key that holds several underscores.
+
+        Raises:
+            DataError: for a missing, truncated or damaged file, or another shape.
+            MissingExtraError: without h5py.
+        """
+        return cls._from_rows(Hdf5Rows(Path(path), dim, columns, world), str(path))
+
+    @classmethod
+    def from_npz(
+        cls,
+        path: str | Path,
+        *,
+        dim: int | None = None,
+        columns: int | None = None,
+        world: NavWorld | None = None,
+    ) -> "FeatureStore":
+        """Map a file that `save_npz` wrote into memory.
+
+        Args:
+            path: the file.
+            dim: width that is expected; any by default.
+            columns: keep this many of the first columns; behind the features many files hold logits.
+            world: tells where the scan ends in a key that holds several underscores.
+
+        Raises:
+            DataError: for a missing, truncated, damaged or compressed file, or another width.
+        """
+        store = cls(*map_npz(Path(path), dim, columns, world))
+        store._source = str(path)
+        return store
+
+    @classmethod
+    def synthetic(cls, world: NavWorld, *, dim: int = 2048, seed: int = 0) -> "FeatureStore":
+        """Make up features: standard normal numbers that depend on seed, scan and viewpoint only.
+
+        Args:
+            world: whose viewpoints to cover; all its scans are read.
+            dim: width D.
+            seed: of the numbers.
+
+        Raises:
+            ValueError: for a width below 1.
+        """
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        keys = [(name, viewpoint) for name in world.names for viewpoint in world.scan(name).viewpoints]
+        return cls._from_rows(SyntheticRows(keys, dim, seed), f"synthetic features (seed {seed})")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({self._source!r}, viewpoints={len(self)}, dim={self.dim})"
+
+    def rows(self, keys: Iterable[tuple[str, str]]) -> np.ndarray:
+        """Return the rows of viewpoints, int64 (n,).
+
+        Args:
+            keys: (scan, viewpoint) pairs.
+
+        Raises:
+            DataError: for a viewpoint without features.
+        """
+        try:
+            return np.array([self._index[key] for key in keys], dtype=np.int64)
+        except KeyError as error:
+            scan, viewpoint = error.args[0]
+            raise DataError(
+                f"{self._source}: no features of viewpoint {viewpoint!r} of scan {scan!r} "
+                f"(it has {len(self)} viewpoints)"
+            ) from error
+
+    def check(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Check that viewpoints have finite features; those that were checked are not read again.
+
+        Args:
+            keys: (scan, viewpoint) pairs.
+
+        Raises:
+            DataError: naming source and viewpoint.
+        """
+        rows = self.rows(keys)
+        for row in np.unique(rows[~self._finite[rows]]):
+            if self._array is not None:
+                check_finite(self._array[row], f"{self._source}: viewpoint {'_'.join(self.keys[row])}")
+            elif isinstance(self._made, Hdf5Rows):
+                self._made.row(int(row))
+            self._finite[row] = True
+
+    def _row(self, row: int) -> np.ndarray:
+        """Return a made row, keeping the most recent ones."""
+        if row in self._recent:
+            self._recent.move_to_end(row)
+            return self._recent[row]
+        value = self._made.row(row)  # type: ignore[union-attr]
+        self._recent[row] = value
+        if len(self._recent) > _KEPT_ROWS:
+            self._recent.popitem(last=False)
+        return value
+
+    def panorama(self, rows: np.ndarray) -> np.ndarray:
+        """Return all views of some rows.
+
+        Args:
+            rows: int (B,).
+
+        Returns:
+            float32 (B, 36, D).
+        """
+        if self._array is not None:
+            return np.asarray(self._array[rows], dtype=np.float32)
+        return np.stack([self._row(int(row)) for row in rows])
+
+    def views(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """Return chosen views of some rows.
+
+        Args:
+            rows: int (B,).
+            views: int (B, M), 0 to 35.
+
+        Returns:
+            float32 (B, M, D).
+        """
+        if self._array is not None:
+            return np.asarray(self._array[rows[:, None], views], dtype=np.float32)
+        return np.stack([self._row(int(row))[chosen] for row, chosen in zip(rows, views, strict=True)])
+
+    def resident(self, device: torch.device) -> torch.Tensor | None:
+        """Return all features on a device, copied once; None for rows that are made when needed."""
+        if self._array is None:
+            return None
+        if device not in self._resident:
+            self._resident[device] = torch.from_numpy(np.array(self._array)).to(device)
+        return self._resident[device]
+
+    def save_npz(self, path: str | Path) -> Path:
+        """Write the features as float16, uncompressed, for `from_npz`.
+
+        Args:
+            path: the file, ending in .npz.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: for another ending.
+            DataError: for features that are not finite in float16.
+            RunError: when it cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"a file of features must end in .npz, got {path}")
+        array = np.empty((len(self), VIEWS, self.dim), dtype=np.float16)
+        for row in range(len(self)):
+            array[row] = half(self.panorama(np.array([row]))[0], "_".join(self.keys[row]))
+        temporary = path.with_name(f".{path.stem}.tmp.npz")
+        try:
+            np.savez(temporary, keys=np.array(self.keys), features=array)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise RunError(f"cannot write {path}: {error.strerror}") from error
+        return path

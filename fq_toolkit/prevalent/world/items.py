@@ -1,0 +1,114 @@
+"""NavItem: one instruction with its start, its path and its goals, whatever dataset it comes from."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.text.length_limit import fit_encodings
+from fq_toolkit.prevalent.world.world import NavWorld
+
+
+class NavItem(NamedTuple):
+    """One navigation task.
+
+    instr_id: name of the instruction, unique in its dataset.
+    scan: building.
+    heading: of the start, radians clockwise from +y.
+    path: viewpoints of the annotated path, the first is the start.
+    goals: viewpoints of which the nearest counts; empty where the annotations keep them secret.
+    instruction: text.
+    elevation: of the start, radians.
+    regions: viewpoints that count for goal progress (NDH).
+    """
+
+    instr_id: str
+    scan: str
+    heading: float
+    path: tuple[str, ...]
+    goals: tuple[str, ...]
+    instruction: str
+    elevation: float = 0.0
+    regions: tuple[str, ...] = ()
+
+    @property
+    def start(self) -> str:
+        """Return the first viewpoint."""
+        return self.path[0]
+
+
+def unreachable(item: NavItem, where: str) -> DataError:
+    """Return the error for an item none of whose goals can be reached."""
+    return DataError(
+        f"{where}: unreachable goal: no path in scan {item.scan!r} from {item.start!r} to "
+        f"{', '.join(map(repr, item.goals))}"
+    )
+
+
+def check_items(items: Iterable[NavItem], world: NavWorld, *, source: str = "items") -> None:
+    """Check that all viewpoints exist, and that of each item a goal and a region can be reached.
+
+    Args:
+        items: the tasks.
+        world: the graphs.
+        source: file or name, for messages.
+
+    Raises:
+        DataError: naming the source, the item and the viewpoint.
+    """
+    for item in items:
+        where = f"{source}: item {item.instr_id!r}"
+        try:
+            scan = world.scan(item.scan)
+            numbers = [scan.locate(v) for v in item.path + item.goals + item.regions]
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        after = len(item.path) + len(item.goals)
+        for ends, names in (
+            (numbers[len(item.path) : after], item.goals),
+            (numbers[after:], item.regions),
+        ):
+            if ends and not np.isfinite(scan.distances[numbers[0], ends]).any():
+                raise unreachable(item._replace(goals=names), where)
+
+
+def check_unique(items: Iterable[NavItem], *, source: str) -> None:
+    """Check that no instruction occurs twice.
+
+    Raises:
+        DataError: naming the source and the id.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if item.instr_id in seen:
+            raise DataError(f"{source}: instruction {item.instr_id!r} occurs twice")
+        seen.add(item.instr_id)
+
+
+def check_lengths(
+    items: Iterable[NavItem],
+    limit: int,
+    *,
+    tokenize: Callable[[str], Sequence[object]] = str.split,
+    source: str,
+) -> None:
+    """Check that no instruction is longer than a limit.
+
+    Args:
+        items: the tasks.
+        limit: tokens.
+        tokenize: text -> tokens; words by default.
+        source: file or name, for messages.
+
+    Raises:
+        DataError: naming the source, the item and both numbers.
+    """
+    items = list(items)
+    fit_encodings(
+        [tokenize(item.instruction) for item in items],
+        [item.instr_id for item in items],
+        source=source,
+        limit=limit,
+        remedy="raise the limit to {longest}, or cut the instruction before loading",
+    )

@@ -1,0 +1,70 @@
+"""Flat tables over the viewpoints of several scans: what a batched environment gathers from."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fq_toolkit.prevalent.world.scan import Scan
+from fq_toolkit.prevalent.world.world import NavWorld
+
+
+class WorldTables(NamedTuple):
+    """One row per viewpoint, one column per action: 0 stops, k goes to the k-th neighbour.
+
+    target: int64 (N, A), where the action leads; padding and 0 stay.
+    actions: int64 (N,), number of real actions, stop included.
+    headings: float64 (N, A), direction of the neighbour; 0 for stop and padding.
+    elevations: float64 (N, A).
+    views: int64 (N, A), view that shows the neighbour; -1 for stop and padding.
+    """
+
+    target: Any
+    actions: Any
+    headings: Any
+    elevations: Any
+    views: Any
+
+
+class TableBuilder:
+    """Tables that grow by a scan when it is first needed; rows of a scan stay where they are.
+
+    Args:
+        world: the graphs.
+    """
+
+    def __init__(self, world: NavWorld) -> None:
+        self._world = world
+        self.offsets: dict[str, int] = {}
+        self.names: list[tuple[str, str]] = []
+        self._scans: list[Scan] = []
+
+    def add(self, names: set[str]) -> bool:
+        """Take in scans; return whether any was new.
+
+        Raises:
+            DataError: for an unknown scan.
+        """
+        new = [self._world.scan(name) for name in sorted(names - set(self.offsets))]
+        for scan in new:
+            self.offsets[scan.name] = len(self.names)
+            self.names += [(scan.name, viewpoint) for viewpoint in scan.viewpoints]
+            self._scans.append(scan)
+        return bool(new)
+
+    def build(self) -> WorldTables:
+        """Return the tables of all scans that were added."""
+        width = 1 + max(scan.mask.shape[1] for scan in self._scans)
+        count = len(self.names)
+        target = np.repeat(np.arange(count)[:, None], width, axis=1)
+        headings, elevations = np.zeros((2, count, width))
+        views = np.full((count, width), -1)
+        actions = np.ones(count, dtype=np.int64)
+        for scan in self._scans:
+            offset = self.offsets[scan.name]
+            rows, columns = slice(offset, offset + len(scan)), slice(1, 1 + scan.mask.shape[1])
+            target[rows, columns] = np.where(scan.mask, scan.neighbors + offset, target[rows, columns])
+            headings[rows, columns] = scan.headings
+            elevations[rows, columns] = scan.elevations
+            views[rows, columns] = np.where(scan.mask, scan.views, -1)
+            actions[rows] += scan.mask.sum(axis=1)
+        return WorldTables(target, actions, headings, elevations, views)

@@ -1,0 +1,1 @@
+"""What a run says: progress, metrics, plots, and streams that may go away."""

@@ -1,0 +1,66 @@
+"""The navigation study: that it runs, goes on, and reports."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.studies.prevalent import ARMS, FINE_TUNING, LAST, PRETRAINING, SPEAKING, finished, main
+from benchmarks.studies.prevalent_report import plot, table
+from benchmarks.studies.results import Figures, Row, Setting, read
+
+SETTING = Setting("mini", 4, 20, "abc", False, "2-core-test", "cpu", 1, "torch")
+
+
+def rows(arms: dict[str, list[float]], metric: str = "SR unseen") -> list[Row]:
+    return [
+        Row(SETTING, arm, seed, metric, value, "2026-01-01")
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_quick_study_runs_every_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "study.csv"
+    assert main(["--quick", "--results", str(path), "--arms", "scratch", "pretrained, blind"]) == 0
+    found = read(path)
+    assert finished(Figures(found, found[0].setting)) == {("scratch", 0), ("pretrained, blind", 0)}
+    assert "| scratch |" in capsys.readouterr().out
+    assert path.with_suffix(".png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_quick_study_with_a_speaker(tmp_path: Path) -> None:
+    path = tmp_path / "study.csv"
+    assert main(["--quick", "--results", str(path)]) == 0
+    found = read(path)
+    assert finished(Figures(found, found[0].setting)) == {(arm, 0) for arm in ARMS}
+
+
+def test_a_run_counts_once_its_last_figure_is_there() -> None:
+    figures = Figures([*rows({"scratch": [0.1, 0.2]}, LAST), *rows({"pretrained": [0.3]})], SETTING)
+    assert finished(figures) == {("scratch", 0), ("scratch", 1)}
+
+
+def test_the_table_pairs_by_seed(tmp_path: Path) -> None:
+    figures = Figures(rows({"scratch": [0.1, 0.2, 0.3], "pretrained": [0.3, 0.4, 0.5]}), SETTING)
+    text = table(figures, tuple(ARMS))
+    assert "-20.0 (-20.0 to -20.0)" in text
+    assert "| pretrained | 40.0 (15.2 to 64.8) |" in text
+    plot(figures, tuple(ARMS), tmp_path / "study.png")
+
+
+def test_all_parts_of_a_study_share_their_worlds() -> None:
+    assert PRETRAINING.scans == FINE_TUNING.scans == SPEAKING.scans
+    assert PRETRAINING.feature_dim == FINE_TUNING.feature_dim == SPEAKING.feature_dim
+    assert FINE_TUNING.train_items == SPEAKING.train_items
+
+
+@pytest.mark.parametrize("kind", ["", "_600"])
+def test_the_pages_have_the_tables_of_the_results(project_root: Path, kind: str) -> None:
+    (path,) = (project_root / "benchmarks" / "results").glob(f"study_prevalent{kind}-*.csv")
+    found = read(path)
+    shown = table(Figures(found, found[-1].setting), tuple(ARMS))
+    for page in ("README.md", "docs/navigation_agents.md"):
+        text = (project_root / page).read_text(encoding="utf-8")
+        assert shown in text, page
+        assert found[-1].setting.commit in text, page

@@ -1,0 +1,224 @@
+"""Runs of the R2R trainer: resume, submission, decoding, exploration, an episode told and drawn; mistakes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fq_toolkit.cli import main
+from fq_toolkit.prevalent import DataError, MiniWorld, NavWorld, score_r2r
+from fq_toolkit.prevalent.model.follower import FollowerAgent
+from fq_toolkit.prevalent.model.speaker import Speaker
+from fq_toolkit.prevalent.tasks.navigate import choose_item, narrate, walk
+from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig, preset
+from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data, shuffle_instructions
+from fq_toolkit.prevalent.tasks.r2r.runs import R2RRun, evaluate_run, load_run
+from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER, R2RTraining, fine_tune
+from fq_toolkit.prevalent.tasks.top_view import draw_top_view
+from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+from fq_toolkit.training.errors import ConfigError, RunError
+from fq_toolkit.training.session import make_accelerator, train
+
+TINY = R2RConfig(
+    steps=4, batch_size=4, scans=2, train_items=12, validation_items=4, hidden_size=16, max_steps=5,
+    feature_dim=8, cross_modal=True, a2c_weight=0.5, feature_dropout=0.2, log_every=1, checkpoint_every=2,
+    device="cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(R2R_TRAINER, TINY, out=tmp_path_factory.mktemp("r2r") / "run").run
+
+
+@pytest.fixture(scope="module")
+def run(finished: Path) -> R2RRun:
+    return load_run(finished)
+
+
+def test_a_run_can_be_stopped_and_goes_on_bit_by_bit(finished: Path, run: R2RRun, tmp_path: Path) -> None:
+    train(R2R_TRAINER, TINY, out=tmp_path / "run", stop_after=2)
+    train(R2R_TRAINER, resume=tmp_path / "run")
+    resumed = load_run(tmp_path / "run")
+    pairs = zip(
+        run.task.networks.state_dict().items(), resumed.task.networks.state_dict().items(), strict=True
+    )
+    for (name, one), (_, other) in pairs:
+        assert torch.equal(one, other), name
+    with pytest.raises(ConfigError, match="steps"):
+        train(R2R_TRAINER, dataclasses.replace(TINY, steps=9), resume=finished)
+
+
+def test_predictions_are_official_and_score_as_reported(finished: Path, run: R2RRun, tmp_path: Path) -> None:
+    split = run.task.validation["val_unseen"]
+    records = [
+        {
+            "path_id": int(item.instr_id.partition("_")[0]),
+            "scan": item.scan,
+            "heading": item.heading,
+            "path": list(item.path),
+            "distance": 1.0,
+            "instructions": [item.instruction],
+        }
+        for item in split.items
+    ]
+    annotations = tmp_path / "R2R_val_unseen.json"
+    annotations.write_text(json.dumps(records))
+    scores = score_r2r(finished / "predictions-val_unseen.json", annotations, split.world)
+    reported = json.loads((finished / "evaluation.json").read_text())
+    assert scores._asdict() == pytest.approx(reported["scores"]["val_unseen"])
+    assert reported["features_synthesised"] is False
+    for name in ("curves.png", "metrics.csv", "model/model.safetensors", "model/vocabulary.json"):
+        assert (finished / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("decoding", ["sample", "beam"])
+def test_other_decodings_repeat_and_leave_training_as_it_was(run: R2RRun, decoding: str) -> None:
+    before = torch.get_rng_state()
+    first = evaluate_run(run, decoding=decoding, beam_width=2)  # type: ignore[arg-type]
+    assert first.scores == evaluate_run(run, decoding=decoding, beam_width=2).scores  # type: ignore[arg-type]
+    assert torch.equal(before, torch.get_rng_state())
+    assert decoding in str(first)
+    assert "2002.10638" in str(first)
+
+
+def test_an_episode_is_told_and_drawn(run: R2RRun, tmp_path: Path) -> None:
+    split, item = choose_item(run.task, "val_unseen", None)
+    journey = walk(run.task, split, item)
+    for choice in journey.choices:
+        assert sum(chance for _, _, chance in choice.options) + choice.stop == pytest.approx(1, abs=1e-5)
+    told = narrate(journey)
+    assert told.count("->") == len(journey.choices)
+    assert item.instruction in told
+    assert split.world.landmark(item.scan, item.start) in told  # type: ignore[attr-defined]
+    assert draw_top_view(journey, tmp_path / "top.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ConfigError, match="no split 'test'"):
+        choose_item(run.task, "test", None)
+    with pytest.raises(ConfigError, match="no instruction 'x_1'"):
+        choose_item(run.task, "val_seen", "x_1")
+
+
+def test_the_command_line_goes_from_training_to_navigating(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(finished), "--decoding", "beam", "--beam-width", "2"]) == 0
+    assert "beam" in capsys.readouterr().out
+    assert main(["navigate", str(finished), "--instruction", "to the sofa then stop ."]) == 0
+    assert "to the sofa" in capsys.readouterr().out
+    assert list(finished.glob("navigate-*.png"))
+    assert main(["train", "r2r", "--pretrained", str(finished / "nothing")]) == 1
+
+
+def test_fine_tuning_starts_from_the_model_it_is_given(run: R2RRun) -> None:
+    config = dataclasses.replace(TINY, steps=1, a2c_weight=0.0)
+    model, vocabulary = run.task.agent.model, run.task.agent.vocabulary
+    before = model.embeddings.word_embeddings.weight.detach().clone()
+    scores = fine_tune(config, model=model, vocabulary=vocabulary)
+    assert set(scores) == {"val_seen", "val_unseen"}
+    assert not torch.equal(before, model.embeddings.word_embeddings.weight)
+    with pytest.raises(ValueError, match="together"):
+        fine_tune(config, model=model)
+
+
+def test_exploring_trains_on_what_the_speaker_says_of_the_unseen_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [item.instruction for item in load_r2r_data(TINY).train.items]
+    speaker = Speaker(Vocabulary.train(texts), feature_dim=8, hidden_size=8, word_size=8)
+    speaker.save_pretrained(tmp_path)
+    config = dataclasses.replace(TINY, speaker=str(tmp_path), explore_from=0.0, a2c_weight=0.0)
+    task = R2RTraining(config, load_r2r_data(config), make_accelerator(config))
+    read: list[str] = []
+    original = FollowerAgent.read
+
+    def watch(self, items):
+        read.extend(item.scan for item in items)
+        return original(self, items)
+
+    monkeypatch.setattr(FollowerAgent, "read", watch)
+    other = dataclasses.replace(config, feature_dim=12)
+    with pytest.raises(ConfigError, match="features of width 8, the agent sees 12"):
+        R2RTraining(other, load_r2r_data(other), make_accelerator(other))
+    unseen = set(task.validation["val_unseen"].world.names)
+    for step in (0, 1):
+        read.clear()
+        task.step(step)
+        assert bool(set(read) & unseen) == bool(step)
+
+
+def test_ablations_change_only_what_they_name() -> None:
+    plain = load_r2r_data(TINY)
+    blind = load_r2r_data(dataclasses.replace(TINY, blind=True))
+    mixed = load_r2r_data(dataclasses.replace(TINY, shuffle_instructions=True))
+    for name, split in plain.validation.items():
+        assert blind.validation[name].items == split.items
+        store = blind.validation[name].features
+        assert not store.panorama(torch.arange(len(store)).numpy()).any()
+        shuffled = mixed.validation[name].items
+        assert [item.path for item in shuffled] == [item.path for item in split.items]
+        assert sorted(item.instruction for item in shuffled) == sorted(
+            item.instruction for item in split.items
+        )
+    items = MiniWorld(3).items(9)
+    pairs = zip(items, shuffle_instructions(items, seed=1), strict=True)
+    assert all(a.instruction != b.instruction for a, b in pairs)
+
+
+def test_validation_paths_are_not_trained_on() -> None:
+    data = load_r2r_data(TINY)
+    known = {(item.scan, item.path) for item in data.train.items}
+    for split in data.validation.values():
+        assert not known & {(item.scan, item.path) for item in split.items}
+    assert not set(data.train.world.names) & set(data.validation["val_unseen"].world.names)
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    world = MiniWorld(4, num_scans=1)
+    train_file = world.write(tmp_path / "data", 6, instructions=1).rename(tmp_path / "data/R2R_train.json")
+    config = R2RConfig(data=str(tmp_path / "data"), connectivity=str(tmp_path / "data"), feature_dim=8)
+    (tmp_path / "data/R2R_val_unseen.json").write_text(train_file.read_text())
+    with pytest.raises(DataError, match=r"R2R_train\.json: item '.*_0' has the path of the held-out item"):
+        load_r2r_data(config)
+    (tmp_path / "data/R2R_val_unseen.json").unlink()
+    assert load_r2r_data(config).train.synthesised
+    short = dataclasses.replace(config, max_tokens=3)
+    with pytest.raises(
+        DataError, match=r"R2R_train\.json: instruction '.*_0' has .* more than the limit of 3"
+    ):
+        R2RTraining(short, load_r2r_data(short), make_accelerator(short))
+    with pytest.raises(DataError, match=r"missing|no scan|scans\.txt|nowhere"):
+        load_r2r_data(dataclasses.replace(config, connectivity=str(tmp_path / "nowhere")))
+    train_file.write_text(train_file.read_text()[:-40])
+    with pytest.raises(DataError, match=r"R2R_train\.json"):
+        load_r2r_data(config)
+    for wrong, message in (
+        ({"a2c_from": 2.0}, "a2c_from"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"connectivity": "x"}, "connectivity belongs"),
+        ({"speaker": "x", "shuffle_instructions": True}, "do not go together"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            R2RConfig(**wrong)
+    with pytest.raises(ConfigError, match="unknown preset 'min'"):
+        preset("min")
+    with pytest.raises(RunError, match="not a run folder"):
+        load_run(tmp_path)
+
+
+def test_real_graphs_and_texts_go_through(real_world: NavWorld, tasks: Path, shared_data: Path) -> None:
+    config = dataclasses.replace(
+        TINY,
+        data=str(tasks),
+        connectivity=str(shared_data / "vln" / "connectivity"),
+        limit=6,
+        steps=1,
+        max_steps=3,
+        feature_dropout=0.0,
+    )
+    data = load_r2r_data(config)
+    task = R2RTraining(config, data, make_accelerator(config))
+    task.step(0)
+    task.evaluate()
+    assert "features synthesised" in str(task.last_evaluation)
