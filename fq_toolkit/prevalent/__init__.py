@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from fq_toolkit.prevalent.model.config import PrevalentConfig
     from fq_toolkit.prevalent.model.encoder import PrevalentModel, PrevalentOutput, TextCache
     from fq_toolkit.prevalent.model.speaker import Speaker
+    from fq_toolkit.prevalent.text.length_limit import check_lengths
     from fq_toolkit.prevalent.text.vocabulary import Vocabulary
     from fq_toolkit.prevalent.world.angles import angle_features
     from fq_toolkit.prevalent.world.env import BatchedNavEnv, Step
     from fq_toolkit.prevalent.world.features import FeatureStore
-    from fq_toolkit.prevalent.world.items import NavItem, check_items, check_lengths
+    from fq_toolkit.prevalent.world.items import NavItem, check_items
     from fq_toolkit.prevalent.world.observation import Observation
     from fq_toolkit.prevalent.world.paths import sample_paths
     from fq_toolkit.prevalent.world.scan import Scan
@@ -70,7 +71,7 @@ _HOME = {
     "angle_features": "fq_toolkit.prevalent.world.angles",
     "check_disjoint": "fq_toolkit.prevalent.data.leak_guard",
     "check_items": "fq_toolkit.prevalent.world.items",
-    "check_lengths": "fq_toolkit.prevalent.world.items",
+    "check_lengths": "fq_toolkit.prevalent.text.length_limit",
     "collect_triplets": "fq_toolkit.prevalent.data.triplets",
     "load_hanna": "fq_toolkit.prevalent.data.annotations",
     "load_ndh": "fq_toolkit.prevalent.data.annotations",

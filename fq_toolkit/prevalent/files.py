@@ -6,6 +6,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from fq_toolkit.training.errors import RunError
+
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LINES = (".jsonl", ".ndjson")
 _ALWAYS_FITS = 64 << 20  # bytes that a compressed file may hold, whatever its size
@@ -24,8 +26,11 @@ _KINDS = (
 )
 
 
-class DataError(ValueError):
-    """A data file or one of its items is unusable; the message names the file, the item and the remedy."""
+class DataError(RunError, ValueError):
+    """A data file or one of its items is unusable; the message names the file, the item and the remedy.
+
+    The command line prints it like any `RunError`; callers may also catch it as a ValueError.
+    """
 
 
 def check_readable(path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import fq_toolkit.prevalent as prevalent
 from fq_toolkit.prevalent import BatchedNavEnv, FeatureStore, MiniWorld, NavWorld
+from fq_toolkit.training.errors import RunError
 
 NAMES = {
     "BatchedNavEnv", "CameraState", "DataError", "FeatureStore", "HannaScores", "MiniWorld", "NDHScores",
@@ -64,3 +65,8 @@ def test_worlds_and_features_go_to_other_processes(tmp_path: Path, mini: MiniWor
         pickle.loads(pickle.dumps(store)).panorama(np.array([0])), np.ones((1, 36, 4))
     )
     assert BatchedNavEnv(pickle.loads(pickle.dumps(mini))).reset(mini.items(1)).viewpoints
+
+
+def test_a_bad_data_file_is_an_error_of_the_run_and_of_a_value() -> None:
+    assert issubclass(prevalent.DataError, RunError)  # the command line prints those in a sentence
+    assert issubclass(prevalent.DataError, ValueError)

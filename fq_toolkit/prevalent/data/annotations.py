@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from fq_toolkit.prevalent.data.leak_guard import SPLIT_LONGER_BY, check_disjoint
 from fq_toolkit.prevalent.files import DataError, field, read_records, strings
-from fq_toolkit.prevalent.world.items import NavItem, check_items, check_lengths, check_unique
+from fq_toolkit.prevalent.text.length_limit import check_lengths
+from fq_toolkit.prevalent.world.items import NavItem, check_items, check_unique
 from fq_toolkit.prevalent.world.world import NavWorld
 
 PathType = Literal["planner", "player", "trusted"]

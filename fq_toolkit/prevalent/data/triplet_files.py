@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from fq_toolkit.prevalent.data.leak_guard import SPLIT_LONGER_BY, check_disjoint
 from fq_toolkit.prevalent.data.triplets import TOKENS, Pose, Triplet
 from fq_toolkit.prevalent.files import DataError, field, read_records
-from fq_toolkit.prevalent.text.length_limit import LONGEST, LongInstructions, fit_encodings
+from fq_toolkit.prevalent.text.length_limit import LongInstructions, fit_encodings
+from fq_toolkit.prevalent.text.vocabulary import LONGEST
 from fq_toolkit.prevalent.world.angles import VIEWS
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.storage.atomic import write_atomic

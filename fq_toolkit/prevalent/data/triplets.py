@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from fq_toolkit.prevalent.files import DataError
-from fq_toolkit.prevalent.text.length_limit import LONGEST
+from fq_toolkit.prevalent.text.vocabulary import LONGEST
 from fq_toolkit.prevalent.world.angles import STEP, snap, wrap
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.metrics.scoring import score_hanna, score_ndh, score_r2r
+from fq_toolkit.prevalent.world.world import NavWorld
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.storage.atomic import write_atomic
@@ -19,8 +22,6 @@ def data_errors() -> Iterator[None]:
     Raises:
         RunError: for a DataError.
     """
-    from fq_toolkit.prevalent.files import DataError
-
     try:
         yield
     except DataError as error:
@@ -56,8 +57,6 @@ def score_command(arguments: list[str]) -> int:
             target: Only for ndh: which path is the annotated one; trusted by default.
             out: Also write the scores to this JSON file.
         """
-        from fq_toolkit.prevalent import NavWorld, score_hanna, score_ndh, score_r2r
-
         if target is not None and task != "ndh":
             raise ConfigError(f"--target belongs to --task ndh, not to {task}")
         world = NavWorld.from_connectivity(connectivity)
@@ -70,5 +69,4 @@ def score_command(arguments: list[str]) -> int:
             write_atomic(out, (json.dumps(scores, indent=2) + "\n").encode())
         return 0
 
-    with data_errors():
-        return int(tyro.cli(score, args=arguments, prog="fq-toolkit score"))
+    return int(tyro.cli(score, args=arguments, prog="fq-toolkit score"))

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fq_toolkit.prevalent.model.encoder import PrevalentModel, TextCache
 from fq_toolkit.prevalent.model.follower_decoder import DecoderState, PanoramicDecoder
-from fq_toolkit.prevalent.text.length_limit import LONGEST, Fitted, LongInstructions, fit_items
-from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+from fq_toolkit.prevalent.text.length_limit import Fitted, LongInstructions, fit_items
+from fq_toolkit.prevalent.text.vocabulary import LONGEST, Vocabulary
 from fq_toolkit.prevalent.world.env import BatchedNavEnv
 from fq_toolkit.prevalent.world.environment_dropout import mask_features
 from fq_toolkit.prevalent.world.items import NavItem

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fq_toolkit.prevalent.files import DataError, check_readable, read_json
 from fq_toolkit.prevalent.model.follower_decoder import attend
-from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.path_views import PathViews
 from fq_toolkit.training.storage.atomic import write_atomic
 
@@ -212,7 +212,7 @@ class Speaker(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.vocabulary.save(folder / "vocabulary.json")
+        self.vocabulary.save(folder / VOCABULARY)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         write_atomic(folder / "speaker.safetensors", save(tensors))
         write_atomic(folder / "speaker.json", (json.dumps(self.settings, indent=2) + "\n").encode())
@@ -235,7 +235,7 @@ class Speaker(nn.Module):
         weights = folder / "speaker.safetensors"
         check_readable(weights)
         try:
-            speaker = cls(Vocabulary.from_file(folder / "vocabulary.json"), **settings)
+            speaker = cls(Vocabulary.from_file(folder / VOCABULARY), **settings)
             speaker.load_state_dict(load(weights.read_bytes()))
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder} holds no speaker of this version: {error}") from error

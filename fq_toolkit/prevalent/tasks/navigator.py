@@ -20,9 +20,8 @@ from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.model.vocabulary_growth import add_words
 from fq_toolkit.prevalent.tasks.navigator_config import NavigatorConfig
-from fq_toolkit.prevalent.tasks.pretraining.training import VOCABULARY
 from fq_toolkit.prevalent.tasks.r2r.data import Split
-from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.loop import LoopResult

@@ -1,20 +1,13 @@
 """Instructions that are too long: refused by name, or cut and counted, in one way for all trainers."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.text.vocabulary import LONGEST, Vocabulary
+from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.errors import ConfigError
-
-if TYPE_CHECKING:  # both modules need the limit
-    from fq_toolkit.prevalent.text.vocabulary import Vocabulary
-    from fq_toolkit.prevalent.world.items import NavItem
-
-LONGEST = 78
-"""Tokens of the longest instruction, as released; ``[CLS]`` and ``[SEP]`` make them 80."""
 
 LongInstructions = Literal["refuse", "cut"]
 _REMEDY = (
@@ -39,7 +32,7 @@ class InstructionLimit:
         return LONGEST if self.max_tokens is None else self.max_tokens
 
     @property
-    def text_limits(self) -> InstructionLimit:
+    def text_limits(self) -> "InstructionLimit":
         """Return these options: what an agent is built with."""
         return self
 
@@ -132,6 +125,34 @@ def fit_items(
         source=source,
         limit=limit,
         long_instructions=long_instructions,
+    )
+
+
+def check_lengths(
+    items: Iterable[NavItem],
+    limit: int,
+    *,
+    tokenize: Callable[[str], Sequence[object]] = str.split,
+    source: str,
+) -> None:
+    """Check that no instruction is longer than a limit.
+
+    Args:
+        items: the tasks.
+        limit: tokens.
+        tokenize: text -> tokens; words by default.
+        source: file or name, for messages.
+
+    Raises:
+        DataError: naming the source, the item and both numbers.
+    """
+    items = list(items)
+    fit_encodings(
+        [tokenize(item.instruction) for item in items],
+        [item.instr_id for item in items],
+        source=source,
+        limit=limit,
+        remedy="raise the limit to {longest}, or cut the instruction before loading",
     )
 
 

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fq_toolkit.prevalent.files import DataError, check_readable, read_json
-from fq_toolkit.prevalent.text.length_limit import LONGEST
 from fq_toolkit.training.storage.atomic import write_atomic
+
+VOCABULARY = "vocabulary.json"
+"""Where a model's folder keeps its words."""
+
+LONGEST = 78
+"""Tokens of the longest instruction, as released; ``[CLS]`` and ``[SEP]`` make them 80."""
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _TAG = re.compile(r"(<\w+>)")

@@ -1,12 +1,11 @@
 """NavItem: one instruction with its start, its path and its goals, whatever dataset it comes from."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from fq_toolkit.prevalent.files import DataError
-from fq_toolkit.prevalent.text.length_limit import fit_encodings
 from fq_toolkit.prevalent.world.world import NavWorld
 
 
@@ -84,31 +83,3 @@ def check_unique(items: Iterable[NavItem], *, source: str) -> None:
         if item.instr_id in seen:
             raise DataError(f"{source}: instruction {item.instr_id!r} occurs twice")
         seen.add(item.instr_id)
-
-
-def check_lengths(
-    items: Iterable[NavItem],
-    limit: int,
-    *,
-    tokenize: Callable[[str], Sequence[object]] = str.split,
-    source: str,
-) -> None:
-    """Check that no instruction is longer than a limit.
-
-    Args:
-        items: the tasks.
-        limit: tokens.
-        tokenize: text -> tokens; words by default.
-        source: file or name, for messages.
-
-    Raises:
-        DataError: naming the source, the item and both numbers.
-    """
-    items = list(items)
-    fit_encodings(
-        [tokenize(item.instruction) for item in items],
-        [item.instr_id for item in items],
-        source=source,
-        limit=limit,
-        remedy="raise the limit to {longest}, or cut the instruction before loading",
-    )

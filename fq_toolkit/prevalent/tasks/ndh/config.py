@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigatorConfig
-from fq_toolkit.prevalent.text.length_limit import LONGEST, InstructionLimit
+from fq_toolkit.prevalent.text.length_limit import InstructionLimit
+from fq_toolkit.prevalent.text.vocabulary import LONGEST
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 

@@ -17,6 +17,7 @@ from fq_toolkit.prevalent.tasks.pretraining.config import MINIWORLD, TRAINER, Pr
 from fq_toolkit.prevalent.tasks.pretraining.data import PretrainingData, load_pretraining_data
 from fq_toolkit.prevalent.tasks.pretraining.masking import WordMasker
 from fq_toolkit.prevalent.tasks.pretraining.steps import PretrainingSteps, StepBatch
+from fq_toolkit.prevalent.text.vocabulary import VOCABULARY
 from fq_toolkit.prevalent.world.angles import VIEWS
 from fq_toolkit.training import session
 from fq_toolkit.training.errors import ConfigError
@@ -32,7 +33,6 @@ from fq_toolkit.training.storage.measured_data import MeasuredSet, set_records
 from fq_toolkit.training.storage.run_folder import RunFolder
 
 EVALUATION_SEED = 10638
-VOCABULARY = "vocabulary.json"
 
 
 class PretrainingScores(NamedTuple):

@@ -21,13 +21,12 @@ from fq_toolkit.prevalent.tasks.navigator import (
     build_agent,
     build_follower,
 )
-from fq_toolkit.prevalent.tasks.pretraining.training import VOCABULARY
 from fq_toolkit.prevalent.tasks.r2r.config import TRAINER, R2RConfig
 from fq_toolkit.prevalent.tasks.r2r.data import R2RData, Split, load_r2r_data
 from fq_toolkit.prevalent.tasks.r2r.evaluation import R2REvaluation, score_split
 from fq_toolkit.prevalent.tasks.speaker.augment import retell
 from fq_toolkit.prevalent.text.length_limit import keep_start
-from fq_toolkit.prevalent.text.vocabulary import Vocabulary
+from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.env import BatchedNavEnv
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.paths import sample_paths
