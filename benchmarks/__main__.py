@@ -195,17 +195,21 @@ def plot(arguments: argparse.Namespace) -> int:
 
 
 def table(arguments: argparse.Namespace) -> int:
-    """The README's section from the results files."""
-    from benchmarks.table import update
+    """The generated sections of the pages, from the results files."""
+    from benchmarks.table import PAGES, update
 
-    try:
-        stale = update(Path(arguments.readme), Path(arguments.results), check=arguments.check)
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    pages = [Path(page) for page in arguments.page] if arguments.page else list(PAGES)
     word = "out of date" if arguments.check else "updated"
-    sys.stdout.write(f"{arguments.readme}: {word if stale else 'up to date'}\n")
-    return 1 if stale and arguments.check else 0
+    outdated = False
+    for page in pages:
+        try:
+            stale = update(page, Path(arguments.results), check=arguments.check)
+        except (OSError, ValueError) as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        sys.stdout.write(f"{page}: {word if stale else 'up to date'}\n")
+        outdated |= stale
+    return 1 if outdated and arguments.check else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -254,11 +258,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--case", choices=list(BY_NAME))
     command.add_argument("--results", default=str(results.DIRECTORY))
 
-    command = add("table", table, "regenerate the benchmark section of the README from the results files")
+    command = add(
+        "table", table, "regenerate the tables of README.md and docs/results.md from the results files"
+    )
     command.add_argument(
         "--check", action="store_true", help="only tell whether it is out of date, as exit code 1"
     )
-    command.add_argument("--readme", default=str(machine.ROOT / "README.md"))
+    command.add_argument("--page", action="append", help="only this file; repeat for several")
     command.add_argument("--results", default=str(results.DIRECTORY))
     return top
 

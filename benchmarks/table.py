@@ -1,9 +1,12 @@
-"""The README's benchmark section, regenerated from the results files."""
+"""The generated sections of the pages, each between its two marks, from the committed results files."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import targets
 from benchmarks.floor import GEMM
@@ -13,9 +16,16 @@ from benchmarks.quantizer.discriminator import BARE
 from benchmarks.quantizer.ours import OURS
 from benchmarks.results import DIRECTORY, Row, median, peak, read_all
 from benchmarks.shapes import SHAPES, Shape
+from benchmarks.studies import navigation_tasks, optimus_report, prevalent_report
+from benchmarks.studies.fqgan import ARMS as GAN_ARMS
+from benchmarks.studies.optimus import arms_of
+from benchmarks.studies.prevalent import ARMS as NAVIGATION_ARMS
+from benchmarks.studies.results import Figures, read
+from benchmarks.studies.setting import BASELINE as NO_QUANTIZATION
+from benchmarks.studies.summary import summary
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOT_MEASURED = "not measured"
+_MARK = re.compile(r"^<!-- (\w+):(begin|end) -->$", re.MULTILINE)
 
 
 def _ms(value: float | None) -> str:
@@ -157,14 +167,22 @@ def _machine_section(rows: Sequence[Row]) -> list[str]:
     return text
 
 
+def _by_machine(rows: Sequence[Row], device: str) -> dict[tuple[str, int], list[Row]]:
+    """Return (machine, threads) -> the float32 rows of a device, graph replays left out."""
+    found: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row.device == device and row.dtype == "float32" and not row.clock_kind:
+            found.setdefault((row.machine, row.threads), []).append(row)
+    return dict(sorted(found.items()))
+
+
 def render(rows: Sequence[Row]) -> str:
-    """The text between the markers."""
+    """Return the long tables: what was measured on each machine, and the targets."""
     lines: list[str] = []
     devices: dict[str, Callable[[Sequence[Row]], list[targets.Verdict]]] = targets.TARGETS
     for device, judge in devices.items():
-        here = [row for row in rows if row.device == device and row.dtype == "float32" and not row.clock_kind]
         title = "CPU" if device == "cpu" else "GPU"
-        machines = sorted({(row.machine, row.threads) for row in here})
+        machines = _by_machine(rows, device)
         if not machines:
             lines += [
                 f"### {title}",
@@ -173,29 +191,170 @@ def render(rows: Sequence[Row]) -> str:
                 "",
             ]
             lines += [*_verdicts(judge([])), ""]
-        for name in machines:
-            mine = [row for row in here if (row.machine, row.threads) == name]
+        for mine in machines.values():
             lines += [f"### {title}", "", *_machine_section(mine), *_verdicts(judge(mine)), ""]
     return "\n".join(lines).strip() + "\n"
 
 
-def update(readme: Path = ROOT / "README.md", directory: Path = DIRECTORY, *, check: bool = False) -> bool:
-    """Rewrite the section between the markers; with ``check`` only tell whether it would change.
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
+
+
+class _Headline(NamedTuple):
+    """A row of the README: the target it quotes, what was timed, and against what."""
+
+    target: str
+    timed: str
+    peer: str
+
+
+_HEADLINES = (
+    _Headline(
+        "training step, faster than the released layer",
+        "training step of `FeatureQuantizer`",
+        "the layer released with FQ-GAN",
+    ),
+    _Headline(
+        "training step, faster than lucidrains",
+        "training step of `FeatureQuantizer`",
+        "vector-quantize-pytorch",
+    ),
+    _Headline(
+        "generation with a latent, time over plain GPT-2, B 1 and 8",
+        "cached decoding after `inject_latent`",
+        "the same GPT-2 without a latent",
+    ),
+    _Headline(
+        "pretraining, samples/s over a literal port",
+        "pretraining step of PREVALENT",
+        "a literal port of the released code",
+    ),
+)
+
+
+def _worse(verdict: targets.Verdict) -> float:
+    """Return a key that is smallest for the worst figure; what was not measured comes last."""
+    if verdict.value is None:
+        return float("inf")
+    return verdict.value if verdict.wanted.startswith(">=") else -verdict.value
+
+
+def _speed_of(verdict: targets.Verdict) -> str:
+    if verdict.value is None:
+        return NOT_MEASURED
+    if verdict.wanted.startswith(">="):
+        return f"{verdict.value:.1f} times as fast"
+    return f"{100 * (verdict.value - 1):+.1f} % time"
+
+
+def headlines(rows: Sequence[Row]) -> str:
+    """Return the README's rows: each figure is that of the machine where it is worst."""
+    found = {
+        machine: {verdict.text: verdict for verdict in targets.cpu_targets(mine)}
+        for machine, mine in _by_machine(rows, "cpu").items()
+    } or {("", 0): {verdict.text: verdict for verdict in targets.cpu_targets([])}}
+    lines = []
+    for target, timed, peer in _HEADLINES:
+        machine, threads = min(found, key=lambda name: _worse(found[name][target]))
+        verdict = found[machine, threads][target]
+        where = f"{machine}, {_threads(threads)}" if verdict.value is not None else ""
+        lines.append((timed, peer, _speed_of(verdict), verdict.detail, where))
+    gpu = "" if _by_machine(rows, "cuda") else f"\nOn a GPU: {NOT_MEASURED}.\n"
+    return "\n".join(_markdown(("timed", "against", "result", "over", "machine"), lines)) + "\n" + gpu
+
+
+def _studies(directory: Path, pattern: str, text: Callable[[Path], str]) -> str:
+    """Return a text for each results file of a study."""
+    parts = [f"{text(path)}\n" for path in sorted(directory.glob(pattern))]
+    return "\n".join(parts) or "Not measured yet.\n"
+
+
+def _rows_of(path: Path) -> str:
+    return f"Rows: `benchmarks/results/{path.name}`"
+
+
+def _gan_study(path: Path) -> str:
+    text = summary(read(path), GAN_ARMS, baseline=NO_QUANTIZATION)
+    return f"{text}\n\n{_rows_of(path)}; bold: the interval excludes 0."
+
+
+def _where(figures: Figures) -> str:
+    setting = figures.setting
+    return f"Commit {setting.commit}; {setting.machine}, {_threads(setting.threads)}"
+
+
+def _sentence_study(case: str, path: Path) -> str:
+    rows = read(path)
+    figures = Figures(rows, rows[-1].setting)
+    text = optimus_report.table(figures, tuple(arms_of(case)))
+    return f"{text}\n\n{_where(figures)}. {_rows_of(path)}."
+
+
+def _navigation_study(path: Path) -> str:
+    rows = read(path)
+    figures = Figures(rows, rows[-1].setting)
+    text = prevalent_report.table(figures, tuple(NAVIGATION_ARMS))
+    return f"{text}\n\n{_where(figures)}. {_rows_of(path)}."
+
+
+def _task_study(path: Path) -> str:
+    return f"{navigation_tasks.summary(read(path))}\n\n{_rows_of(path)}."
+
+
+#: Name of a section, as in its marks -> its text from a folder of results.
+SECTIONS: dict[str, Callable[[Path], str]] = {
+    "speed": lambda directory: headlines(read_all(directory)),
+    "bench": lambda directory: render(read_all(directory)),
+    "gans": partial(_studies, pattern="study_fqgan-*.csv", text=_gan_study),
+    "search": partial(_studies, pattern="study_fqgan_search-*.csv", text=_gan_study),
+    **{
+        case: partial(_studies, pattern=f"study_optimus-{case}-*.csv", text=partial(_sentence_study, case))
+        for case in ("grammar", "captions", "injection")
+    },
+    "navigation": partial(_studies, pattern="study_prevalent-*.csv", text=_navigation_study),
+    "navigation_600": partial(_studies, pattern="study_prevalent_600-*.csv", text=_navigation_study),
+    "tasks": partial(_studies, pattern="study_navigation_tasks-*.csv", text=_task_study),
+}
+#: Each section stands on one page.
+PAGES = {
+    ROOT / "README.md": ("speed",),
+    ROOT / "docs" / "results.md": tuple(name for name in SECTIONS if name != "speed"),
+}
+
+
+def update(page: Path, directory: Path = DIRECTORY, *, check: bool = False) -> bool:
+    """Rewrite the sections between the marks of a page; with `check` only tell whether they would change.
+
+    Args:
+        page: a file with lines `<!-- NAME:begin -->` and `<!-- NAME:end -->` of `SECTIONS`. A page of `PAGES`
+            must have its own.
+        directory: the results files.
+        check: write nothing.
 
     Returns:
-        Whether the text was (with ``check``: is) out of date.
+        Whether the text was (with `check`: is) out of date.
 
     Raises:
-        ValueError: the file lacks the markers.
+        ValueError: a section is missing, has no end, or stands there twice.
     """
-    text = readme.read_text()
-    if BEGIN not in text or END not in text.split(BEGIN, 1)[1]:
-        raise ValueError(f"{readme} needs a line {BEGIN} and after it a line {END}")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    fresh = f"{before}{BEGIN}\n{render(read_all(directory))}{END}{after}"
+    text = page.read_text(encoding="utf-8")
+    marks = [mark for mark in _MARK.finditer(text) if mark[1] in SECTIONS]
+    begins, ends = marks[::2], marks[1::2]
+    names = [mark[1] for mark in begins]
+    wanted = PAGES.get(page.resolve(), ())
+    paired = [(mark[1], mark[2]) for mark in marks] == [(n, w) for n in names for w in ("begin", "end")]
+    if not paired or len(set(names)) != len(names) or not set(names) >= set(wanted) or not names:
+        raise ValueError(
+            f"{page} needs each of its sections ({', '.join(wanted or SECTIONS)}) once, between a line "
+            "<!-- NAME:begin --> and after it a line <!-- NAME:end -->"
+        )
+    fresh, done = "", 0
+    for begin, end in zip(begins, ends, strict=True):
+        fresh += f"{text[done : begin.end()]}\n{SECTIONS[begin[1]](directory)}"
+        done = end.start()
+    fresh += text[done:]
     if fresh == text:
         return False
     if not check:
-        readme.write_text(fresh)
+        page.write_text(fresh, encoding="utf-8")
     return True

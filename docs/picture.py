@@ -1,7 +1,7 @@
-"""Make the picture of README.md: train as the first command does, keep the picture and its cost.
+"""Make the picture of README.md: train as the first command does, and keep the picture and its cost.
 
     python docs/picture.py            trains; writes images/digits.png, digits.json, README.md's caption
-    python docs/picture.py --caption  writes the caption from digits.json alone
+    python docs/picture.py --caption  only writes the caption, from digits.json
 
 A test compares the caption with digits.json.
 """
@@ -59,17 +59,13 @@ def caption(record: dict[str, Any]) -> str:
     """Write the picture's Markdown from its record."""
     found = record["evaluation"]
     busy = f", beside other work (load {record['load_before']})" if record["load_before"] > 0.5 else ""
-    sentences = [
-        f"What the first command below draws, one column a class: `{record['command']}`, "
-        + f"{found['step']} steps, `fq={found['fq']}`, seed {found['seed']}; "
-        + f"{record['seconds']:.0f} s with evaluation on "
-        + f"{record['machine']}, threads: {record['threads']}{busy}.",
-        f"fid[{found['extractor']}] {found['fid']:.1f} (n = {found['samples']}, "
-        + f"real-vs-real floor {found['floor']:.1f}); {found['accuracy']:.1%} of the digits are recognised "
-        + f"as their class (real ones: {found['holdout_accuracy']:.1%}).",
-        f"One run of one seed, commit {record['commit']}; [record](docs/images/{RECORD.name}).",
-    ]
-    return f"![Digits drawn by the generator](docs/images/{IMAGE.name})\n\n*{' '.join(sentences)}*\n"
+    text = (
+        f"Drawn by the first command, one column per class: {found['step']} steps "
+        f"in {record['seconds']:.0f} s on {record['machine']}{busy}, "
+        f"fid[{found['extractor']}] {found['fid']:.1f} (real images: {found['floor']:.1f}), one seed; "
+        f"[record](docs/images/{RECORD.name})."
+    )
+    return f"![Digits drawn by the generator](docs/images/{IMAGE.name})\n\n*{text}*\n"
 
 
 def write_caption() -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from fq_toolkit import FeatureQuantizer
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,15 +87,44 @@ def test_the_diff_turns_one_working_program_into_another() -> None:
     }
     for sign, source in sides.items():
         leaf = torch.randn(4, 3, 32, 32, requires_grad=True)
-        scope = {
+        scope: dict[str, Any] = {
             "real": torch.randn(4, 3, 32, 32),
             "fake": leaf * 1,
             "hinge_d": lambda r, f: nn.functional.relu(1 - r).mean() + nn.functional.relu(1 + f).mean(),
         }
         exec(compile(source, "README", "exec"), scope)
-        assert leaf.grad is not None, sign
+        scope["d_loss"].backward()
+        assert leaf.grad is None, sign
+        scope["g_loss"].backward()
         assert torch.isfinite(leaf.grad).all(), sign
+        quantizers = [layer for layer in scope["D"] if isinstance(layer, FeatureQuantizer)]
+        assert len(quantizers) == (sign == "+")
     assert any(line.startswith("+") and "FeatureQuantizer(" in line for line in diff.splitlines())
+
+
+def test_the_readme_is_short() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    fenced = re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert [language for language, _ in fenced].count("python") == 4
+    for language, block in fenced:
+        assert len(block.splitlines()) <= 12, f"{language}: {block}"
+
+
+def test_the_expected_figures_stand_among_the_results() -> None:
+    """Each number of "What to expect" that has a decimal point is a cell of the results page."""
+    readme = README.read_text(encoding="utf-8")
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    expected = readme.split("## What to expect\n", 1)[1].split("\n## ", 1)[0]
+    lines = re.findall(r"^- \*\*.*?(?=^- \*\*|\Z)", expected, re.DOTALL | re.MULTILINE)
+    assert [re.match(r"- \*\*(.+?)\*\*", line)[1] for line in lines] == ["FQ-GAN", "Optimus", "PREVALENT"]  # type: ignore[index]
+    cells = set(re.findall(r"(?<=\| )-?\d+\.\d+", results))
+    for line in lines:
+        assert "(docs/results.md#" in line
+        assert "`python -m benchmarks." in line
+        figures = re.findall(r"(?<![\d.])\d+\.\d+", line)
+        assert figures
+        assert set(figures) <= cells, line
 
 
 def test_there_are_two_commands_of_one_line_each() -> None:
@@ -135,11 +166,27 @@ def test_commands_that_the_pages_name_exist() -> None:
         assert importlib.util.find_spec(name), name
 
 
+def anchors(path: Path) -> set[str]:
+    """Return what a link may name behind a `#`: the headings, as code hosts and mkdocs spell them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), f"{target}#{anchor}"
+
+
+def test_the_pages_are_in_the_navigation() -> None:
+    named = re.findall(r"^  - .+: (\w+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 def test_files_that_the_pages_name_exist() -> None:
@@ -154,19 +201,10 @@ def test_files_that_the_pages_name_exist() -> None:
         assert (ROOT / name).exists(), name
 
 
-def section(name: str) -> str:
-    found = re.search(
-        rf"\[start:{name}\] -->\n(.*?)<!-- --8<-- \[end:{name}\]",
-        README.read_text(encoding="utf-8"),
-        re.DOTALL,
-    )
-    assert found, name
-    return found[1]
-
-
 def test_quoted_messages_are_those_of_the_code() -> None:
     """Each troubleshooting entry is headed by a fragment of a message; ours must stand in the source."""
-    entries = re.findall(r"^\*\*`(.+?)`\*\*(.*)$", section("troubleshooting"), re.MULTILINE)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^\*\*`(.+?)`\*\*(.*)$", page, re.MULTILINE)
     assert len(entries) >= 6
     source = []
     for path in sorted((ROOT / "fq_toolkit").rglob("*.py")):
@@ -193,9 +231,10 @@ def test_the_picture_is_there_with_a_caption_from_its_record() -> None:
     assert picture.IMAGE.read_bytes().startswith(b"\x89PNG")
     assert f" && .venv/bin/{record['command']}\n" in README.read_text(encoding="utf-8")
     assert picture.caption(record) in README.read_text(encoding="utf-8")
+    assert len(picture.caption(record).splitlines()) == 3, "the picture, and a caption of one line"
 
 
-def test_the_benchmark_table_is_that_of_the_results_files() -> None:
+def test_the_tables_are_those_of_the_results_files() -> None:
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks", "table", "--check"], capture_output=True, text=True, cwd=ROOT
     )

@@ -1,4 +1,4 @@
-"""Every "yes" in README.md's support matrix is a run of that backend, dtype and layout."""
+"""Every "yes" in the matrix of docs/support.md is a run of that backend, dtype and layout."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def matrix() -> dict[str, list[tuple[str, bool]]]:
     """Read the table: backend -> (column, claimed)."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        for line in (ROOT / "docs" / "support.md").read_text(encoding="utf-8").splitlines()
         if line.startswith(("| backend |", "| reference |", "| native |", "| triton |"))
     ]
     header, *body = rows

@@ -52,7 +52,7 @@ def test_a_run_merges_rows_and_feeds_plot_and_table(capsys, tmp_path):
     assert (tmp_path / path.stem / "commit.png").stat().st_size > 10_000
     readme = tmp_path / "README.md"
     readme.write_text("<!-- bench:begin -->\n<!-- bench:end -->\n")
-    command = ["table", "--readme", str(readme), "--results", str(tmp_path)]
+    command = ["table", "--page", str(readme), "--results", str(tmp_path)]
     assert [main([*command, "--check"]), main(command), main([*command, "--check"])] == [1, 0, 0]
 
 

@@ -1,13 +1,13 @@
-"""The README's section follows from the results alone."""
+"""The generated sections of the pages follow from the results files and from nothing else."""
 
 from dataclasses import fields, replace
 
 import pytest
 
 from benchmarks import targets
-from benchmarks.results import SKIPPED, Row, write
+from benchmarks.results import DIRECTORY, SKIPPED, Row, write
 from benchmarks.shapes import SHAPES
-from benchmarks.table import BEGIN, END, render, update
+from benchmarks.table import PAGES, SECTIONS, headlines, render, update
 
 ROW = Row(
     **{field.name: "x" for field in fields(Row) if field.type == "str"}
@@ -87,22 +87,80 @@ def test_the_geometric_mean_of_a_constant_is_the_constant():
     assert targets.geometric_mean([]) is None
 
 
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
 def test_update_and_check(tmp_path):
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    readme.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
     write(results / "m.csv", ROWS)
-    assert update(readme, results, check=True)
-    assert "stale" in readme.read_text()
-    assert update(readme, results)
-    assert not update(readme, results, check=True)
-    text = readme.read_text()
+    assert update(page, results, check=True)
+    assert "stale" in page.read_text()
+    assert update(page, results)
+    assert not update(page, results, check=True)
+    text = page.read_text()
     assert text.startswith(f"before\n{BEGIN}\n### CPU")
     assert text.endswith(f"{END}\nafter\n")
     assert all(shape.label in text for shape in SHAPES)
 
 
-def test_a_readme_without_markers_is_refused(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("nothing here\n")
-    with pytest.raises(ValueError, match="bench:begin"):
-        update(readme, tmp_path)
+@pytest.mark.parametrize(
+    "text",
+    ["nothing here\n", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n" * 2,
+     f"{BEGIN}\n<!-- gans:begin -->\n{END}\n<!-- gans:end -->\n"],
+)  # fmt: skip
+def test_marks_that_do_not_pair_are_refused(tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(ValueError, match="NAME:begin"):
+        update(page, tmp_path)
+    assert page.read_text() == text
+
+
+def test_a_page_that_lost_a_section_is_refused(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- gans:begin -->\n<!-- gans:end -->\n")
+    monkeypatch.setitem(PAGES, page, ("gans", "search"))
+    with pytest.raises(ValueError, match="gans, search"):
+        update(page, tmp_path)
+
+
+def test_every_section_stands_on_one_page():
+    assert sorted(name for names in PAGES.values() for name in names) == sorted(SECTIONS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_table_can_be_edited_by_hand(page, tmp_path):
+    """One digit changed in any table is found, wherever it stands on the page."""
+    lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
+    copy = tmp_path / page.name
+    copy.write_text("".join(lines), encoding="utf-8")
+    assert not update(copy, check=True)
+    fresh = {name: SECTIONS[name](DIRECTORY) for name in PAGES[page]}
+    figures = [line for line in lines if line.startswith("|") and any(c.isdigit() for c in line)]
+    assert figures
+    assert set(figures) <= {f"{line}\n" for text in fresh.values() for line in text.splitlines()}
+    name = PAGES[page][-1]
+    inside = lines.index(f"<!-- {name}:end -->\n") - 3
+    lines[inside] = lines[inside][:-2] + "0" + lines[inside][-2:]
+    copy.write_text("".join(lines), encoding="utf-8")
+    assert update(copy, check=True)
+
+
+def test_the_readme_quotes_the_worst_machine():
+    slower = [replace(row, machine="1-core-test", threads=1) for row in ROWS]
+    slower[0] = replace(slower[0], median_ms=100.0)  # FeatureQuantizer, half as fast on C10 L0
+    text = headlines([*ROWS, *slower])
+    assert "8.9 times as fast" in _line(
+        text, "| training step of `FeatureQuantizer` | the layer"
+    )  # sqrt(5 * 16)
+    assert "1-core-test, 1 thread |" in text
+    assert "2-core-test" not in _line(text, "| training step of `FeatureQuantizer` | the layer")
+    assert "not measured" in _line(text, "| pretraining step")
+    assert headlines([]).count("not measured") == 5
+    assert len(headlines(ROWS).splitlines()) == 2 + 4 + 2
+
+
+def test_without_a_study_the_page_says_so(tmp_path):
+    for name in PAGES[next(page for page in PAGES if page.name == "results.md")]:
+        assert "ot measured" in SECTIONS[name](tmp_path), name

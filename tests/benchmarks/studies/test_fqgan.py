@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -334,26 +333,6 @@ def test_the_summary_borrows_the_baseline_and_leaves_out_disturbed_times() -> No
     assert "| +20.0 % |" in line
     busy = rows_of({"regularize": {0: 1.5}}, OTHERS, setting=changed)
     assert "| disturbed |" in summary(rows + busy, ARMS, baseline=BASELINE).splitlines()[2]
-
-
-def test_the_readme_has_the_summary_of_the_results(project_root):
-    readme = (project_root / "README.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"<!-- gans:begin -->\n(.*?)<!-- gans:end -->", readme, re.DOTALL)
-    files = sorted((project_root / "benchmarks" / "results").glob("study_fqgan-*.csv"))
-    if not files:
-        assert shown.strip() == "Not measured yet."
-    for path in files:
-        assert summary(read(path), ARMS, baseline=BASELINE) in shown
-        assert path.name in shown
-
-
-def test_the_page_has_the_summary_of_the_search(project_root):
-    page = (project_root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    files = sorted((project_root / "benchmarks" / "results").glob("study_fqgan_search-*.csv"))
-    assert files
-    for path in files:
-        assert summary(read(path), ARMS, baseline=BASELINE) in page
-        assert path.name in page
 
 
 # Runs

@@ -53,14 +53,3 @@ def test_all_parts_of_a_study_share_their_worlds() -> None:
     assert PRETRAINING.scans == FINE_TUNING.scans == SPEAKING.scans
     assert PRETRAINING.feature_dim == FINE_TUNING.feature_dim == SPEAKING.feature_dim
     assert FINE_TUNING.train_items == SPEAKING.train_items
-
-
-@pytest.mark.parametrize("kind", ["", "_600"])
-def test_the_pages_have_the_tables_of_the_results(project_root: Path, kind: str) -> None:
-    (path,) = (project_root / "benchmarks" / "results").glob(f"study_prevalent{kind}-*.csv")
-    found = read(path)
-    shown = table(Figures(found, found[-1].setting), tuple(ARMS))
-    for page in ("README.md", "docs/navigation_agents.md"):
-        text = (project_root / page).read_text(encoding="utf-8")
-        assert shown in text, page
-        assert found[-1].setting.commit in text, page

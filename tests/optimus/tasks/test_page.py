@@ -1,4 +1,4 @@
-"""docs/optimus.md: its Python runs, the options it names exist, its table is that of the results file."""
+"""docs/optimus.md: its Python runs, and the options it names exist."""
 
 import re
 from pathlib import Path
@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.studies.optimus import arms_of
-from benchmarks.studies.optimus_report import table
-from benchmarks.studies.results import Figures, read
 from fq_toolkit.optimus.tasks.vae.config import OptimusConfig
 from fq_toolkit.optimus.tasks.vae.training import train
 
@@ -40,24 +37,3 @@ def test_options_that_the_page_names_exist(page: str) -> None:
     elsewhere = {"resume", "temperature", "count", "quick", "report", "task", "step", "case"}
     for name in set(re.findall(r"`--([a-z-]+)", page)):
         assert name.replace("-", "_") in fields | elsewhere, name
-
-
-@pytest.mark.parametrize("case", ["captions", "grammar", "injection"])
-def test_the_tables_are_those_of_the_results(page: str, project_root: Path, case: str) -> None:
-    found = re.search(rf"\[start:{case}\] -->\n(.*?)<!-- --8<-- \[end:{case}\]", page, re.DOTALL)
-    assert found
-    files = sorted((project_root / "benchmarks" / "results").glob(f"study_optimus-{case}-*.csv"))
-    if not files:
-        assert found[1].strip() == "Not measured yet."
-        return
-    for path in files:
-        rows = read(path)
-        assert table(Figures(rows, rows[-1].setting), tuple(arms_of(case))) in found[1]
-        assert rows[-1].setting.commit in found[1]
-        assert rows[-1].setting.machine in found[1]
-
-
-def test_the_readme_has_the_table_of_the_page(page: str, project_root: Path) -> None:
-    readme = (project_root / "README.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"<!-- captions:begin -->\n(.*?)\n<!-- captions:end -->", readme, re.DOTALL)
-    assert f"[start:captions] -->\n{shown}\n" in page
