@@ -1,12 +1,11 @@
-"""Drop-in layers on fused kernels: feature quantization for GANs and tokenizers.
+"""Drop-in layers on fused kernels: quantized features, latents for language models, navigation pretraining.
 
-The public names are loaded on first use, so that ``import fq_toolkit`` brings in torch and nothing heavier.
+The public names are loaded on first use, so that ``import fq_toolkit`` takes milliseconds, and the help of
+the command line does not wait for torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-import torch  # noqa: F401  # the one import that every user of this package needs anyway
 
 if TYPE_CHECKING:
     from fq_toolkit.layers import (
@@ -64,7 +63,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'fq_toolkit' has no attribute {name!r}; it offers {', '.join(__all__)}")
     value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
+    globals()[name] = value  # the next access finds it without coming here
     return value
 
 

@@ -1,4 +1,4 @@
-"""Where files live that can be made again: compiled kernels, feature extractors trained in place."""
+"""The folder for files that can be made again: compiled kernels, feature extractors trained in place."""
 
 import functools
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 def cache_folder() -> Path:
     """Return ``$FQ_TOOLKIT_CACHE``, else ``fq-toolkit`` in the user's cache; it may not exist yet.
 
-    Without a home, or with one that cannot be written (a container, a service, cron), it is
-    :func:`temporary_cache`.
+    Without a home, or with one that cannot be written (a container, a service, cron), it is the folder of
+    `temporary_cache`.
     """
     chosen = os.environ.get("FQ_TOOLKIT_CACHE")
     if chosen:
@@ -25,7 +25,7 @@ def cache_folder() -> Path:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Return whether a folder is there and open to this user, or could be made."""
+    """Return whether this user can write to a folder, or create it."""
     try:
         above = next(place for place in (folder, *folder.parents) if place.exists())
     except (OSError, ValueError, StopIteration):
@@ -35,15 +35,15 @@ def _can_be_written(folder: Path) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def temporary_cache() -> Path:
-    """Return a folder of this user among the temporary files: the same at each start, if it is safe.
+    """Return a folder of this user among the temporary files: the same one at each start if that is safe.
 
-    Libraries are loaded from it, so one that somebody else made or may write is not taken.
+    Compiled libraries are loaded from it, so a folder that somebody else made or can write to is not used.
     """
     name = f"fq-toolkit-{os.getuid()}" if hasattr(os, "getuid") else "fq-toolkit"
     folder = Path(tempfile.gettempdir()) / name
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
+        status = folder.lstat()  # not stat: a link may lead to a folder of somebody else's choice
         mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
         closed = os.name == "nt" or not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if stat.S_ISDIR(status.st_mode) and mine and closed:

@@ -1,8 +1,13 @@
-"""``fq-toolkit``: one screen of help, and the way to each command, which imports what it needs."""
+"""``fq-toolkit``: one screen of help, and the way to each command.
+
+Commands are imported when they run. Help, the version and a mistyped command come without torch, which takes
+longer to import than all else together.
+"""
 
 import importlib
 import importlib.util
 import logging
+import runpy
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +20,8 @@ from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
 from fq_toolkit.training.reporting.memory import REMEDY, is_out_of_memory
 from fq_toolkit.training.reporting.output import outlets
 
-# Name of a trainer -> the module with its train_command, evaluate_command and what else it can do.
+# Name of a trainer -> the module with its train_command, evaluate_command and what else it can do. By name,
+# as importing one brings in torch and the libraries of its paper.
 TRAINERS = {
     "fqgan": "fq_toolkit.fqgan.gan.commands",
     "ugatit": "fq_toolkit.fqgan.ugatit.commands",
@@ -31,7 +37,7 @@ TRAINERS = {
 
 
 class Command(NamedTuple):
-    """One command: its usage, what it does in a line, and the function that takes the rest of the line."""
+    """A command: its usage, a one-line summary, and the function that takes the rest of the command line."""
 
     usage: str
     summary: str
@@ -54,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         status = run_command(words)
         streams.out.flush()
         lost = streams.out.error
-        # A reader that went away has seen enough, and a training has left all in its folder; else the output
-        # was what the command was for.
+        # A reader that closed the pipe (head, less) has seen enough, and a training run has written all to
+        # its folder. Any other command ran for the sake of its output, and losing that is a failure.
         if lost is None or isinstance(lost, BrokenPipeError) or is_training(words):
             return status
         streams.err.write(f"fq-toolkit: the output could not be written: {lost}\n")
@@ -63,17 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def is_training(words: list[str]) -> bool:
-    """Return whether a command line trains a model, and what it writes to the screen is beside the point."""
+    """Return whether a command line trains a model, so that its result is a folder and not its output."""
     return words[:1] == ["train"] and not {"--print-config", "--dry-run", "--help", "-h"} & set(words)
 
 
 def run_command(words: list[str]) -> int:
-    """Run one command line and say in a sentence what is wrong; return the exit status."""
+    """Run one command line, report errors of the user in a sentence, and return the exit status."""
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             sys.stdout.write(help_screen())
             return 0
-        if words[0] == "--version":
+        if words[0] in ("-V", "--version"):
             sys.stdout.write(f"fq-toolkit {importlib.import_module('fq_toolkit').__version__}\n")
             return 0
         if words[0] not in COMMANDS:
@@ -86,19 +92,19 @@ def run_command(words: list[str]) -> int:
         sys.stderr.write(f"fq-toolkit: {error}\n")
         return 1
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error):  # a fault of ours: its traceback belongs into the bug report
             raise
         sys.stderr.write(f"fq-toolkit: out of memory. {REMEDY} ({error})\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("fq-toolkit: interrupted\n")
-        return 130
+        return 130  # 128 + SIGINT, as shells report it
     except SystemExit as leaving:  # tyro leaves this way after --help (0) and after a wrong option (2)
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
 
 
 def trainer_commands(name: str) -> ModuleType:
-    """Return the commands of a trainer.
+    """Import the module with the commands of a trainer.
 
     Raises:
         ConfigError: for an unknown name.
@@ -109,22 +115,23 @@ def trainer_commands(name: str) -> ModuleType:
 
 
 def run_train(words: list[str]) -> int:
-    """``train fqgan [options]``."""
+    """Run ``train NAME [options]``."""
     if not words or words[0].startswith("-"):
         usage = (
             f"usage: fq-toolkit train {{{','.join(TRAINERS)}}} [options]; --help after the name lists them\n"
         )
-        (sys.stdout if words[:1] in (["-h"], ["--help"]) else sys.stderr).write(usage)
-        return 0 if words[:1] in (["-h"], ["--help"]) else 2
+        asked = words[:1] in (["-h"], ["--help"])
+        (sys.stdout if asked else sys.stderr).write(usage)
+        return 0 if asked else 2
     return int(trainer_commands(words[0]).train_command(words[1:]))
 
 
 def on_a_run(command: str) -> Callable[[list[str]], int]:
-    """Return the function of a command on a run folder: it asks the trainer that made the run."""
+    """Return a function that runs a command of the trainer that made a given run folder."""
     function = f"{command.replace('-', '_')}_command"
 
     def run(words: list[str]) -> int:
-        from fq_toolkit.training.storage.run_folder import RunFolder
+        from fq_toolkit.training.storage.run_folder import RunFolder  # lazy: it imports torch
 
         if words[:1] in (["-h"], ["--help"]):
             for name in TRAINERS:
@@ -132,7 +139,7 @@ def on_a_run(command: str) -> Callable[[list[str]], int]:
                 if help_of is None:
                     continue
                 sys.stdout.write(f"\nWith a run of `train {name}`:\n")
-                with suppress(SystemExit):  # how tyro leaves after --help
+                with suppress(SystemExit):  # tyro leaves this way after --help, and there are more to show
                     help_of(Path("RUN"), ["--help"])
             return 0
         if not words or words[0].startswith("-"):
@@ -148,14 +155,15 @@ def on_a_run(command: str) -> Callable[[list[str]], int]:
 
 
 def run_score(words: list[str]) -> int:
-    """``score PREDICTIONS ANNOTATIONS --connectivity FOLDER``."""
-    from fq_toolkit.prevalent.metrics.command import score_command
+    """Run ``score PREDICTIONS ANNOTATIONS --connectivity FOLDER``."""
+    from fq_toolkit.prevalent.metrics.command import score_command  # lazy: it imports scipy
 
     return score_command(words)
 
 
 def run_bench(words: list[str]) -> int:
-    """``bench ...`` is ``python -m benchmarks ...``, which lives in the source tree and not in the wheel."""
+    """Run ``bench ...`` as ``python -m benchmarks ...``, which is in the source tree but not in the wheel."""
+    # An installed script does not search the current folder, as ``python -m`` would.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     if (
@@ -166,15 +174,13 @@ def run_bench(words: list[str]) -> int:
             "the benchmarks are part of the source tree, not of the installed package: "
             "run this command in a checkout of fq-toolkit with the extra 'bench' (pip install -e '.[bench]')"
         )
-    import runpy
-
     sys.argv = ["python -m benchmarks", *words]
     runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
     return 0
 
 
 def run_env(words: list[str]) -> int:
-    """``env``: the report that belongs into an issue."""
+    """Run ``env``: print the report that belongs into a bug report."""
     if words:
         if words[0] in ("-h", "--help"):
             sys.stdout.write(
@@ -182,7 +188,7 @@ def run_env(words: list[str]) -> int:
             )
             return 0
         raise ConfigError(f"env takes no options; got {' '.join(words)}")
-    from fq_toolkit import environment
+    from fq_toolkit import environment  # lazy: it imports torch
 
     sys.stdout.write(environment.report().rstrip() + "\n")
     return 0
@@ -226,7 +232,7 @@ COMMANDS = {
 
 
 def help_screen() -> str:
-    """Return the help: what there is, and what to type first."""
+    """Return one screen of help: the commands, the trainers, and what to type first."""
     lines = "\n".join(f"  {command.usage:<17} {command.summary}" for command in COMMANDS.values())
     return f"""fq-toolkit: quantized features for GANs, latents for language models, navigation agents
 

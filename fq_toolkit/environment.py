@@ -1,4 +1,4 @@
-"""What this machine offers: versions, device, usable kernel backends. `fq-toolkit env` prints it."""
+"""A report on this machine, which `fq-toolkit env` prints: versions, device, usable kernel backends."""
 
 import os
 import platform
@@ -51,20 +51,17 @@ def _device() -> str:
     """Name the accelerator with its compute capability and memory, or say that there is none."""
     if not torch.cuda.is_available():
         return "cpu (no CUDA device)"
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(f"{p.name} (sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB)" for p in found)
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{d.name} (sm_{d.major}{d.minor}, {d.total_memory / 2**30:.0f} GiB)" for d in devices)
 
 
-def _chosen() -> str:
-    """Name the backend that runs on this machine's tensors, per device."""
+def _selected_backends() -> str:
+    """Name the backend that computes on tensors of each device."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     try:
         return ", ".join(f"{ops.select_backend(torch.empty(0, device=d))} on {d} tensors" for d in devices)
-    except (
-        ValueError,
-        RuntimeError,
-    ) as error:  # a wrong FQ_TOOLKIT_BACKEND is what a reader came here to see
-        return str(error)
+    except (ValueError, RuntimeError) as error:
+        return str(error)  # not raised: a wrong FQ_TOOLKIT_BACKEND is what a reader came here to see
 
 
 def _extras() -> list[str]:
@@ -90,7 +87,7 @@ def check_torchvision(timeout: float = 120.0) -> str:
     import is tried in a child process, since a failed one leaves half-registered operators behind.
 
     Args:
-        timeout: Seconds the child process may take.
+        timeout: seconds the child process may take.
 
     Returns:
         One line: "not installed (good: nothing here needs it)", "works", or the error with the remedy.
@@ -131,11 +128,10 @@ def report() -> str:
         ("core", ", ".join(f"{name} {_version(name) or 'not installed'}" for name in _CORE)),
         ("device", _device()),
         ("cpu", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
+        ("kernels", _selected_backends()),
         *((f"  {name}", status) for name, status in ops.backend_report().items()),
         ("torchvision", check_torchvision()),
         *(("extras" if i == 0 else "", line) for i, line in enumerate(_extras())),
         *(("variable", f"{name}={os.environ[name]}") for name in _VARIABLES if name in os.environ),
     ]
-    first_backend = next(i for i, (label, _) in enumerate(rows) if label.startswith("  "))
-    rows.insert(first_backend, ("kernels", _chosen()))
     return "\n".join(f"{label:<12} {value}".rstrip() for label, value in rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import fq_toolkit
 from fq_toolkit import cli
 from fq_toolkit.fqgan.metrics import extractors
 from fq_toolkit.training import extras
@@ -57,22 +58,31 @@ def test_help_is_one_screen_that_names_every_command(
         assert f"\n  {name}" in out
 
 
-def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys; from fq_toolkit.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
-    )
+HEAVY = {
+    "torch",
+    "numpy",
+    "transformers",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "accelerate",
+    "tyro",
+    "rich",
+    "triton",
+}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["-V"], ["train", "--help"], ["nothing"]])
+def test_what_needs_no_model_loads_nothing_heavy(words: list[str]) -> None:
+    code = f"import sys; from fq_toolkit.cli import main; main({words}); print(*sys.modules, file=sys.stderr)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in child.stderr.split()}
-    assert not loaded & {
-        "matplotlib",
-        "transformers",
-        "sklearn",
-        "accelerate",
-        "tyro",
-        "rich",
-        "triton",
-        "PIL",
-    }
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("flag", ["-V", "--version"])
+def test_the_version(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert call(capsys, flag) == (0, f"fq-toolkit {fq_toolkit.__version__}\n", "")
 
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS)[:4])
