@@ -57,10 +57,11 @@ def open_zip(path: Path) -> list[tuple[tuple[str, ...], ZipEntry]]:
     for info in archive.infolist():
         name = info.filename
         parts = tuple(part for part in name.split("/") if part != ".")
-        inner = parts[:-1] if info.is_dir() else parts
+        is_folder = name.endswith("/")  # `info.is_dir()` fails on an empty name before Python 3.12
+        inner = parts[:-1] if is_folder else parts
         if "\\" in name or ".." in parts or "" in inner or ":" in name[:2] or len(name) > _LONGEST_NAME:
             raise ConfigError(f"{path} has an entry {name[:80]!r}, whose name leads outside or nowhere")
-        if info.is_dir() or any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        if is_folder or any(part.startswith(".") or part == "__MACOSX" for part in parts):
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ConfigError(f"{path} has a link, {name!r}; expected files only")

@@ -144,6 +144,18 @@ def test_names_that_lead_outside_an_archive(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["a.zip"]
 
 
+def test_an_entry_without_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"x")
+    raw = bytearray(path.read_bytes())
+    entry = raw.index(b"PK\x01\x02")
+    raw[entry + 28], raw[entry + 32] = 0, 1  # no name, and its letter is a comment
+    path.write_bytes(raw)
+    with pytest.raises(ConfigError, match="an entry '', whose name leads outside or nowhere"):
+        load_dataset(str(path))
+
+
 def test_archives_with_links_passwords_and_names_twice(tmp_path: Path) -> None:
     picture = tmp_path / "x.png"
     write_image(picture)
