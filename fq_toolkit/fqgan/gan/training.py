@@ -12,7 +12,7 @@ from torch import nn
 
 from fq_toolkit.fqgan.data.data_identity import check_data, fingerprint, real_images
 from fq_toolkit.fqgan.data.datasets import ImageDataset, load_dataset
-from fq_toolkit.fqgan.gan.config import TRAINER, FQGANConfig
+from fq_toolkit.fqgan.gan.config import TRAINER, FQGANConfig, check_warmup
 from fq_toolkit.fqgan.gan.evaluation import EVALUATION_SEED, Evaluation, Evaluator, evaluation_columns
 from fq_toolkit.fqgan.gan.networks.quantization import read_dictionary
 from fq_toolkit.fqgan.gan.sampling import Sampler, class_columns, save_grid
@@ -199,8 +199,9 @@ def build_gan(config: FQGANConfig, accelerator: Any) -> FQGAN:
     """Load the data and build the task.
 
     Raises:
-        ConfigError: when the options name no images, or images that do not fit.
+        ConfigError: when the options name no images, images that do not fit, or a warm-up without an end.
     """
+    check_warmup(config)
     if not config.data:
         raise ConfigError(f"the preset {config.preset!r} needs images: give --data PATH")
     data = load_dataset(config.data, **config.reading())

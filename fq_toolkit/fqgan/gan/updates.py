@@ -102,7 +102,7 @@ class GANUpdates:
         """Update D ``d_steps`` times and G once. Waits for nothing on the device."""
         config = self.config
         if config.fq == "straight_through":
-            self.strength = warmup_strength(config, step)
+            self.strength = warmup_strength(step, warmup=config.warmup_steps, strength=config.fq_strength)
             for layer in self.quantizers:
                 layer.strength = self.strength
         values = {}

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fq_toolkit.fqgan.gan.config import check_strength, image_fit
+from fq_toolkit.fqgan.gan.config import check_strength, image_fit, in_steps
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -46,8 +46,9 @@ class UGATITConfig:
     """Moving average of the dictionary: the weight of the past."""
     fq_init: Literal["data", "kmeans", "normal"] = "data"
     """Start of the dictionary: rows of the first batch, k-means on it, or noise as in the release."""
-    fq_warmup: int = 10_000
-    """straight_through only: steps over which the strength of quantization rises from 0."""
+    fq_warmup: float = 0.01
+    """straight_through only: share of the run over which the strength of quantization rises from 0; 1 or
+    more is a number of steps."""
     fq_strength: float = 1.0
     """straight_through only: strength after that; below 1 features go a part of the way to centroids."""
     fq_revive: float = 0.0
@@ -75,10 +76,10 @@ class UGATITConfig:
     """Forwards per update: batch_size times this is the batch."""
     lr: float = 1e-4
     """Adam learning rate of all networks."""
-    lr_decay_start: int = 500_000
-    """Step from which the learning rate falls linearly."""
-    lr_decay_end: int = 1_000_000
-    """Step at which it is 0."""
+    lr_decay_start: float = 0.5
+    """Share of the run after which the learning rate falls linearly; 1 or more is a number of steps."""
+    lr_decay_end: float = 1.0
+    """Share of the run after which it is 0, 1 for its end; more than 1 is a number of steps."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam betas of all networks."""
     weight_decay: float = 1e-4
@@ -122,10 +123,11 @@ class UGATITConfig:
             raise ConfigError(f"lr is {self.lr}; expected 0 < lr < 1")
         if not 0 <= self.decay < 1 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"decay is {self.decay}, betas are {self.betas}; expected 0 <= each < 1")
-        if not 0 <= self.lr_decay_start < self.lr_decay_end:
+        start, end = self.decay_steps
+        if not 0 <= start < end < math.inf:
             raise ConfigError(
-                f"lr_decay_start is {self.lr_decay_start}, lr_decay_end {self.lr_decay_end}; "
-                "expected 0 <= start < end"
+                f"lr_decay_start is {self.lr_decay_start:g}, lr_decay_end {self.lr_decay_end:g}: steps "
+                f"{start:g} and {end:g} of {self.steps}; expected 0 <= start < end"
             )
         if self.image_size < 8 or self.image_size & (self.image_size - 1):
             raise ConfigError(f"image_size is {self.image_size}; expected a power of two, 8 or more")
@@ -149,6 +151,18 @@ class UGATITConfig:
                 f"num_codes are {self.num_codes}; expected one size for each of {self.fq_layers}"
             )
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the strength of quantization rises."""
+        return in_steps(self.fq_warmup, self.steps)
+
+    @property
+    def decay_steps(self) -> tuple[float, float]:
+        """Steps from and to which the learning rate falls."""
+        start, end = self.lr_decay_start, self.lr_decay_end
+        # An end of 1 is the share: a rate that is 0 after one step trains nothing.
+        return start * self.steps if start < 1 else start, end * self.steps if end <= 1 else end
+
     def reading(self) -> dict[str, Any]:
         """Return how the images of :attr:`data` are read: the keywords of ``load_unpaired``."""
         return {
@@ -164,8 +178,8 @@ PRESETS: dict[str, UGATITConfig] = {
     "u-gat-it-light": replace(_FULL, preset="u-gat-it-light", light=True),
     "u-gat-it-tiny": replace(
         _FULL, preset="u-gat-it-tiny", image_size=16, steps=300, fq_layers=(0, 1), num_codes=(16, 16),
-        fq_warmup=60, light=True, width=16, blocks=1, global_layers=4, local_layers=3, batch_size=8, lr=5e-4,
-        lr_decay_start=150, lr_decay_end=300, log_every=10, checkpoint_every=100, evaluate_every=100,
+        fq_warmup=0.2, light=True, width=16, blocks=1, global_layers=4, local_layers=3, batch_size=8, lr=5e-4,
+        log_every=10, checkpoint_every=100, evaluate_every=100,
     ),
 }  # fmt: skip
 

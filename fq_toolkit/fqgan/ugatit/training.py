@@ -10,6 +10,7 @@ import torch
 
 from fq_toolkit.fqgan.data.data_identity import check_data, fingerprint, translated_images
 from fq_toolkit.fqgan.data.unpaired import UnpairedDataset, load_unpaired
+from fq_toolkit.fqgan.gan.config import check_warmup
 from fq_toolkit.fqgan.gan.networks.quantization import read_dictionary
 from fq_toolkit.fqgan.gan.sampling import save_grid
 from fq_toolkit.fqgan.ugatit.config import TRAINER, UGATITConfig
@@ -186,7 +187,12 @@ def write_evaluation(
 
 
 def build_task(config: UGATITConfig, accelerator: Any) -> UGATIT:
-    """Load the data and build the task."""
+    """Load the data and build the task.
+
+    Raises:
+        ConfigError: for images that do not fit, or a warm-up without an end.
+    """
+    check_warmup(config)
     return UGATIT(config, load_unpaired(config.data, **config.reading()), accelerator)
 
 

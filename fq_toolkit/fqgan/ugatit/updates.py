@@ -33,8 +33,8 @@ Batch = tuple[Tensor, Tensor]
 
 def learning_rate(config: UGATITConfig, step: int) -> float:
     """Return the learning rate of a step: constant, then falling linearly to 0."""
-    left = (config.lr_decay_end - step) / (config.lr_decay_end - config.lr_decay_start)
-    return config.lr * min(1.0, max(0.0, left))
+    start, end = config.decay_steps
+    return config.lr * min(1.0, max(0.0, (end - step) / (end - start)))
 
 
 class UGATITUpdates:
@@ -98,7 +98,9 @@ class UGATITUpdates:
     def step(self, step: int) -> dict[str, Tensor]:
         """Update all discriminators once and then all generators once. Waits for nothing on the device."""
         if self.config.fq == "straight_through":
-            self.strength = warmup_strength(self.config, step)
+            self.strength = warmup_strength(
+                step, warmup=self.config.warmup_steps, strength=self.config.fq_strength
+            )
             for layer in self.quantizers.values():
                 layer.strength = self.strength
         for optimizer in (self.g_optimizer, self.d_optimizer):

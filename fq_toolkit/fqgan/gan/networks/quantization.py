@@ -6,7 +6,6 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fq_toolkit.fqgan.gan.config import FQGANConfig
-from fq_toolkit.fqgan.ugatit.config import UGATITConfig
 from fq_toolkit.layers import FeatureQuantizer, commitment_loss
 
 
@@ -31,10 +30,17 @@ def quantizer_factory(config: FQGANConfig) -> Callable[[int], nn.Module] | None:
     return make
 
 
-def warmup_strength(config: FQGANConfig | UGATITConfig, step: int) -> float:
-    """Return the strength of straight-through quantization: 0 to ``fq_strength`` over ``fq_warmup`` steps."""
-    done = 1.0 if config.fq_warmup == 0 else min(1.0, step / config.fq_warmup)
-    return config.fq_strength * done
+def warmup_strength(step: int, *, warmup: int, strength: float) -> float:
+    """Return how strong straight-through quantization is: it rises linearly from 0 and then stays.
+
+    ``strength * min(1, step / warmup)``
+
+    Args:
+        step: from 0.
+        warmup: steps of the rise; 0 starts at full strength.
+        strength: after that.
+    """
+    return strength * min(1.0, step / warmup) if warmup else strength
 
 
 def quantizers(discriminator: nn.Module) -> list[FeatureQuantizer]:
