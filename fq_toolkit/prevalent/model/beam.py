@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fq_toolkit.prevalent.model.follower import FollowerAgent
-from fq_toolkit.prevalent.model.follower_decoder import DecoderState
+from fq_toolkit.prevalent.model.follower import DecoderState, FollowerAgent
 from fq_toolkit.prevalent.world.env import BatchedNavEnv
 from fq_toolkit.prevalent.world.items import NavItem
 
@@ -65,8 +64,8 @@ def beam_search(
         [BeamPath(item.instr_id, ((item.start, headings[row], elevations[row]),), (), 0.0, False)]
         for row, item in enumerate(items)
     ]
-    reading = agent.read(items)
-    state = reading.state
+    encoded = agent.read(items)
+    state = encoded.state
     rows = {(item, 0): item for item in range(len(items))}  # (item, place in its beam) -> row of the state
     for _ in range(max_steps):
         open_paths = [
@@ -80,7 +79,7 @@ def beam_search(
         observation = env.reset([_at(items[item], beams[item][place]) for item, place in open_paths])
         owners = torch.tensor([item for item, _ in open_paths], device=agent.device)
         picked = torch.tensor([rows[key] for key in open_paths], device=agent.device)
-        log_probs, _, after = agent(reading.rows(owners), state.rows(picked), observation)
+        log_probs, _, after = agent(encoded.rows(owners), state.rows(picked), observation)
         grown = _grow(open_paths, beams, observation, log_probs, env)
         state, beams, rows = _keep_best(agent, beams, grown, after, width)
     return [max(beam, key=lambda path: path.log_prob) for beam in beams]

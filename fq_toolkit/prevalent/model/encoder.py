@@ -15,12 +15,13 @@ from fq_toolkit.prevalent.model.layers import (
     Attention,
     CrossLayer,
     FeedForward,
+    Packing,
     TextEmbeddings,
     TextLayer,
     VisionEncoder,
     additive,
+    pack_needed,
 )
-from fq_toolkit.prevalent.model.packing import Packing, pack_needed
 from fq_toolkit.prevalent.model.released_names import encoder_state, is_released
 from fq_toolkit.training.config import from_mapping
 from fq_toolkit.training.errors import RunError

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from fq_toolkit.prevalent.model.encoder import PrevalentModel, TextCache
-from fq_toolkit.prevalent.model.follower_decoder import DecoderState, PanoramicDecoder
 from fq_toolkit.prevalent.text.length_limit import Fitted, LongInstructions, fit_items
 from fq_toolkit.prevalent.text.vocabulary import LONGEST, Vocabulary
 from fq_toolkit.prevalent.world.env import BatchedNavEnv
@@ -19,7 +18,111 @@ from fq_toolkit.training.errors import ConfigError
 Feedback = Literal["teacher", "student", "sample", "argmax"]
 
 
-class Reading(NamedTuple):
+class DecoderState(NamedTuple):
+    """What the decoder carries from step to step.
+
+    hidden: (B, hidden).
+    cell: (B, hidden).
+    attended: (B, hidden), text and hidden state merged.
+    action: (B, F), features of the neighbour that was chosen; zeros at the start.
+    """
+
+    hidden: Tensor
+    cell: Tensor
+    attended: Tensor
+    action: Tensor
+
+    def rows(self, index: Tensor) -> "DecoderState":
+        """Return the states of some rows."""
+        return DecoderState(*(part[index] for part in self))
+
+
+def attend(query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the mean of the keys, weighted by the softmax of their scaled products with the query.
+
+    Args:
+        query: (B, D).
+        keys: (B, L, D).
+        mask: bool (B, L), true where there is something; everywhere by default.
+
+    Returns:
+        (B, D).
+    """
+    scores = torch.einsum("bd,bld->bl", query, keys) / keys.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return torch.einsum("bl,bld->bd", scores.softmax(-1), keys)
+
+
+class PanoramicDecoder(nn.Module):
+    """An LSTM over steps that looks at the panorama, reads the instruction and scores the neighbours.
+
+    ::
+
+        seen = attention of the last merged state over the 36 views
+        hidden = LSTMCell([previous action, seen, pooled])
+        merged = tanh(W [attention of hidden over the words, hidden])
+        score of neighbour k = <W merged, features of k> / sqrt(F);  score of stopping = w . merged + b
+
+    Args:
+        feature_dim: F, width of view features with their angles.
+        context_dim: C, width of the context of the words.
+        pooled_dim: width of the pooled cross-modal state.
+        hidden_size: of the LSTM.
+        dropout: of states.
+
+    Source: speaker-follower, arXiv 1806.02724, section 3; R2R-EnvDrop, arXiv 1904.04195, section 3.2.
+    """
+
+    def __init__(
+        self, *, feature_dim: int, context_dim: int, pooled_dim: int, hidden_size: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.action = nn.Linear(feature_dim, hidden_size)
+        self.view_query = nn.Linear(hidden_size, feature_dim, bias=False)
+        self.cell = nn.LSTMCell(hidden_size + feature_dim + pooled_dim, hidden_size)
+        self.word_query = nn.Linear(hidden_size, context_dim, bias=False)
+        self.merge = nn.Linear(context_dim + hidden_size, hidden_size)
+        self.neighbor_query = nn.Linear(hidden_size, feature_dim, bias=False)
+        self.stop = nn.Linear(hidden_size, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        state: DecoderState,
+        context: Tensor,
+        words: Tensor,
+        pooled: Tensor,
+        views: Tensor,
+        neighbors: Tensor,
+    ) -> tuple[Tensor, DecoderState]:
+        """Do one step.
+
+        Args:
+            state: of the last step.
+            context: (B, L, C), one row a word.
+            words: bool (B, L), true for words.
+            pooled: (B, pooled_dim).
+            views: (B, 36, F).
+            neighbors: (B, A, F); row 0 stops and is zero.
+
+        Returns:
+            Scores (B, A), those of padding not yet masked; the new state, whose ``action`` is still the old.
+        """
+        seen = attend(self.view_query(self.dropout(state.attended)), views)
+        action = torch.tanh(self.action(state.action))
+        hidden, cell = self.cell(torch.cat([action, seen, pooled], dim=-1), (state.hidden, state.cell))
+        dropped = self.dropout(hidden)
+        read = attend(self.word_query(dropped), context, words)
+        attended = torch.tanh(self.merge(torch.cat([read, dropped], dim=-1)))
+        merged = self.dropout(attended)
+        scores = torch.einsum("bf,baf->ba", self.neighbor_query(merged), neighbors)
+        scores = scores / neighbors.shape[-1] ** 0.5
+        scores = torch.cat([self.stop(merged), scores[:, 1:]], dim=-1)
+        return scores, DecoderState(hidden, cell, attended, state.action)
+
+
+class EncodedInstructions(NamedTuple):
     """Instructions of a batch, read once per episode.
 
     mask: bool (B, L), true for tokens.
@@ -33,9 +136,11 @@ class Reading(NamedTuple):
     context: Tensor
     state: DecoderState
 
-    def rows(self, index: Tensor) -> "Reading":
+    def rows(self, index: Tensor) -> "EncodedInstructions":
         """Return some rows, repeated or not."""
-        return Reading(self.mask[index], self.text[index], self.context[index], self.state.rows(index))
+        return EncodedInstructions(
+            self.mask[index], self.text[index], self.context[index], self.state.rows(index)
+        )
 
 
 class FollowerAgent(nn.Module):
@@ -137,7 +242,7 @@ class FollowerAgent(nn.Module):
             long_instructions=self.long_instructions,
         )
 
-    def read(self, items: Sequence[NavItem]) -> Reading:
+    def read(self, items: Sequence[NavItem]) -> EncodedInstructions:
         """Read the instructions of some items.
 
         Raises:
@@ -157,11 +262,11 @@ class FollowerAgent(nn.Module):
         cell = torch.cat([last_cell[0], last_cell[1]], dim=-1)
         nothing = self.decoder.action.in_features
         state = DecoderState(hidden, cell, hidden, hidden.new_zeros(len(items), nothing))
-        return Reading(mask, text, self.dropout(context), state)
+        return EncodedInstructions(mask, text, self.dropout(context), state)
 
     def forward(
         self,
-        reading: Reading,
+        encoded: EncodedInstructions,
         state: DecoderState,
         observation: Observation,
         feature_mask: Tensor | None = None,
@@ -169,8 +274,8 @@ class FollowerAgent(nn.Module):
         """Look at an observation and score the actions.
 
         Args:
-            reading: the instructions.
-            state: of the last step, or ``reading.state``.
+            encoded: the instructions.
+            state: of the last step, or ``encoded.state``.
             observation: of an environment that gives tensors, with interleaved angle features.
             feature_mask: (D,) of environment dropout.
 
@@ -180,12 +285,12 @@ class FollowerAgent(nn.Module):
         """
         views = mask_features(observation.view_features(), feature_mask)
         neighbors = mask_features(observation.candidate_features(), feature_mask)
-        words, pooled = reading.text, views.new_zeros(len(views), 0)
+        words, pooled = encoded.text, views.new_zeros(len(views), 0)
         if self.cross_modal:
-            cache = TextCache(words, reading.mask)
+            cache = TextCache(words, encoded.mask)
             words, pooled = self.model(None, None, views[..., self.blocked_order], cache=cache)
-        context = reading.context + self.grounding(words)
-        scores, state = self.decoder(state, context, reading.mask, pooled, views, neighbors)
+        context = encoded.context + self.grounding(words)
+        scores, state = self.decoder(state, context, encoded.mask, pooled, views, neighbors)
         scores = scores.masked_fill(~observation.action_mask, -torch.inf)
         value = self.critic(self.dropout(state.attended)).squeeze(-1)
         # The features of the neighbours are kept: `act` needs those of the chosen one.
@@ -262,10 +367,10 @@ def rollout(
             raise ValueError(
                 f"item {lost[0]!r} has no goal, so there is no teacher for it; use sample or argmax"
             )
-    reading = agent.read(items)
-    state, steps = reading.state, []
+    encoded = agent.read(items)
+    state, steps = encoded.state, []
     for _ in range(max_steps):
-        log_probs, value, state = agent(reading, state, observation, feature_mask)
+        log_probs, value, state = agent(encoded, state, observation, feature_mask)
         ended, teacher = observation.ended, observation.teacher
         actions = choose_actions(log_probs.detach(), teacher, feedback, teacher_probability, generator)
         actions = actions.masked_fill(ended, 0)
@@ -277,7 +382,7 @@ def rollout(
     final = value.detach() * 0
     if not bool(observation.ended.all()):
         with torch.no_grad():
-            final = agent(reading, state, observation, feature_mask)[1]
+            final = agent(encoded, state, observation, feature_mask)[1]
         final = final.masked_fill(observation.ended, 0.0)
     log_probs, actions, teacher, rewards, values, active = (
         torch.stack(part) for part in zip(*steps, strict=True)

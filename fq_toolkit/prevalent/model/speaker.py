@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fq_toolkit.prevalent.files import DataError, check_readable, read_json
-from fq_toolkit.prevalent.model.follower_decoder import attend
+from fq_toolkit.prevalent.model.follower import attend
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
-from fq_toolkit.prevalent.world.path_views import PathViews
+from fq_toolkit.prevalent.world.env import BatchedNavEnv
+from fq_toolkit.prevalent.world.items import NavItem
+from fq_toolkit.prevalent.world.path_views import PathViews, observe_paths
 from fq_toolkit.training.storage.atomic import write_atomic
 
 MOST_STEPS = 100
@@ -240,3 +242,32 @@ class Speaker(nn.Module):
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder} holds no speaker of this version: {error}") from error
         return speaker.eval()
+
+
+def retell(
+    speaker: Speaker,
+    env: BatchedNavEnv,
+    items: Sequence[NavItem],
+    *,
+    feature_mask: Tensor | None = None,
+    sample: bool = False,
+    generator: torch.Generator | None = None,
+) -> list[NavItem]:
+    """Return items with instructions that a speaker says for their paths: one step of back-translation.
+
+    The agent that is trained on them must see the world through the same ``feature_mask``: speaker and agent
+    then agree on one building, which is another one than the features show.
+
+    Args:
+        speaker: its mode (dropout or not) is left as it is.
+        env: gives tensors on the speaker's device, with features.
+        items: paths; their own instructions are not read.
+        feature_mask: (D,) of environment dropout.
+        sample: draw words; the likeliest by default.
+        generator: of the draws, on the CPU.
+
+    Source: R2R-EnvDrop, arXiv 1904.04195, section 3.4.
+    """
+    paths = observe_paths(env, items, feature_mask=feature_mask)
+    said = speaker.speak(paths, sample=sample, generator=generator)
+    return [item._replace(instruction=text) for item, text in zip(items, said, strict=True)]

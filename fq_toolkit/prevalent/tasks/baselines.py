@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fq_toolkit.prevalent.tasks.r2r.data import Split
+from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.scan import Scan
 

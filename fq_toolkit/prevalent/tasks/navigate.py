@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 
+from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
 from fq_toolkit.prevalent.tasks.navigator import Figures, NavigatorTraining
-from fq_toolkit.prevalent.tasks.r2r.data import Split
 from fq_toolkit.prevalent.world.angles import wrap
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.config import nearest

@@ -11,16 +11,22 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit.prevalent.data.data_fingerprint import KEY, check_data, fingerprint, split_parts
 from fq_toolkit.prevalent.data.predictions import save_predictions
-from fq_toolkit.prevalent.data.split_checks import check_goals, check_split
+from fq_toolkit.prevalent.data.splits import (
+    KEY,
+    Split,
+    check_data,
+    check_goals,
+    check_split,
+    fingerprint,
+    split_parts,
+)
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.model.config import PrevalentConfig
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.model.vocabulary_growth import add_words
 from fq_toolkit.prevalent.tasks.navigator_config import NavigatorConfig
-from fq_toolkit.prevalent.tasks.r2r.data import Split
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.items import NavItem

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
-from fq_toolkit.prevalent.world.feature_sources import (
+from fq_toolkit.prevalent.world.features import (
     FEATURE_DIM,
     RELEASED_DIM,
     SYNTHETIC,

@@ -12,7 +12,7 @@ from fq_toolkit.cli import main
 from fq_toolkit.prevalent import MiniWorld
 from fq_toolkit.prevalent.miniworld.dialogs import dialog_records
 from fq_toolkit.prevalent.miniworld.requests import request_records
-from fq_toolkit.prevalent.world.feature_sources import FEATURE_DIM
+from fq_toolkit.prevalent.world.features import FEATURE_DIM
 
 SMALL = ("--steps", "2", "--batch-size", "4", "--hidden-size", "16", "--device", "cpu", "--features")
 SPLITS = {"train": 1, "val_seen": 2, "val_unseen": 3}

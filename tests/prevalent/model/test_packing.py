@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fq_toolkit.prevalent import PrevalentConfig, PrevalentModel
-from fq_toolkit.prevalent.model.packing import Packing
+from fq_toolkit.prevalent.model.layers import Packing
 
 CONFIG = PrevalentConfig(
     vocab_size=30, hidden_size=12, num_heads=3, text_layers=2, cross_layers=3, intermediate_size=48,

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from fq_toolkit.prevalent import BatchedNavEnv, DataError, FeatureStore, MiniWorld, load_r2r, sample_paths
-from fq_toolkit.prevalent.model.speaker import Speaker
+from fq_toolkit.prevalent.model.speaker import Speaker, retell
 from fq_toolkit.prevalent.tasks.speaker.augment import (
     FIRST_ID,
     augment,
     augment_records,
-    retell,
     sample_new_paths,
     training_world,
 )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fq_toolkit.cli import main
 from fq_toolkit.prevalent import MiniWorld, load_hanna, load_r2r, score_hanna, score_ndh
+from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.miniworld.dialogs import dialog_items, write_dialogs
 from fq_toolkit.prevalent.miniworld.requests import write_requests
 from fq_toolkit.prevalent.model.speaker import Speaker
@@ -27,7 +28,6 @@ from fq_toolkit.prevalent.tasks.ndh.data import load_ndh_data
 from fq_toolkit.prevalent.tasks.ndh.training import NDH_TRAINER
 from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig
 from fq_toolkit.prevalent.tasks.r2r.config import preset as r2r_preset
-from fq_toolkit.prevalent.tasks.r2r.data import Split
 from fq_toolkit.prevalent.tasks.r2r.evaluation import score_split
 from fq_toolkit.prevalent.tasks.runs import load_navigator
 from fq_toolkit.prevalent.tasks.speaker.config import SpeakerConfig
@@ -35,7 +35,7 @@ from fq_toolkit.prevalent.tasks.speaker.config import preset as speaker_preset
 from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER, SpeakerTraining
 from fq_toolkit.prevalent.text.length_limit import keep_end
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
-from fq_toolkit.prevalent.world.feature_sources import FEATURE_DIM
+from fq_toolkit.prevalent.world.features import FEATURE_DIM
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.session import train
 from fq_toolkit.training.storage.run_folder import RunFolder

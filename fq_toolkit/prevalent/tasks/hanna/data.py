@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fq_toolkit.prevalent.data.annotations import load_hanna, load_r2r
+from fq_toolkit.prevalent.data.splits import UNSEEN, Split, unseen_paths, warn_without_validation
 from fq_toolkit.prevalent.miniworld.requests import request_items
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
 from fq_toolkit.prevalent.tasks.hanna.config import HannaConfig
 from fq_toolkit.prevalent.tasks.hanna.help import Helper, MiniHelper, RouteHelper
 from fq_toolkit.prevalent.tasks.navigator_config import MINI
-from fq_toolkit.prevalent.tasks.r2r.data import UNSEEN, Split, unseen_paths, warn_without_validation
-from fq_toolkit.prevalent.world.feature_sources import SYNTHETIC, open_features
+from fq_toolkit.prevalent.world.features import SYNTHETIC, open_features
 from fq_toolkit.prevalent.world.world import NavWorld
 
 

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fq_toolkit.prevalent.data.split_checks import check_split
+from fq_toolkit.prevalent.data.splits import Split, check_split
 from fq_toolkit.prevalent.metrics.scoring import HannaScores, hanna_scores
 from fq_toolkit.prevalent.tasks.hanna.config import TRAINER, HannaConfig
 from fq_toolkit.prevalent.tasks.hanna.data import HannaData, load_hanna_data
 from fq_toolkit.prevalent.tasks.hanna.help import RouteHelper
 from fq_toolkit.prevalent.tasks.hanna.walk import AskModule, Walk, walk
 from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTraining, Trace, build_follower
-from fq_toolkit.prevalent.tasks.r2r.data import Split
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer

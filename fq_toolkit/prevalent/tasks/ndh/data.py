@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 from fq_toolkit.prevalent.data.annotations import load_ndh, load_planner_goals, ndh_items
 from fq_toolkit.prevalent.data.leak_guard import whole_path, words_of
+from fq_toolkit.prevalent.data.splits import UNSEEN, Split, warn_without_validation
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.miniworld.dialogs import dialog_records
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
 from fq_toolkit.prevalent.tasks.navigator_config import MINI
 from fq_toolkit.prevalent.tasks.ndh.config import NDHConfig
-from fq_toolkit.prevalent.tasks.r2r.data import UNSEEN, Split, warn_without_validation
-from fq_toolkit.prevalent.world.feature_sources import SYNTHETIC, open_features
+from fq_toolkit.prevalent.world.features import SYNTHETIC, open_features
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
 

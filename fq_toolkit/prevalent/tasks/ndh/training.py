@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.metrics.scoring import NDHScores, ndh_scores
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.tasks.losses import imitation_loss
 from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTraining, build_follower
 from fq_toolkit.prevalent.tasks.ndh.config import TRAINER, NDHConfig
 from fq_toolkit.prevalent.tasks.ndh.data import NDHData, load_ndh_data
-from fq_toolkit.prevalent.tasks.r2r.data import Split
 from fq_toolkit.prevalent.text.length_limit import keep_end
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.seeding import seed_everything

@@ -7,7 +7,7 @@ from typing import Literal
 from fq_toolkit.prevalent.data.triplets import ActionLabel
 from fq_toolkit.prevalent.model.config import PrevalentConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
-from fq_toolkit.prevalent.world.feature_sources import (
+from fq_toolkit.prevalent.world.features import (
     FEATURE_DIM,
     RELEASED_DIM,
     SYNTHETIC,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fq_toolkit.prevalent.data.annotations import load_r2r
-from fq_toolkit.prevalent.data.data_fingerprint import fingerprint
 from fq_toolkit.prevalent.data.leak_guard import check_disjoint
+from fq_toolkit.prevalent.data.splits import fingerprint
 from fq_toolkit.prevalent.data.triplet_files import FittedTriplets, fit_triplets, read_triplets
 from fq_toolkit.prevalent.data.triplets import TOKENS, ActionLabel, Triplet, action_label, collect_triplets
 from fq_toolkit.prevalent.files import DataError, read_records
@@ -18,8 +18,7 @@ from fq_toolkit.prevalent.tasks.pretraining.steps import PretrainingSteps
 from fq_toolkit.prevalent.text.length_limit import fit_items
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world.angles import VIEWS
-from fq_toolkit.prevalent.world.feature_sources import SYNTHETIC, open_features
-from fq_toolkit.prevalent.world.features import FeatureStore
+from fq_toolkit.prevalent.world.features import SYNTHETIC, FeatureStore, open_features
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
 from fq_toolkit.training.storage.measured_data import MeasuredSet

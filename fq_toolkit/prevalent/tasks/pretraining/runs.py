@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from fq_toolkit.prevalent.data.data_fingerprint import check_data
+from fq_toolkit.prevalent.data.splits import check_data
 from fq_toolkit.prevalent.tasks.pretraining.benefit import measure_benefit
 from fq_toolkit.prevalent.tasks.pretraining.config import MINIWORLD, TRAINER, PretrainingConfig
 from fq_toolkit.prevalent.tasks.pretraining.data import PretrainingData, load_pretraining_data

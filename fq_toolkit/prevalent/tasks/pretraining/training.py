@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fq_toolkit.layers.vln_pretraining_head import VLNPretrainingHead, VLNPretrainingOutput
-from fq_toolkit.prevalent.data.data_fingerprint import KEY, check_data
+from fq_toolkit.prevalent.data.splits import KEY, check_data
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel, count_parameters
 from fq_toolkit.prevalent.tasks.pretraining.benefit import Benefit, measure_benefit
 from fq_toolkit.prevalent.tasks.pretraining.config import MINIWORLD, TRAINER, PretrainingConfig

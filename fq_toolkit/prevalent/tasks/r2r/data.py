@@ -1,51 +1,20 @@
 """What the R2R trainer trains and validates on: generated worlds, or the real graphs and annotations."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from fq_toolkit.prevalent.data.annotations import load_r2r
 from fq_toolkit.prevalent.data.leak_guard import check_disjoint
+from fq_toolkit.prevalent.data.splits import UNSEEN, Split, unseen_paths, warn_without_validation
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
 from fq_toolkit.prevalent.tasks.r2r.config import MINI, R2RConfig
-from fq_toolkit.prevalent.world.env import BatchedNavEnv
-from fq_toolkit.prevalent.world.feature_sources import SYNTHETIC, open_features
-from fq_toolkit.prevalent.world.features import FeatureStore
+from fq_toolkit.prevalent.world.features import SYNTHETIC, FeatureStore, open_features
 from fq_toolkit.prevalent.world.items import NavItem, check_items
 from fq_toolkit.prevalent.world.world import NavWorld
-
-_LOG = logging.getLogger("fq_toolkit")
-
-UNSEEN = 1_000_003
-"""What is added to the seed of the training world to get that of the unseen one."""
-
-
-class Split(NamedTuple):
-    """Tasks of one split and the world they lie in.
-
-    name: ``train``, ``augmented``, ``val_seen`` or ``val_unseen``.
-    items: the tasks.
-    world: the graphs.
-    features: of all viewpoints of the world.
-    synthesised: whether the features are noise, which every figure must say.
-    source: file or name of the world that the tasks are of, for messages.
-    """
-
-    name: str
-    items: list[NavItem]
-    world: NavWorld
-    features: FeatureStore
-    synthesised: bool = False
-    source: str = "items"
-
-    def env(self, device: torch.device | str) -> BatchedNavEnv:
-        """Return an environment that gives tensors on a device."""
-        return BatchedNavEnv(self.world, self.features, device=device)
 
 
 class R2RData(NamedTuple):
@@ -118,12 +87,6 @@ def shuffle_instructions(items: Sequence[NavItem], *, seed: int) -> list[NavItem
     return [item._replace(instruction=items[j].instruction) for item, j in zip(items, source, strict=True)]
 
 
-def unseen_paths(items: Sequence[NavItem], training: Sequence[NavItem]) -> list[NavItem]:
-    """Return the items whose path is not that of a training item."""
-    known = {(item.scan, item.path) for item in training}
-    return [item for item in items if (item.scan, item.path) not in known]
-
-
 def _mini_splits(config: R2RConfig) -> R2RData:
     width = config.synthetic_dim
     seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=width)
@@ -166,22 +129,6 @@ def _real_splits(config: R2RConfig) -> R2RData:
         name: train._replace(name=name, items=rows, source=str(files[name])) for name, rows in found.items()
     }
     return R2RData(train, _augmented(config, train, validation), validation)
-
-
-def warn_without_validation(found: Mapping[str, object], files: Mapping[str, Path]) -> None:
-    """Say it when a data folder has nothing to validate on.
-
-    Args:
-        found: the splits that are there.
-        files: all of them.
-    """
-    if not found:
-        names = [path for name, path in files.items() if name != "train"]
-        _LOG.warning(
-            "%s has neither %s to validate on: the run is not measured, and nothing is held out",
-            names[0].parent,
-            " nor ".join(path.name for path in names),
-        )
 
 
 def _augmented(config: R2RConfig, train: Split, validation: dict[str, Split]) -> Split | None:

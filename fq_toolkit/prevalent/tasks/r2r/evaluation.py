@@ -5,11 +5,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.metrics.path_metrics import measure_paths
 from fq_toolkit.prevalent.metrics.scoring import R2RScores
 from fq_toolkit.prevalent.model.beam import beam_search
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
-from fq_toolkit.prevalent.tasks.r2r.data import Split
 from fq_toolkit.training.errors import ConfigError
 
 Decoding = Literal["greedy", "sample", "beam"]

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fq_toolkit.prevalent.data.data_fingerprint import split_parts
-from fq_toolkit.prevalent.data.split_checks import check_goals, check_split
+from fq_toolkit.prevalent.data.splits import Split, check_goals, check_split, split_parts
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.metrics.scoring import R2RScores
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
-from fq_toolkit.prevalent.model.speaker import Speaker
+from fq_toolkit.prevalent.model.speaker import Speaker, retell
 from fq_toolkit.prevalent.tasks.losses import a2c_loss, imitation_loss
 from fq_toolkit.prevalent.tasks.navigator import (
     FREE_ON_RESUME,
@@ -22,9 +21,8 @@ from fq_toolkit.prevalent.tasks.navigator import (
     build_follower,
 )
 from fq_toolkit.prevalent.tasks.r2r.config import TRAINER, R2RConfig
-from fq_toolkit.prevalent.tasks.r2r.data import R2RData, Split, load_r2r_data
+from fq_toolkit.prevalent.tasks.r2r.data import R2RData, load_r2r_data
 from fq_toolkit.prevalent.tasks.r2r.evaluation import R2REvaluation, score_split
-from fq_toolkit.prevalent.tasks.speaker.augment import retell
 from fq_toolkit.prevalent.text.length_limit import keep_start
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.env import BatchedNavEnv

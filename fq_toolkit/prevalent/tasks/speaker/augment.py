@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fq_toolkit.prevalent.data.annotations import r2r_items
 from fq_toolkit.prevalent.data.leak_guard import LeakGuard, check_disjoint
 from fq_toolkit.prevalent.files import DataError
-from fq_toolkit.prevalent.model.speaker import Speaker
+from fq_toolkit.prevalent.model.speaker import Speaker, retell
 from fq_toolkit.prevalent.world.env import BatchedNavEnv
 from fq_toolkit.prevalent.world.features import FeatureStore
 from fq_toolkit.prevalent.world.items import NavItem
-from fq_toolkit.prevalent.world.path_views import observe_paths
 from fq_toolkit.prevalent.world.paths import distinct_paths
 from fq_toolkit.prevalent.world.world import NavWorld
 
@@ -87,35 +85,6 @@ def sample_new_paths(
     if count is not None and len(found) < count:
         _LOG.warning("%d paths were asked for; only %d different ones %s exist", count, len(found), kind)
     return found
-
-
-def retell(
-    speaker: Speaker,
-    env: BatchedNavEnv,
-    items: Sequence[NavItem],
-    *,
-    feature_mask: Tensor | None = None,
-    sample: bool = False,
-    generator: torch.Generator | None = None,
-) -> list[NavItem]:
-    """Return items with instructions that a speaker says for their paths: one step of back-translation.
-
-    The agent that is trained on them must see the world through the same ``feature_mask``: speaker and agent
-    then agree on one building, which is another one than the features show.
-
-    Args:
-        speaker: its mode (dropout or not) is left as it is.
-        env: gives tensors on the speaker's device, with features.
-        items: paths; their own instructions are not read.
-        feature_mask: (D,) of environment dropout.
-        sample: draw words; the likeliest by default.
-        generator: of the draws, on the CPU.
-
-    Source: R2R-EnvDrop, arXiv 1904.04195, section 3.4.
-    """
-    paths = observe_paths(env, items, feature_mask=feature_mask)
-    said = speaker.speak(paths, sample=sample, generator=generator)
-    return [item._replace(instruction=text) for item, text in zip(items, said, strict=True)]
 
 
 def augment_records(

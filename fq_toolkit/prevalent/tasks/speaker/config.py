@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigationConfig, check_positive
 from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
-from fq_toolkit.prevalent.world.feature_sources import SYNTHETIC
+from fq_toolkit.prevalent.world.features import SYNTHETIC
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 

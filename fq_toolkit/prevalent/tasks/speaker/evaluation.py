@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fq_toolkit.prevalent.model.speaker import Speaker
-from fq_toolkit.prevalent.tasks.r2r.data import Split
-from fq_toolkit.prevalent.tasks.speaker.augment import retell
+from fq_toolkit.prevalent.data.splits import Split
+from fq_toolkit.prevalent.model.speaker import Speaker, retell
 from fq_toolkit.training.extras import require
 
 

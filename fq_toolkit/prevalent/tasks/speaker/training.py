@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fq_toolkit.prevalent.data.data_fingerprint import KEY, check_data, fingerprint, split_parts
-from fq_toolkit.prevalent.data.split_checks import check_split, check_ways
-from fq_toolkit.prevalent.model.speaker import Speaker
+from fq_toolkit.prevalent.data.splits import KEY, Split, check_data, check_split, fingerprint, split_parts
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.model.speaker import MOST_STEPS, Speaker, retell
 from fq_toolkit.prevalent.tasks.r2r.data import R2RData, load_r2r_data
-from fq_toolkit.prevalent.tasks.speaker.augment import retell
 from fq_toolkit.prevalent.tasks.speaker.config import TRAINER, SpeakerConfig
 from fq_toolkit.prevalent.tasks.speaker.evaluation import SpeakerEvaluation, bleu, tell
 from fq_toolkit.prevalent.text.length_limit import fit_items
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
-from fq_toolkit.prevalent.world.path_views import observe_paths
+from fq_toolkit.prevalent.world.path_views import observe_paths, path_actions
 from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.sampling_order import ShuffledIndices
@@ -282,3 +281,21 @@ SPEAKER_TRAINER = Trainer(
     artifacts=("instructions.txt", "speaker/", "curves.png", "metrics.csv"),
     free_on_resume=FREE_ON_RESUME | {"long_instructions"},  # data of equal bits, or an error
 )
+
+
+def check_ways(split: Split) -> None:
+    """Check that a speaker can describe every annotated path: neighbours all along, and not too many.
+
+    Raises:
+        DataError: naming source and item.
+    """
+    for item in split.items:
+        try:
+            steps = len(path_actions(split.world, item))
+        except DataError as error:
+            raise DataError(f"{split.source}: {error}") from error
+        if steps > MOST_STEPS:
+            raise DataError(
+                f"{split.source}: item {item.instr_id!r} has {steps} steps; the speaker describes at most "
+                f"{MOST_STEPS}: leave it out"
+            )

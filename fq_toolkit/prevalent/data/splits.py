@@ -1,0 +1,146 @@
+"""Splits: tasks and the world they lie in, checked before training, and told apart by a fingerprint.
+
+A checkpoint is of no use with other data: vocabularies are made of the instructions, orders of items and
+slots of neighbours of the files. None of them is in the weights, so other data of equal sizes would give
+every row of the embeddings another word.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.world.env import BatchedNavEnv
+from fq_toolkit.prevalent.world.features import FeatureStore
+from fq_toolkit.prevalent.world.items import NavItem
+from fq_toolkit.prevalent.world.world import NavWorld
+from fq_toolkit.training.errors import CheckpointError
+
+_LOG = logging.getLogger("fq_toolkit")
+
+UNSEEN = 1_000_003
+"""What is added to the seed of the training world to get that of the unseen one."""
+
+KEY = "data"
+"""Where the state of a trainer keeps its fingerprint."""
+
+
+class Split(NamedTuple):
+    """Tasks of one split and the world they lie in.
+
+    name: ``train``, ``augmented``, ``val_seen`` or ``val_unseen``.
+    items: the tasks.
+    world: the graphs.
+    features: of all viewpoints of the world.
+    synthesised: whether the features are noise, which every figure must say.
+    source: file or name of the world that the tasks are of, for messages.
+    """
+
+    name: str
+    items: list[NavItem]
+    world: NavWorld
+    features: FeatureStore
+    synthesised: bool = False
+    source: str = "items"
+
+    def env(self, device: torch.device | str) -> BatchedNavEnv:
+        """Return an environment that gives tensors on a device."""
+        return BatchedNavEnv(self.world, self.features, device=device)
+
+
+def unseen_paths(items: Sequence[NavItem], training: Sequence[NavItem]) -> list[NavItem]:
+    """Return the items whose path is not that of a training item."""
+    known = {(item.scan, item.path) for item in training}
+    return [item for item in items if (item.scan, item.path) not in known]
+
+
+def warn_without_validation(found: Mapping[str, object], files: Mapping[str, Path]) -> None:
+    """Say it when a data folder has nothing to validate on.
+
+    Args:
+        found: the splits that are there.
+        files: all of them.
+    """
+    if not found:
+        names = [path for name, path in files.items() if name != "train"]
+        _LOG.warning(
+            "%s has neither %s to validate on: the run is not measured, and nothing is held out",
+            names[0].parent,
+            " nor ".join(path.name for path in names),
+        )
+
+
+def check_split(split: Split) -> None:
+    """Check that there are items, and finite features of every viewpoint that an agent may come to.
+
+    Raises:
+        DataError: naming the source.
+    """
+    if not split.items:
+        raise DataError(f"{split.source}: no instruction")
+    for name in sorted({item.scan for item in split.items}):
+        split.features.check((name, viewpoint) for viewpoint in split.world.scan(name).viewpoints)
+
+
+def check_goals(split: Split) -> None:
+    """Check that every item has a goal: without one there is no teacher and no score.
+
+    Raises:
+        DataError: naming source and item.
+    """
+    for item in split.items:
+        if not item.goals:
+            raise DataError(
+                f"{split.source}: item {item.instr_id!r} holds only the start: a split that keeps its goals "
+                "secret can neither be learned from nor measured"
+            )
+
+
+def fingerprint(parts: Iterable[Any]) -> str:
+    """Return a digest of arrays, tensors, and whatever its ``repr`` tells apart."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            part = part.cpu().numpy()
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def places(world: NavWorld, features: FeatureStore, scans: Iterable[str]) -> list[Any]:
+    """Return what tells buildings apart: their graphs, and the features of one viewpoint of each.
+
+    All features would be gigabytes; those of another network differ everywhere.
+    """
+    parts: list[Any] = []
+    for name in sorted(set(scans)):
+        scan = world.scan(name)
+        parts += [name, scan.viewpoints, scan.positions, scan.adjacent]
+        parts.append(features.panorama(features.rows([(name, scan.viewpoints[0])])))
+    return parts
+
+
+def split_parts(split: Split) -> list[Any]:
+    """Return what tells a split apart: its items, in their order, and where they are."""
+    return [split.items, *places(split.world, split.features, (item.scan for item in split.items))]
+
+
+def check_data(state: Mapping[str, Any], found: str, source: str) -> None:
+    """Refuse the state of a run that was trained on other data.
+
+    Raises:
+        CheckpointError: naming the source.
+    """
+    if state.get(KEY, found) != found:  # runs from before fingerprints have none
+        raise CheckpointError(
+            f"the annotations, graphs, features or words of {source} are not those the run was started with, "
+            "and its checkpoints are of no use without those. Bring the files back, or start a new run."
+        )
