@@ -10,6 +10,9 @@ from fq_toolkit.training.errors import RunError
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LINES = (".jsonl", ".ndjson")
+RECORD_ENDINGS = (".json", *_LINES)
+"""How files of records are named; `.gz` may follow."""
+
 _ALWAYS_FITS = 64 << 20  # bytes that a compressed file may hold, whatever its size
 _MOST_RATIO = 100  # above them; JSON of long names comes to 30
 _KINDS = (
@@ -156,14 +159,30 @@ def _read_lines(path: Path) -> list[Any]:
     return found
 
 
+def _ending(path: Path) -> str:
+    """Return the ending of a name, that of compression left out, in lower case."""
+    endings = [ending.lower() for ending in path.suffixes if ending.lower() != ".gz"]
+    return endings[-1] if endings else ""
+
+
+def is_record_file(path: str | Path) -> bool:
+    """Return whether a name is that of a file of records, and not of a folder.
+
+    Example:
+        >>> is_record_file("triplets.jsonl.gz"), is_record_file("features.tsv")
+        (True, False)
+    """
+    path = Path(path)
+    return _ending(path) in RECORD_ENDINGS and not path.is_dir()
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Read a list of objects: a JSON list, or one object a line in a ``.jsonl`` file, also with ``.gz``.
 
     Raises:
         DataError: when it is unreadable, or holds something else.
     """
-    endings = [ending.lower() for ending in path.suffixes if ending.lower() != ".gz"]
-    records = _read_lines(path) if endings and endings[-1] in _LINES else read_json(path)
+    records = _read_lines(path) if _ending(path) in _LINES else read_json(path)
     if isinstance(records, dict):
         raise DataError(
             f"{path} holds dict; expected a JSON list of items, not one object with the keys "

@@ -45,6 +45,12 @@ class Triplet(NamedTuple):
     tokens: tuple[int, ...]
 
 
+def triplet_item(triplet: Triplet) -> NavItem:
+    """Return the task of a triplet, with its path and without words, for `check_disjoint`."""
+    path = tuple(pose.viewpoint for pose in triplet.path)
+    return NavItem(triplet.instr_id, triplet.path[0].scan, 0.0, path, (), "")
+
+
 def action_label(
     world: NavWorld,
     scan: str,

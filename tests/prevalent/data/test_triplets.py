@@ -1,6 +1,8 @@
 """Triplets: labels, files, and the guard against validation paths."""
 
+import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from fq_toolkit.prevalent import (
     BatchedNavEnv,
     DataError,
     MiniWorld,
+    Triplet,
     action_label,
     collect_triplets,
     load_triplets,
@@ -20,6 +23,8 @@ from fq_toolkit.prevalent import (
 )
 from fq_toolkit.prevalent.world.angles import STEP, wrap
 from tests.prevalent.world.worlds import line_world, write_json
+
+WORLD = MiniWorld(0)
 
 
 def encode(text: str) -> list[int]:
@@ -139,3 +144,103 @@ def test_mistakes_are_named(mini: MiniWorld) -> None:
         ValueError, match="kind must be one of 'prevalent', 'view36', 'candidate', got 'best'"
     ):
         action_label(line_world(1.0), "line", "a", 0, None, kind="best")
+
+
+WRITTEN = {
+    ".json": lambda records: json.dumps(records).encode(),
+    ".jsonl": lambda records: "\n".join(map(json.dumps, records)).encode(),
+    ".json.gz": lambda records: gzip.compress(json.dumps(records).encode()),
+    ".jsonl.gz": lambda records: gzip.compress("\n".join(map(json.dumps, records)).encode()),
+}
+
+
+def write_parts(folder: Path, triplets: list[Triplet], endings: list[str]) -> list[Path]:
+    """Write every k-th triplet into the k-th of some files."""
+    folder.mkdir()
+    paths = []
+    for number, ending in enumerate(endings):
+        plain = save_triplets(folder / "plain", triplets[number :: len(endings)])
+        paths.append(folder / f"part{number}{ending}")
+        paths[-1].write_bytes(WRITTEN[ending](json.loads(plain.read_text())))
+        plain.unlink()
+    return paths
+
+
+@settings(max_examples=15, deadline=None)
+@given(endings=st.lists(st.sampled_from(sorted(WRITTEN)), min_size=1, max_size=4))
+def test_a_folder_and_a_list_hold_what_their_files_hold(
+    tmp_path_factory: pytest.TempPathFactory, endings: list[str]
+) -> None:
+    triplets = collect_triplets(WORLD, WORLD.items(9), encode)
+    folder = tmp_path_factory.mktemp("t") / "parts"
+    paths = write_parts(folder, triplets, endings)
+    (folder / "README.md").write_text("about them")
+    (folder / ".hidden.json").write_text("no JSON")
+    wanted = [triplet for number in range(len(endings)) for triplet in triplets[number :: len(endings)]]
+    assert [t for path in paths for t in load_triplets(path)] == wanted
+    assert load_triplets(folder) == load_triplets(str(folder)) == load_triplets([folder]) == wanted
+    assert load_triplets([str(path) for path in paths]) == wanted
+    backwards = [t for path in reversed(paths) for t in load_triplets(path)]
+    assert load_triplets(reversed(paths)) == backwards
+
+
+def test_a_triplet_of_several_files_is_read_once_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    triplets = collect_triplets(WORLD, WORLD.items(6), encode)
+    first = save_triplets(tmp_path / "a.json", triplets[:4])
+    with caplog.at_level("WARNING", logger="fq_toolkit"):
+        again = triplets[4]._replace(instr_id=triplets[0].instr_id)  # the same name, another path
+        save_triplets(tmp_path / "b.json", [triplets[2], again, triplets[3]])
+        assert load_triplets(tmp_path) == [*triplets[:4], again]
+    assert re.search(
+        rf"b\.json: 2 of 3 triplets are in .*a\.json too .* '{triplets[2].instr_id}'", caplog.text
+    )
+    caplog.clear()
+    assert load_triplets(save_triplets(first, [triplets[0]] * 2)) == [triplets[0]] * 2  # as it was written
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("more.npz", b"PK\x03\x04", r"more\.npz is no file of triplets; a folder of triplets holds only"),
+        ("more.json.bz2", b"BZh", r"more\.json\.bz2 is no file of triplets"),
+        ("config.json", b"{}", r"config\.json holds dict"),
+        ("r2r.json", b'[{"path_id": 1, "path": ["a"]}]', r"r2r\.json: item 0 has no field 'instr_id'"),
+        ("zip.json", b"PK\x03\x04", r"zip\.json is a zip archive"),
+        ("part/x.json", b"[]", r"part is a folder; a folder of triplets holds only"),
+    ],
+)
+def test_another_file_in_a_folder_is_refused_by_name(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    save_triplets(tmp_path / "a.json", collect_triplets(WORLD, WORLD.items(1), encode))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_triplets(tmp_path)
+
+
+def test_no_file_and_one_file_twice_are_refused(tmp_path: Path) -> None:
+    path = save_triplets(tmp_path / "a.json", collect_triplets(WORLD, WORLD.items(1), encode))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "b.json").symlink_to(path)
+    for source, message in (
+        ([], "no file of triplets is given"),
+        (tmp_path / "empty", "empty holds no files"),
+        ([path, str(path)], r"a\.json is given twice"),
+        ([path, tmp_path / "b.json"], r"b\.json is given twice, also as .*a\.json"),
+        ([tmp_path / "none"], "none does not exist"),
+        (["a\0b"], "cannot read"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_triplets(source)
+
+
+def test_each_file_of_a_folder_is_guarded(tmp_path: Path) -> None:
+    train, validation = WORLD.items(8, seed=0), WORLD.items(3, seed=1)
+    save_triplets(tmp_path / "a.json", collect_triplets(WORLD, train, encode))
+    save_triplets(tmp_path / "b.json", collect_triplets(WORLD, validation, encode))
+    with pytest.raises(DataError, match=r"b\.json: item '.*' has the path of the held-out item '0_0'"):
+        load_triplets(tmp_path, held_out=iter(validation[:1]))
