@@ -35,7 +35,7 @@ class Sentences(NamedTuple):
 class Corpus(NamedTuple):
     """Sentences to train on and sentences to measure with.
 
-    skipped: reason -> number of lines left out, of both parts.
+    skipped: reason -> number of lines left out, of both parts; of the latter where it is another file.
     grammar: the language, where the sentences are of the embedded one; else None.
     """
 
@@ -45,7 +45,15 @@ class Corpus(NamedTuple):
     grammar: GrammarCorpus | None = None
 
 
-def load_corpus(data: str, valid: str | None = None, *, text_key: str = "text", limit: int = 0) -> Corpus:
+def load_corpus(
+    data: str,
+    valid: str | None = None,
+    *,
+    text_key: str = "text",
+    limit: int = 0,
+    measure_on: str | None = None,
+    measure_text_key: str | None = None,
+) -> Corpus:
     """Load the sentences of a run.
 
     Args:
@@ -55,11 +63,22 @@ def load_corpus(data: str, valid: str | None = None, *, text_key: str = "text", 
             them, or the split ``validation`` of a Hugging Face dataset. The grammar has its own.
         text_key: where the text is in a JSON line or in a row of a dataset.
         limit: train on the first so many sentences; 0 for all.
+        measure_on: other sentences to measure with, in place of those that are kept from training.
+        measure_text_key: where their text is, if not where ``text_key`` says.
 
     Raises:
         ConfigError: when something cannot be read or holds no sentence.
         MissingExtraError: for a Hugging Face dataset without the package ``datasets``.
     """
+    corpus = _load_run_corpus(data, valid, text_key=text_key, limit=limit)
+    if measure_on is None:
+        return corpus
+    other = read_sentences(measure_on, text_key=measure_text_key or text_key, split="test")
+    return Corpus(corpus.train, other.texts, other.skipped)
+
+
+def _load_run_corpus(data: str, valid: str | None, *, text_key: str, limit: int) -> Corpus:
+    """Load what a run is trained on and what it keeps apart to measure with."""
     if data == GRAMMAR:
         if valid is not None:
             raise ConfigError("the grammar has its own held-out sentences: leave out --valid")

@@ -54,7 +54,7 @@ class Dialogs(NamedTuple):
 class DialogCorpus(NamedTuple):
     """Pairs to train on and pairs to measure with.
 
-    skipped: reason -> number of lines left out, of both parts.
+    skipped: reason -> number of lines left out, of both parts; of ``valid`` where it is another file.
     answers_are_known: whether the responses of a context are all its right ones.
     """
 
@@ -112,7 +112,13 @@ def embedded_dialogs() -> DialogCorpus:
 
 
 def load_dialogs(
-    data: str, valid: str | None = None, *, turns: int = 1, limit: int = 0, seed: int = 0
+    data: str,
+    valid: str | None = None,
+    *,
+    turns: int = 1,
+    limit: int = 0,
+    seed: int = 0,
+    measure_on: str | None = None,
 ) -> DialogCorpus:
     """Load pairs of context and response, those to train on in an order that is shuffled by ``seed``.
 
@@ -124,6 +130,7 @@ def load_dialogs(
         turns: of a dialog or of a list of turns, how many before the response make the context.
         limit: train on the first so many pairs, after shuffling; 0 for all.
         seed: of the order.
+        measure_on: other pairs to measure with, in place of those that are kept from training.
 
     Raises:
         ConfigError: when something cannot be read or holds no pair.
@@ -147,6 +154,9 @@ def load_dialogs(
             corpus = DialogCorpus(parts[0], parts[1], dict(skipped))
     order = np.random.default_rng(seed).permutation(len(corpus.train.contexts))[: limit or None]
     train = Dialogs(*([rows[i] for i in order] for rows in corpus.train))
+    if measure_on is not None:
+        skipped = Counter()
+        return DialogCorpus(train, _read(measure_on, turns, skipped), dict(skipped))
     return corpus._replace(train=train)
 
 

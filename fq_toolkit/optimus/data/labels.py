@@ -45,7 +45,7 @@ class LabelledCorpus(NamedTuple):
     """Sentences to learn from and sentences to measure with.
 
     names: of the labels.
-    skipped: reason -> number of lines left out, of both parts.
+    skipped: reason -> number of lines left out, of both parts; of ``valid`` where it is another file.
     is_grammar: whether the right label of any sentence is known.
     """
 
@@ -64,6 +64,8 @@ def load_labelled(
     label_key: str = "label",
     limit: int = 0,
     seed: int = 0,
+    measure_on: str | None = None,
+    measure_keys: tuple[str | None, str | None] = (None, None),
 ) -> LabelledCorpus:
     """Load labelled sentences, in an order that is shuffled by ``seed``.
 
@@ -78,6 +80,8 @@ def load_labelled(
         label_key: where the label is in a JSON line.
         limit: learn from the first so many, after shuffling; 0 for all.
         seed: of the order.
+        measure_on: other sentences to measure with, in place of those that are kept from training.
+        measure_keys: where their text and label are, if not where ``text_key`` and ``label_key`` say.
 
     Raises:
         ConfigError: when something cannot be read, holds no sentence or fewer than two labels.
@@ -106,6 +110,11 @@ def load_labelled(
     if held_out is None:
         held_out = rows[::_EVERY]
         rows = [row for number, row in enumerate(rows) if number % _EVERY]
+    is_grammar = data == GRAMMAR and measure_on is None
+    if measure_on is not None:
+        skipped.clear()
+        text_key, label_key = measure_keys[0] or text_key, measure_keys[1] or label_key
+        held_out = _read(measure_on, (text_key, label_key), skipped)
     if len(names) < 2:
         raise ConfigError(f"{data} has the label(s) {', '.join(names) or 'none'}; expected at least two")
     unknown = {label for label, _ in held_out} - set(names)
@@ -124,7 +133,7 @@ def load_labelled(
             f"of the labels {', '.join(names)} of {data} the sentences to learn from have "
             f"{', '.join(left) or 'none'}; expected at least two: give more of them, or --valid"
         )
-    return LabelledCorpus(train, measure, names, dict(skipped), data == GRAMMAR)
+    return LabelledCorpus(train, measure, names, dict(skipped), is_grammar)
 
 
 def _mood(sentence: str) -> str:

@@ -50,6 +50,17 @@ def check_seed(seed: int) -> None:
         raise ConfigError(f"seed is {seed}; expected 0 to {_SEEDS - 1}")
 
 
+def check_keys_of(valid: str | None, **keys: str | None) -> None:
+    """Refuse names of keys in the lines of a file when no file is given: they would do nothing.
+
+    Raises:
+        ConfigError: naming the options.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in keys.items() if value is not None]
+    if valid is None and given:
+        raise ConfigError(f"{' and '.join(given)} say how to read the file of --valid, which is not given")
+
+
 def typed_lines() -> Iterable[str]:
     """Return the standard input line by line, U+FFFD in place of bytes that are not UTF-8."""
     if isinstance(sys.stdin, io.TextIOWrapper):

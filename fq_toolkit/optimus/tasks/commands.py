@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fq_toolkit.optimus.tasks.classification.commands import classify_command, plot_latents_command
-from fq_toolkit.optimus.tasks.command_line import check_seed, typed_lines, user_errors
+from fq_toolkit.optimus.tasks.command_line import check_keys_of, check_seed, typed_lines, user_errors
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.storage.measured_data import measured_line
@@ -52,6 +52,8 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
     tyro = require("tyro", purpose="the command line")
 
     def evaluate(
+        valid: str | None = None,
+        text_key: str | None = None,
         sentences: int | None = None,
         iw_samples: int | None = None,
         analogies: int | None = None,
@@ -60,13 +62,24 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
         """Measure a run: perplexities, -ELBO, KL, MI, active units, analogies; writes evaluation.json.
 
         Args:
+            valid: Other sentences than the run's own; their figures go to evaluation-STEM-HASH.json.
+            text_key: Where the text is in a JSON line of these.
             sentences: Held-out sentences; by default as in the run, like the next two.
             iw_samples: Draws per sentence of the likelihood; the paper has 100.
             analogies: Scored analogies, on the grammar.
             step: Which checkpoint; the newest by default.
         """
-        from fq_toolkit.optimus.tasks.vae.runs import evaluate_run
+        from fq_toolkit.optimus.tasks.vae.runs import evaluate_run, evaluate_run_on
 
+        check_keys_of(valid, text_key=text_key)
+        if valid is not None:
+            if analogies is not None:
+                raise ConfigError("--analogies are questions on the grammar: leave them out with --valid")
+            other = evaluate_run_on(
+                run, valid, step=step, text_key=text_key, sentences=sentences, iw_samples=iw_samples
+            )
+            sys.stdout.write(f"{other.figures}\n{other.line}")
+            return 0
         result = evaluate_run(run, step=step, sentences=sentences, iw_samples=iw_samples, analogies=analogies)
         sys.stdout.write(f"{result}\n{measured_line(RunFolder(run))}")
         return 0

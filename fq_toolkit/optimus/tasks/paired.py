@@ -1,10 +1,12 @@
 """What training on labelled sentences and on pairs of texts shares: options, token tables, the task."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +14,16 @@ from torch import nn
 
 from fq_toolkit.optimus.data.corpus import describe_skipped
 from fq_toolkit.optimus.model.batch import Tokenizers, TokenRows, collate, tokenize
+from fq_toolkit.optimus.tasks.another_file import (
+    FEWEST,
+    OtherEvaluation,
+    check_source,
+    evaluation_path,
+    file_set,
+    measured_line,
+    tell_leaks,
+    tell_skipped,
+)
 from fq_toolkit.optimus.tasks.config import VAEConfig
 from fq_toolkit.optimus.tasks.vae.training import (
     MODEL,
@@ -19,6 +31,7 @@ from fq_toolkit.optimus.tasks.vae.training import (
     beta_schedule,
     check_data,
     data_order,
+    held_out_set,
     make_optimizer,
 )
 from fq_toolkit.training.config import load_config
@@ -86,6 +99,22 @@ class TokenTable:
         return [len(self.rows.decoder[i]) for i in rows]
 
 
+class HeldOut(NamedTuple):
+    """What a task is measured with.
+
+    rows: all of it, as JSON can hold it.
+    usable: how many of the rows are not too long for the model.
+    trained, asked: texts that were trained on and texts that are measured with, by which a leak is known.
+    noun: what these are.
+    """
+
+    rows: list[Any]
+    usable: int
+    trained: list[str]
+    asked: list[str]
+    noun: str
+
+
 class PairedTask(OptimusTask):
     """A task of sentence VAEs with something beside the sentence; the loss is the model's.
 
@@ -97,7 +126,7 @@ class PairedTask(OptimusTask):
         evaluator: model -> figures with ``values()``; ``columns``.
         described: what the data are, for the summary.
         skipped: reason -> lines that were left out.
-        measured_on: what the evaluator measures on.
+        held_out: what the evaluator measures with.
         accelerator: an ``accelerate.Accelerator``.
     """
 
@@ -114,13 +143,13 @@ class PairedTask(OptimusTask):
         *,
         described: str,
         skipped: dict[str, int],
-        measured_on: dict[str, MeasuredSet],
+        held_out: HeldOut,
         accelerator: Any,
     ) -> None:
         self.config, self.accelerator = config, accelerator
         self.vae: Any = model.to(accelerator.device)
         self.data, self.evaluator = data, evaluator
-        self.described, self.skipped, self._measured_on = described, skipped, measured_on
+        self.described, self.skipped, self.held_out = described, skipped, held_out
         rank, world = accelerator.process_index, accelerator.num_processes
         self.order = data_order(config, data, rank=rank, world=world)
         self.schedule = beta_schedule(config)
@@ -152,8 +181,8 @@ class PairedTask(OptimusTask):
         return names + list(self.evaluator.columns)
 
     def measured_on(self) -> dict[str, MeasuredSet]:
-        """Return what the evaluator measures on."""
-        return self._measured_on
+        """Return what the evaluator measures with."""
+        return held_out_set(self.config, self.held_out.rows)
 
     def evaluate(self) -> dict[str, float]:
         """Measure on what is kept for that; the random state of training is not touched."""
@@ -165,7 +194,7 @@ class PairedTask(OptimusTask):
         self.vae.base.save_pretrained(run.path / MODEL)
         if complete and self.last_evaluation is not None:
             write_figures(
-                run,
+                run.evaluation,
                 self.config,
                 self.last_evaluation,
                 step=result.step,
@@ -175,15 +204,16 @@ class PairedTask(OptimusTask):
 
 
 def write_figures(
-    run: RunFolder,
+    target: Path,
     config: Any,
     figures: Any,
     *,
     step: int,
     seconds: float,
     measured_on: Mapping[str, MeasuredSet],
+    **more: Any,
 ) -> None:
-    """Write ``evaluation.json``: the figures and what they were measured with."""
+    """Write ``evaluation.json``, or the file of another measurement: figures and what they go with."""
     record = {
         "step": step,
         "training_seconds": round(seconds, 1),
@@ -191,9 +221,10 @@ def write_figures(
         "data": config.data,
         KEY: set_records(measured_on),
         "seed": config.seed,
+        **more,
         **provenance(),
     }
-    write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+    write_atomic(target, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def load_task(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> tuple[Any, int, float]:
@@ -231,7 +262,7 @@ def evaluate_task_run(trainer: Trainer[Any], path: Path, *, step: int | None = N
     check_measured(folder.checkpoints(), reached, measured_on)
     task.evaluate()
     write_figures(
-        folder,
+        folder.evaluation,
         task.config,
         task.last_evaluation,
         step=reached,
@@ -239,3 +270,47 @@ def evaluate_task_run(trainer: Trainer[Any], path: Path, *, step: int | None = N
         measured_on=measured_on,
     )
     return reached, task.last_evaluation
+
+
+def evaluate_task_on(
+    trainer: Trainer[Any], path: Path, source: str, *, step: int | None = None, **keys: str | None
+) -> OtherEvaluation:
+    """Measure a run on another file, and write the figures into a file of their own.
+
+    Args:
+        trainer: that made the run.
+        path: the run folder.
+        source: the file.
+        step: which checkpoint; the newest by default.
+        **keys: where things are in its lines, as the trainer's ``build`` takes them.
+
+    Raises:
+        RunError, CheckpointError: as :func:`load_task`.
+        ConfigError: the same, and when the file holds nothing to measure with.
+    """
+    check_source(source)
+    build: Any = trainer.build
+    build = partial(build, measure_on=source, **keys)
+    task, reached, seconds = load_task(dataclasses.replace(trainer, build=build), path, step=step)
+    held_out = task.held_out
+    if held_out.usable < FEWEST:
+        raise ConfigError(
+            f"{source} holds {held_out.usable} {held_out.noun} of at most {task.config.max_length} tokens; "
+            f"at least {FEWEST} are needed to measure with"
+        )
+    tell_skipped(source, task.skipped)
+    trained_on = tell_leaks(source, held_out.trained, held_out.asked, noun=held_out.noun)
+    measured_on = file_set(source, held_out.rows)
+    target = evaluation_path(RunFolder.open(path), measured_on["valid"])
+    task.evaluate()
+    write_figures(
+        target,
+        task.config,
+        task.last_evaluation,
+        step=reached,
+        seconds=seconds,
+        measured_on=measured_on,
+        trained_on=trained_on,
+    )
+    line = measured_line(target, measured_on["valid"], step=reached)
+    return OtherEvaluation(reached, task.last_evaluation, line)

@@ -12,7 +12,7 @@ from fq_toolkit.optimus.tasks.commands import (
     reconstruct_command,
 )
 from fq_toolkit.optimus.tasks.dialog.training import DIALOG_TRAINER, DialogConfig
-from fq_toolkit.optimus.tasks.paired import evaluate_task_run, load_task
+from fq_toolkit.optimus.tasks.paired import evaluate_task_on, evaluate_task_run, load_task
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.storage.measured_data import measured_line
@@ -56,12 +56,20 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
     """Run ``evaluate RUN``."""
     tyro = require("tyro", purpose="the command line")
 
-    def evaluate(step: int | None = None) -> int:
+    def evaluate(
+        valid: str | None = None,
+        step: int | None = None,
+    ) -> int:
         """Measure a run: BLEU precision, recall, F1, distinct n-grams; writes evaluation.json.
 
         Args:
+            valid: Other pairs than the run's own; their figures go to evaluation-STEM-HASH.json.
             step: Which checkpoint; the newest by default.
         """
+        if valid is not None:
+            other = evaluate_task_on(DIALOG_TRAINER, run, valid, step=step)
+            sys.stdout.write(f"step {other.step}:\n{other.figures}\n{other.line}")
+            return 0
         reached, figures = evaluate_task_run(DIALOG_TRAINER, run, step=step)
         sys.stdout.write(f"step {reached}:\n{figures}\n{measured_line(RunFolder(run))}")
         return 0

@@ -14,8 +14,8 @@ from fq_toolkit.optimus.model.batch import Tokenizers
 from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
 from fq_toolkit.optimus.tasks.dialog.evaluation import DialogEvaluator
 from fq_toolkit.optimus.tasks.dialog.model import DialogBatch, DialogVAE
-from fq_toolkit.optimus.tasks.paired import PairedConfig, PairedTask, TokenTable
-from fq_toolkit.optimus.tasks.vae.training import build_vae, held_out_set
+from fq_toolkit.optimus.tasks.paired import HeldOut, PairedConfig, PairedTask, TokenTable
+from fq_toolkit.optimus.tasks.vae.training import build_vae
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
@@ -81,16 +81,30 @@ class DialogRows:
         return hashlib.sha256("\n".join("\t".join(pair) for pair in rows).encode()).hexdigest()
 
 
-def build_task(config: DialogConfig, accelerator: Any) -> PairedTask:
-    """Load the data and build the task."""
-    corpus = load_dialogs(config.data, config.valid, turns=config.turns, limit=config.limit)
+def build_task(config: DialogConfig, accelerator: Any, *, measure_on: str | None = None) -> PairedTask:
+    """Load the data and build the task.
+
+    Args:
+        config: all options.
+        accelerator: an ``accelerate.Accelerator``.
+        measure_on: a file to measure with in place of the run's own pairs.
+    """
+    corpus = load_dialogs(
+        config.data, config.valid, turns=config.turns, limit=config.limit, measure_on=measure_on
+    )
     seed_everything(config.seed)  # the same weights everywhere
     texts = [*corpus.train.contexts, *corpus.train.responses]
     base = build_vae(config, texts)  # type: ignore[arg-type]  # it has the options that are read
     model = DialogVAE(base, fusion=config.fusion, context_kl=config.context_kl)
     data = DialogRows(corpus.train, base.tokenizers, max_length=config.max_length)
     evaluator = DialogEvaluator(corpus, config.eval_rows, config.samples)
-    held_out = zip(*corpus.valid, strict=True)
+    held_out = HeldOut(
+        rows=list(zip(*corpus.valid, strict=True)),
+        usable=len(DialogRows(corpus.valid, base.tokenizers, max_length=config.max_length).kept),
+        trained=corpus.train.contexts,
+        asked=list(dict.fromkeys(corpus.valid.contexts)),  # several responses are for one context
+        noun="contexts",
+    )
     return PairedTask(
         config,
         model,
@@ -98,7 +112,7 @@ def build_task(config: DialogConfig, accelerator: Any) -> PairedTask:
         evaluator,
         described=f"{len(data.kept):,} pairs, {len(evaluator.references):,} contexts to measure with",
         skipped=corpus.skipped,
-        measured_on=held_out_set(config, held_out),
+        held_out=held_out,
         accelerator=accelerator,
     )
 

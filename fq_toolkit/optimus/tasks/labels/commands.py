@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from fq_toolkit.optimus.tasks.command_line import check_seed, suit_the_data, user_errors
+from fq_toolkit.optimus.tasks.command_line import check_keys_of, check_seed, suit_the_data, user_errors
 from fq_toolkit.optimus.tasks.commands import (
     analogy_command,
     interpolate_command,
@@ -11,7 +11,7 @@ from fq_toolkit.optimus.tasks.commands import (
     reconstruct_command,
 )
 from fq_toolkit.optimus.tasks.labels.training import LABEL_TRAINER, LabelConfig
-from fq_toolkit.optimus.tasks.paired import evaluate_task_run, load_task
+from fq_toolkit.optimus.tasks.paired import evaluate_task_on, evaluate_task_run, load_task
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.storage.measured_data import measured_line
@@ -54,12 +54,27 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
     """Run ``evaluate RUN``."""
     tyro = require("tyro", purpose="the command line")
 
-    def evaluate(step: int | None = None) -> int:
+    def evaluate(
+        valid: str | None = None,
+        text_key: str | None = None,
+        label_key: str | None = None,
+        step: int | None = None,
+    ) -> int:
         """Measure a run: right labels, BLEU, self-BLEU; writes evaluation.json.
 
         Args:
+            valid: Other sentences than the run's own; their figures go to evaluation-STEM-HASH.json.
+            text_key: Where the text is in a JSON line of these; as in the run by default, like the next.
+            label_key: Where the label is.
             step: Which checkpoint; the newest by default.
         """
+        check_keys_of(valid, text_key=text_key, label_key=label_key)
+        if valid is not None:
+            other = evaluate_task_on(
+                LABEL_TRAINER, run, valid, step=step, text_key=text_key, label_key=label_key
+            )
+            sys.stdout.write(f"step {other.step}:\n{other.figures}\n{other.line}")
+            return 0
         reached, figures = evaluate_task_run(LABEL_TRAINER, run, step=step)
         sys.stdout.write(f"step {reached}:\n{figures}\n{measured_line(RunFolder(run))}")
         return 0

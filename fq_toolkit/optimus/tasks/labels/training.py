@@ -15,8 +15,8 @@ from fq_toolkit.optimus.model.batch import Tokenizers
 from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
 from fq_toolkit.optimus.tasks.labels.evaluation import LabelEvaluator
 from fq_toolkit.optimus.tasks.labels.model import LabelledBatch, LabelVAE
-from fq_toolkit.optimus.tasks.paired import PairedConfig, PairedTask, TokenTable
-from fq_toolkit.optimus.tasks.vae.training import build_vae, held_out_set
+from fq_toolkit.optimus.tasks.paired import HeldOut, PairedConfig, PairedTask, TokenTable
+from fq_toolkit.optimus.tasks.vae.training import build_vae
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
@@ -75,18 +75,45 @@ class LabelledRows:
         return hashlib.sha256("\n".join(f"{label}\t{text}" for label, text in rows).encode()).hexdigest()
 
 
-def build_task(config: LabelConfig, accelerator: Any) -> PairedTask:
-    """Load the data and build the task."""
+def build_task(
+    config: LabelConfig,
+    accelerator: Any,
+    *,
+    measure_on: str | None = None,
+    text_key: str | None = None,
+    label_key: str | None = None,
+) -> PairedTask:
+    """Load the data and build the task.
+
+    Args:
+        config: all options.
+        accelerator: an ``accelerate.Accelerator``.
+        measure_on: a file to measure with in place of the run's own sentences.
+        text_key: where the text is in its JSON lines; as in the run by default, like the next.
+        label_key: where the label is.
+    """
     source = GRAMMAR if config.data == "embedded" else config.data
     corpus = load_labelled(
-        source, config.valid, text_key=config.text_key, label_key=config.label_key, limit=config.limit
+        source,
+        config.valid,
+        text_key=config.text_key,
+        label_key=config.label_key,
+        limit=config.limit,
+        measure_on=measure_on,
+        measure_keys=(text_key, label_key),
     )
     seed_everything(config.seed)  # the same weights everywhere
     base = build_vae(config, corpus.train.texts)  # type: ignore[arg-type]  # it has the options that are read
     model = LabelVAE(base, len(corpus.names), adversary=config.adversary)
     data = LabelledRows(corpus.train, base.tokenizers, max_length=config.max_length)
     valid = corpus.valid
-    held_out = [(corpus.names[label], text) for label, text in zip(valid.labels, valid.texts, strict=True)]
+    held_out = HeldOut(
+        rows=[(corpus.names[label], text) for label, text in zip(valid.labels, valid.texts, strict=True)],
+        usable=len(LabelledRows(valid, base.tokenizers, max_length=config.max_length).kept),
+        trained=corpus.train.texts,
+        asked=valid.texts,
+        noun="sentences",
+    )
     return PairedTask(
         config,
         model,
@@ -94,7 +121,7 @@ def build_task(config: LabelConfig, accelerator: Any) -> PairedTask:
         LabelEvaluator(corpus, config.eval_rows),
         described=f"{len(data.kept):,} sentences, labels {', '.join(corpus.names)}",
         skipped=corpus.skipped,
-        measured_on=held_out_set(config, held_out),
+        held_out=held_out,
         accelerator=accelerator,
     )
 

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,7 +16,6 @@ from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.session import provenance
 from fq_toolkit.training.storage.atomic import write_atomic
 from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, set_records
-from fq_toolkit.training.storage.run_folder import RunFolder
 
 EVALUATION_SEED = 0
 
@@ -135,15 +135,26 @@ _COLUMNS = {
 
 
 def write_evaluation(
-    run: RunFolder,
+    target: Path,
     config: OptimusConfig,
     evaluation: Evaluation,
     *,
     step: int,
     seconds: float,
     measured_on: Mapping[str, MeasuredSet],
+    **more: Any,
 ) -> None:
-    """Write ``evaluation.json``: the figures and what they were measured with."""
+    """Write ``evaluation.json``, or the file of another measurement: figures and what they go with.
+
+    Args:
+        target: the file.
+        config: options of the run, and how much was measured.
+        evaluation: the figures.
+        step: of the checkpoint.
+        seconds: of training.
+        measured_on: the sentences.
+        **more: what else belongs to the figures.
+    """
     analogies = evaluation.analogies
     record = {
         "step": step,
@@ -154,6 +165,7 @@ def write_evaluation(
         "data": config.data,
         KEY: set_records(measured_on),
         "seed": config.seed,
+        **more,
         **provenance(),
     }
-    write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+    write_atomic(target, (json.dumps(record, indent=2) + "\n").encode())

@@ -8,11 +8,20 @@ import torch
 from fq_toolkit.optimus.data.corpus import Corpus, load_corpus
 from fq_toolkit.optimus.data.tokenized import tokenize_corpus
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
+from fq_toolkit.optimus.tasks.another_file import (
+    OtherEvaluation,
+    check_source,
+    evaluation_path,
+    file_set,
+    measured_line,
+    tell_leaks,
+    tell_skipped,
+)
 from fq_toolkit.optimus.tasks.vae.config import TRAINER, OptimusConfig
 from fq_toolkit.optimus.tasks.vae.evaluation import Evaluation, Evaluator, write_evaluation
 from fq_toolkit.optimus.tasks.vae.training import MODEL, build_vae, check_data, held_out_set
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import MISFITS, CheckpointError, RunError
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.storage.checkpoints import Checkpoint
 from fq_toolkit.training.storage.measured_data import check_measured
@@ -82,13 +91,7 @@ def evaluate_run(
             are not those that the run was measured on.
     """
     folder = RunFolder.open(path)
-    config = load_config(OptimusConfig, folder.config, trainer=TRAINER)
-    config = dataclasses.replace(
-        config,
-        eval_sentences=config.eval_sentences if sentences is None else sentences,
-        iw_samples=config.iw_samples if iw_samples is None else iw_samples,
-        eval_analogies=config.eval_analogies if analogies is None else analogies,
-    )
+    config = _measuring(folder, sentences=sentences, iw_samples=iw_samples, analogies=analogies)
     checkpoint = folder.load_checkpoint(step)
     corpus = _corpus(config)
     vae = _from_checkpoint(config, corpus, checkpoint, path).to(_device(config))
@@ -96,7 +99,7 @@ def evaluate_run(
     check_measured(folder.checkpoints(), checkpoint.step, measured_on)
     result = Evaluator(config, corpus)(vae)
     write_evaluation(
-        folder,
+        folder.evaluation,
         config,
         result,
         step=checkpoint.step,
@@ -104,6 +107,80 @@ def evaluate_run(
         measured_on=measured_on,
     )
     return result
+
+
+def evaluate_run_on(
+    path: Path,
+    source: str,
+    *,
+    step: int | None = None,
+    text_key: str | None = None,
+    sentences: int | None = None,
+    iw_samples: int | None = None,
+) -> OtherEvaluation:
+    """Measure a run on another file, and write the figures into a file of their own.
+
+    Args:
+        path: the run folder.
+        source: the file, in any format that a run can be trained on.
+        step: which checkpoint; the newest by default.
+        text_key: where the text is in its JSON lines; by default as in the run, like the next two.
+        sentences: to measure with.
+        iw_samples: draws per sentence of the importance-weighted likelihood.
+
+    Raises:
+        RunError, CheckpointError: as :func:`load_model`.
+        ConfigError: the same, and when the file holds too few sentences that the model can read.
+    """
+    check_source(source)
+    folder = RunFolder.open(path)
+    config = _measuring(folder, sentences=sentences, iw_samples=iw_samples)
+    corpus = load_corpus(
+        config.data,
+        config.valid,
+        text_key=config.text_key,
+        limit=config.limit,
+        measure_on=source,
+        measure_text_key=text_key,
+    )
+    checkpoint = folder.load_checkpoint(step)
+    vae = _from_checkpoint(config, corpus, checkpoint, path).to(_device(config))
+    tell_skipped(source, corpus.skipped)
+    trained_on = tell_leaks(source, corpus.train, corpus.valid, noun="sentences")
+    measured_on = file_set(source, corpus.valid)
+    target = evaluation_path(folder, measured_on["valid"])
+    try:
+        figures = Evaluator(config, corpus)(vae)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    write_evaluation(
+        target,
+        config,
+        figures,
+        step=checkpoint.step,
+        seconds=checkpoint.state["seconds"],
+        measured_on=measured_on,
+        trained_on=trained_on,
+    )
+    line = measured_line(target, measured_on["valid"], step=checkpoint.step)
+    return OtherEvaluation(checkpoint.step, figures, line)
+
+
+def _measuring(
+    folder: RunFolder,
+    *,
+    sentences: int | None = None,
+    iw_samples: int | None = None,
+    analogies: int | None = None,
+) -> OptimusConfig:
+    """Return the options of a run, with other numbers of what is measured where they are given."""
+    config = load_config(OptimusConfig, folder.config, trainer=TRAINER)
+    return dataclasses.replace(
+        config,
+        eval_sentences=config.eval_sentences if sentences is None else sentences,
+        iw_samples=config.iw_samples if iw_samples is None else iw_samples,
+        eval_analogies=config.eval_analogies if analogies is None else analogies,
+    )
 
 
 def _device(config: OptimusConfig) -> torch.device:

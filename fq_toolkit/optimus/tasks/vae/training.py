@@ -169,7 +169,7 @@ class OptimusTask:
         if complete and isinstance(self.last_evaluation, Evaluation):
             figures = self.last_evaluation
             write_evaluation(
-                run,
+                run.evaluation,
                 self.config,
                 figures,
                 step=result.step,
