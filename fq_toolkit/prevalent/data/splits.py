@@ -6,9 +6,7 @@ every row of the embeddings another word.
 """
 
 import hashlib
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +18,6 @@ from fq_toolkit.prevalent.world.features import FeatureStore
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
 from fq_toolkit.training.errors import CheckpointError
-
-_LOG = logging.getLogger("fq_toolkit")
 
 UNSEEN = 1_000_003
 """What is added to the seed of the training world to get that of the unseen one."""
@@ -53,26 +49,25 @@ class Split(NamedTuple):
         return BatchedNavEnv(self.world, self.features, device=device)
 
 
+class Splits(NamedTuple):
+    """What is trained on, and split name -> what is measured."""
+
+    train: Split
+    validation: dict[str, Split]
+
+    def each(self, change: Callable[[Split], Split]) -> "Splits":
+        """Return the splits, each changed by a function."""
+        return Splits(change(self.train), {name: change(split) for name, split in self.validation.items()})
+
+    def held_out(self) -> list[NavItem]:
+        """Return the items of all validation splits."""
+        return [item for split in self.validation.values() for item in split.items]
+
+
 def unseen_paths(items: Sequence[NavItem], training: Sequence[NavItem]) -> list[NavItem]:
     """Return the items whose path is not that of a training item."""
     known = {(item.scan, item.path) for item in training}
     return [item for item in items if (item.scan, item.path) not in known]
-
-
-def warn_without_validation(found: Mapping[str, object], files: Mapping[str, Path]) -> None:
-    """Say it when a data folder has nothing to validate on.
-
-    Args:
-        found: the splits that are there.
-        files: all of them.
-    """
-    if not found:
-        names = [path for name, path in files.items() if name != "train"]
-        _LOG.warning(
-            "%s has neither %s to validate on: the run is not measured, and nothing is held out",
-            names[0].parent,
-            " nor ".join(path.name for path in names),
-        )
 
 
 def check_split(split: Split) -> None:

@@ -84,6 +84,13 @@ def dialog_records(
     return records[:count]
 
 
+def planner_goal(world: MiniWorld, item: NavItem) -> str:
+    """Return where the planner's path of an item of `dialog_items` ends."""
+    scan = world.scan(item.scan)
+    way = scan.shortest_path(scan.locate(item.start), scan.locate(item.regions[0]))
+    return scan.viewpoints[way[: _PLANNED + 1][-1]]
+
+
 def _walk(
     scan: Scan, planned: list[int], goal: int, mistakes: float, generator: np.random.Generator
 ) -> list[int]:

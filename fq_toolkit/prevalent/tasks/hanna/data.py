@@ -1,16 +1,17 @@
 """What the HANNA trainer trains and validates on: requests in generated worlds, or HANNA's files."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from fq_toolkit.prevalent.data.annotations import load_hanna, load_r2r
-from fq_toolkit.prevalent.data.splits import UNSEEN, Split, unseen_paths, warn_without_validation
+from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.miniworld.requests import request_items
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
 from fq_toolkit.prevalent.tasks.hanna.config import HannaConfig
 from fq_toolkit.prevalent.tasks.hanna.help import Helper, MiniHelper, RouteHelper
-from fq_toolkit.prevalent.tasks.navigator_config import MINI
-from fq_toolkit.prevalent.world.features import SYNTHETIC, open_features
+from fq_toolkit.prevalent.tasks.loading import Dataset, HeldOut, first_items, load_splits
+from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
 
 
@@ -23,6 +24,13 @@ class HannaData(NamedTuple):
     texts: list[str]
 
 
+def _read(path: Path, world: NavWorld, held_out: HeldOut) -> list[NavItem]:
+    return load_hanna(path, world=world, held_out=[item for items in held_out.values() for item in items])
+
+
+HANNA = Dataset("hanna", lambda world, count, seed: request_items(world, count, seed=seed), _read)
+
+
 def load_hanna_data(config: HannaConfig) -> HannaData:
     """Load or generate all splits.
 
@@ -31,63 +39,25 @@ def load_hanna_data(config: HannaConfig) -> HannaData:
             missing features, or a path of a validation split in the training split.
         ConfigError: for an unknown kind of feature file.
     """
-    data = _mini(config) if config.data == MINI else _real(config)
-    if config.limit is None:
-        return data
-    short = {name: s._replace(items=s.items[: config.limit]) for name, s in data.validation.items()}
-    return data._replace(train=data.train._replace(items=data.train.items[: config.limit]), validation=short)
-
-
-def _mini(config: HannaConfig) -> HannaData:
-    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.synthetic_dim)
-    unseen = MiniWorld(
-        config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.synthetic_dim
-    )
-    name, other_name = (f"MiniWorld({world.seed})" for world in (seen, unseen))
-    train = Split(
-        "train", request_items(seen, config.train_items, seed=1), seen, seen.features(), source=name
-    )
-    other = unseen_paths(request_items(seen, 2 * config.validation_items, seed=2), train.items)
-    validation = {
-        "val_seen": train._replace(name="val_seen", items=other[: config.validation_items]),
-        "val_unseen": Split(
-            "val_unseen",
-            request_items(unseen, config.validation_items, seed=3),
-            unseen,
-            unseen.features(),
-            source=other_name,
-        ),
+    splits = load_splits(config, HANNA)
+    routes = [route for path in config.routes for route in load_r2r(path, world=splits.train.world)]
+    helpers = {
+        split.name: helper_in(split.world, routes) for split in (splits.train, *splits.validation.values())
     }
-    inside, outside = MiniHelper(seen), MiniHelper(unseen)
-    told = [inside.help(item.scan, item.start, item.heading, item.goals) for item in train.items]
-    texts = [help_.text for help_ in told if help_ is not None]
-    return HannaData(train, validation, {"train": inside, "val_seen": inside, "val_unseen": outside}, texts)
+    texts = _told(splits.train, helpers["train"], routes)
+    splits = splits.each(first_items(config.limit))
+    return HannaData(splits.train, splits.validation, helpers, texts)
 
 
-def _real(config: HannaConfig) -> HannaData:
-    folder, world = Path(config.data), NavWorld.from_connectivity(str(config.connectivity))
-    files = {name: folder / f"hanna_{name}.json" for name in ("train", "val_seen", "val_unseen")}
-    found = {
-        name: load_hanna(path, world=world)
-        for name, path in files.items()
-        if name != "train" and path.exists()
-    }
-    warn_without_validation(found, files)
-    held_out = [item for items in found.values() for item in items]
-    items = load_hanna(files["train"], world=world, held_out=held_out)
-    routes = [route for path in config.routes for route in load_r2r(path, world=world)]
-    features = open_features(
-        config.features,
-        world,
-        dim=config.feature_dim,
-        synthetic_dim=config.synthetic_dim,
-        columns=config.feature_columns,
-    )
-    train = Split("train", items, world, features, config.features == SYNTHETIC, str(files["train"]))
-    helper = RouteHelper(world, routes)
-    scans = {item.scan for item in items}
-    texts = [route.instruction for route in routes if route.scan in scans]
-    validation = {
-        name: train._replace(name=name, items=rows, source=str(files[name])) for name, rows in found.items()
-    }
-    return HannaData(train, validation, dict.fromkeys(("train", *validation), helper), texts)
+def helper_in(world: NavWorld, routes: Iterable[NavItem]) -> Helper:
+    """Return who helps: in a generated world somebody who knows it, elsewhere routes that were described."""
+    return MiniHelper(world) if isinstance(world, MiniWorld) else RouteHelper(world, routes)
+
+
+def _told(train: Split, helper: Helper, routes: Iterable[NavItem]) -> list[str]:
+    """Return what an agent may hear in training."""
+    if isinstance(helper, RouteHelper):
+        scans = {item.scan for item in train.items}
+        return [route.instruction for route in routes if route.scan in scans]
+    told = [helper.help(item.scan, item.start, item.heading, item.goals) for item in train.items]
+    return [help_.text for help_ in told if help_ is not None]

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from fq_toolkit.prevalent.data.annotations import load_ndh, load_planner_goals, ndh_items
+from fq_toolkit.prevalent.data.annotations import load_ndh, load_planner_goals
 from fq_toolkit.prevalent.data.leak_guard import whole_path, words_of
-from fq_toolkit.prevalent.data.splits import UNSEEN, Split, warn_without_validation
+from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.files import DataError
-from fq_toolkit.prevalent.miniworld.dialogs import dialog_records
+from fq_toolkit.prevalent.miniworld.dialogs import dialog_items, planner_goal
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
-from fq_toolkit.prevalent.tasks.navigator_config import MINI
+from fq_toolkit.prevalent.tasks.loading import Dataset, HeldOut, first_items, load_splits
 from fq_toolkit.prevalent.tasks.ndh.config import NDHConfig
-from fq_toolkit.prevalent.world.features import SYNTHETIC, open_features
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
 
@@ -25,6 +24,22 @@ class NDHData(NamedTuple):
     planner: Mapping[str, Mapping[str, str]]
 
 
+def ndh_dataset(config: NDHConfig) -> Dataset:
+    """Return how the items of NDH are made and read; the options say whose path is learned."""
+
+    def generate(world: MiniWorld, count: int, seed: int) -> list[NavItem]:
+        return dialog_items(world, count, seed=seed, target=config.target)
+
+    def read(path: Path, world: NavWorld, held_out: HeldOut) -> list[NavItem]:
+        # Short ways in the same building may well coincide; in a building of val_unseen none may.
+        items = load_ndh(path, target=config.target, world=world, held_out=held_out.get("val_unseen", ()))
+        secret = [item for rows in held_out.values() for item in rows]
+        check_dialogs(items, secret, source=str(path), world=world)
+        return items
+
+    return Dataset("NDH", generate, read)
+
+
 def load_ndh_data(config: NDHConfig) -> NDHData:
     """Load or generate all splits.
 
@@ -33,69 +48,24 @@ def load_ndh_data(config: NDHConfig) -> NDHData:
             missing features, or a dialog of a validation split in the training split.
         ConfigError: for an unknown kind of feature file.
     """
-    data = _mini(config) if config.data == MINI else _real(config)
-    if config.limit is None:
-        return data
-    short = {name: s._replace(items=s.items[: config.limit]) for name, s in data.validation.items()}
-    return data._replace(train=data.train._replace(items=data.train.items[: config.limit]), validation=short)
+    splits = load_splits(config, ndh_dataset(config))
+    planner = {split.name: planner_goals(split) for split in (splits.train, *splits.validation.values())}
+    splits = splits.each(first_items(config.limit))
+    return NDHData(splits.train, splits.validation, planner)
 
 
-def _mini(config: NDHConfig) -> NDHData:
-    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=config.synthetic_dim)
-    unseen = MiniWorld(
-        config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=config.synthetic_dim
-    )
-    items, records = _items(config, seen, config.train_items, 1)
-    train = Split("train", items, seen, seen.features(), source=f"MiniWorld({seen.seed})")
-    validation, planner = {}, {"train": _planned(records)}
-    known = {(item.scan, item.path) for item in train.items}
-    for name, world, seed in (("val_seen", seen, 2), ("val_unseen", unseen, 3)):
-        items, records = _items(config, world, 2 * config.validation_items, seed)
-        items = [item for item in items if (item.scan, item.path) not in known][: config.validation_items]
-        features = train.features if world is seen else world.features()
-        validation[name] = Split(name, items, world, features, source=f"MiniWorld({world.seed})")
-        planner[name] = _planned(records)
-    return NDHData(train, validation, planner)
+def planner_goals(split: Split) -> dict[str, str]:
+    """Return ``inst_idx`` -> end of the planner's path, from the file of a split or its generated world.
 
-
-def _planned(records: list[dict[str, Any]]) -> dict[str, str]:
-    """Return ``inst_idx`` -> end of the planner's path."""
-    return {str(record["inst_idx"]): record["planner_path"][-1] for record in records}
-
-
-def _items(
-    config: NDHConfig, world: MiniWorld, count: int, seed: int
-) -> tuple[list[NavItem], list[dict[str, Any]]]:
-    records = dialog_records(world, count, seed=seed)
-    return ndh_items(records, f"MiniWorld({world.seed})", target=config.target), records
-
-
-def _real(config: NDHConfig) -> NDHData:
-    folder, world = Path(config.data), NavWorld.from_connectivity(str(config.connectivity))
-    files = {name: folder / f"NDH_{name}.json" for name in ("val_seen", "val_unseen")}
-    there = {name: path for name, path in files.items() if path.exists()}
-    warn_without_validation(there, files)
-    files = there
-    found = {name: load_ndh(path, target=config.target, world=world) for name, path in files.items()}
-    source = folder / "NDH_train.json"
-    # Short ways in the same building may well coincide; in a building of val_unseen none may.
-    items = load_ndh(source, target=config.target, world=world, held_out=found.get("val_unseen", ()))
-    check_dialogs(items, [item for rows in found.values() for item in rows], source=str(source), world=world)
-    features = open_features(
-        config.features,
-        world,
-        dim=config.feature_dim,
-        synthetic_dim=config.synthetic_dim,
-        columns=config.feature_columns,
-    )
-    train = Split("train", items, world, features, config.features == SYNTHETIC, str(source))
-    validation = {
-        name: train._replace(name=name, items=rows, source=str(files[name])) for name, rows in found.items()
-    }
-    planner = {name: load_planner_goals(path) for name, path in {"train": source, **files}.items()}
-    for split in (train, *validation.values()):
-        check_planner(split, planner[split.name])
-    return NDHData(train, validation, planner)
+    Raises:
+        DataError: naming file and item, for a viewpoint that does not exist.
+    """
+    world = split.world
+    if isinstance(world, MiniWorld):
+        return {item.instr_id: planner_goal(world, item) for item in split.items}
+    planner = load_planner_goals(split.source)
+    check_planner(split, planner)
+    return planner
 
 
 def check_planner(split: Split, planner: Mapping[str, str]) -> None:

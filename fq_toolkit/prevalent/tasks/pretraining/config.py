@@ -18,8 +18,6 @@ from fq_toolkit.training.errors import ConfigError
 
 TRAINER = "prevalent"
 MINIWORLD = "miniworld"
-UNSEEN = 1_000_003
-"""What is added to the seed of the training worlds to get that of the unseen ones."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import numpy as np
 
 from fq_toolkit.prevalent.data.annotations import load_r2r
 from fq_toolkit.prevalent.data.leak_guard import check_disjoint
-from fq_toolkit.prevalent.data.splits import fingerprint
+from fq_toolkit.prevalent.data.splits import UNSEEN, fingerprint
 from fq_toolkit.prevalent.data.triplet_files import FittedTriplets, fit_triplets, read_triplets
 from fq_toolkit.prevalent.data.triplets import TOKENS, ActionLabel, Triplet, action_label, collect_triplets
 from fq_toolkit.prevalent.files import DataError, read_records
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
-from fq_toolkit.prevalent.tasks.pretraining.config import MINIWORLD, UNSEEN, PretrainingConfig
+from fq_toolkit.prevalent.tasks.pretraining.config import MINIWORLD, PretrainingConfig
 from fq_toolkit.prevalent.tasks.pretraining.steps import PretrainingSteps
 from fq_toolkit.prevalent.text.length_limit import fit_items
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary

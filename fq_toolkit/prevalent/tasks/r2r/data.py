@@ -1,4 +1,4 @@
-"""What the R2R trainer trains and validates on: generated worlds, or the real graphs and annotations."""
+"""What the R2R trainer trains and validates on, with more instructions and the ablations."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 
 from fq_toolkit.prevalent.data.annotations import load_r2r
 from fq_toolkit.prevalent.data.leak_guard import check_disjoint
-from fq_toolkit.prevalent.data.splits import UNSEEN, Split, unseen_paths, warn_without_validation
+from fq_toolkit.prevalent.data.splits import Split, Splits
 from fq_toolkit.prevalent.files import DataError
-from fq_toolkit.prevalent.miniworld.world import MiniWorld
+from fq_toolkit.prevalent.tasks.loading import Dataset, HeldOut, first_items, load_splits
 from fq_toolkit.prevalent.tasks.r2r.config import MINI, R2RConfig
-from fq_toolkit.prevalent.world.features import SYNTHETIC, FeatureStore, open_features
+from fq_toolkit.prevalent.world.features import FeatureStore
 from fq_toolkit.prevalent.world.items import NavItem, check_items
 from fq_toolkit.prevalent.world.world import NavWorld
 
@@ -25,6 +25,13 @@ class R2RData(NamedTuple):
     validation: dict[str, Split]
 
 
+def _read(path: Path, world: NavWorld, held_out: HeldOut) -> list[NavItem]:
+    return load_r2r(path, world=world, held_out=[item for items in held_out.values() for item in items])
+
+
+R2R = Dataset("R2R", lambda world, count, seed: world.items(count, seed=seed), _read)
+
+
 def load_r2r_data(config: R2RConfig) -> R2RData:
     """Load or generate all splits.
 
@@ -33,23 +40,16 @@ def load_r2r_data(config: R2RConfig) -> R2RData:
             missing features, or a validation path in a training split.
         ConfigError: for an unknown kind of feature file.
     """
-    data = _mini_splits(config) if config.data == MINI else _real_splits(config)
-    if config.limit is not None:
-        data = _each(data, lambda split: split._replace(items=split.items[: config.limit]))
-    if config.blind:
-        data = _each(data, _blind)
-    if config.shuffle_instructions:
-        data = _each(data, _shuffle)
-    return data
+    splits = load_splits(config, R2R)
+    augmented = _augmented(config, splits)  # none of it may be held out, whatever the limit leaves
+    for change in (first_items(config.limit), *ablations(config)):
+        splits, augmented = splits.each(change), augmented and change(augmented)
+    return R2RData(splits.train, augmented, splits.validation)
 
 
-def _each(data: R2RData, change: Callable[[Split], Split]) -> R2RData:
-    """Return the data with every split changed."""
-    return R2RData(
-        change(data.train),
-        None if data.augmented is None else change(data.augmented),
-        {name: change(split) for name, split in data.validation.items()},
-    )
+def ablations(config: R2RConfig) -> list[Callable[[Split], Split]]:
+    """Return what the options take from every split: what is seen, or what is said of a path."""
+    return [*([_blind] if config.blind else []), *([_shuffle] if config.shuffle_instructions else [])]
 
 
 def _blind(split: Split) -> Split:
@@ -87,63 +87,18 @@ def shuffle_instructions(items: Sequence[NavItem], *, seed: int) -> list[NavItem
     return [item._replace(instruction=items[j].instruction) for item, j in zip(items, source, strict=True)]
 
 
-def _mini_splits(config: R2RConfig) -> R2RData:
-    width = config.synthetic_dim
-    seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=width)
-    unseen = MiniWorld(config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=width)
-    inside, outside = (f"MiniWorld({world.seed})" for world in (seen, unseen))
-    train = Split("train", seen.items(config.train_items, seed=1), seen, seen.features(), source=inside)
-    other = unseen_paths(seen.items(2 * config.validation_items, seed=2), train.items)
-    validation = {
-        "val_seen": train._replace(name="val_seen", items=other[: config.validation_items]),
-        "val_unseen": Split(
-            "val_unseen",
-            unseen.items(config.validation_items, seed=3),
-            unseen,
-            unseen.features(),
-            source=outside,
-        ),
-    }
-    return R2RData(train, _augmented(config, train, validation), validation)
-
-
-def _real_splits(config: R2RConfig) -> R2RData:
-    folder = Path(config.data)
-    world = NavWorld.from_connectivity(str(config.connectivity))
-    files = {name: folder / f"R2R_{name}.json" for name in ("train", "val_seen", "val_unseen")}
-    found = {
-        name: load_r2r(path, world=world) for name, path in files.items() if name != "train" and path.exists()
-    }
-    warn_without_validation(found, files)
-    held_out = [item for items in found.values() for item in items]
-    items = load_r2r(files["train"], world=world, held_out=held_out)
-    features = open_features(
-        config.features,
-        world,
-        dim=config.feature_dim,
-        synthetic_dim=config.synthetic_dim,
-        columns=config.feature_columns,
-    )
-    train = Split("train", items, world, features, config.features == SYNTHETIC, str(files["train"]))
-    validation = {
-        name: train._replace(name=name, items=rows, source=str(files[name])) for name, rows in found.items()
-    }
-    return R2RData(train, _augmented(config, train, validation), validation)
-
-
-def _augmented(config: R2RConfig, train: Split, validation: dict[str, Split]) -> Split | None:
+def _augmented(config: R2RConfig, splits: Splits) -> Split | None:
     """Return the items of the file of more instructions, none of whose paths is held out."""
     if config.augmented is None:
         return None
     items = load_r2r(config.augmented)
-    held_out = [item for split in validation.values() for item in split.items]
-    check_items(items, train.world, source=config.augmented)
+    check_items(items, splits.train.world, source=config.augmented)
     check_disjoint(
         items,
-        held_out,
+        splits.held_out(),
         source=config.augmented,
-        world=train.world,
+        world=splits.train.world,
         longer_by=1,
         texts=config.data != MINI,  # a generated world says the same of many paths
     )
-    return train._replace(name="augmented", items=items, source=config.augmented)
+    return splits.train._replace(name="augmented", items=items, source=config.augmented)

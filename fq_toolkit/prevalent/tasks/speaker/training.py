@@ -234,6 +234,24 @@ class SpeakerTraining:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
+def check_ways(split: Split) -> None:
+    """Check that a speaker can describe every annotated path: neighbours all along, and not too many.
+
+    Raises:
+        DataError: naming source and item.
+    """
+    for item in split.items:
+        try:
+            steps = len(path_actions(split.world, item))
+        except DataError as error:
+            raise DataError(f"{split.source}: {error}") from error
+        if steps > MOST_STEPS:
+            raise DataError(
+                f"{split.source}: item {item.instr_id!r} has {steps} steps; the speaker describes at most "
+                f"{MOST_STEPS}: leave it out"
+            )
+
+
 def measured_splits(data: R2RData) -> dict[str, MeasuredSet]:
     """Return the validation splits as what a speaker is measured on."""
     return {
@@ -281,21 +299,3 @@ SPEAKER_TRAINER = Trainer(
     artifacts=("instructions.txt", "speaker/", "curves.png", "metrics.csv"),
     free_on_resume=FREE_ON_RESUME | {"long_instructions"},  # data of equal bits, or an error
 )
-
-
-def check_ways(split: Split) -> None:
-    """Check that a speaker can describe every annotated path: neighbours all along, and not too many.
-
-    Raises:
-        DataError: naming source and item.
-    """
-    for item in split.items:
-        try:
-            steps = len(path_actions(split.world, item))
-        except DataError as error:
-            raise DataError(f"{split.source}: {error}") from error
-        if steps > MOST_STEPS:
-            raise DataError(
-                f"{split.source}: item {item.instr_id!r} has {steps} steps; the speaker describes at most "
-                f"{MOST_STEPS}: leave it out"
-            )
