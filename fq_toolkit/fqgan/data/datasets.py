@@ -90,7 +90,7 @@ def load_dataset(
         if size not in (0, data.images.shape[2]):
             data = data._replace(images=_resized(data.images[:], size), extractor="data-cnn")
     else:
-        data = _load_path(_as_path(source), _Reading(size, fit, skip_damaged, nested))
+        data = _load_path(as_path(source), _Reading(size, fit, skip_damaged, nested))
     if len(data.images) == 0:
         raise ConfigError(f"{source} holds no images")
     if conditional:
@@ -109,7 +109,12 @@ class _Reading(NamedTuple):
     nested: bool
 
 
-def _as_path(source: str) -> Path:
+def as_path(source: str) -> Path:
+    """Return the path that an option names.
+
+    Raises:
+        ConfigError: when no file can have this name.
+    """
     try:
         path = Path(source).expanduser()
         path.exists()
@@ -146,11 +151,6 @@ def _load_path(path: Path, reading: _Reading) -> ImageDataset:
         raise ConfigError(f"{path} holds {len(archives)} npz files; give one of them")
     if archives:
         return _load_file(archives[0], reading)
-    if {"trainA", "trainB"} <= {below.name for below in path.iterdir()}:
-        raise ConfigError(
-            f"{path} holds two unpaired domains (trainA, trainB); "
-            f"they are for: fq-toolkit train ugatit --data {path}"
-        )
     return _load_pictures(path, reading)
 
 

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fq_toolkit.fqgan.data.image_files import Source, is_image, read_images
-from fq_toolkit.fqgan.data.image_trees import ImageTree, folder_tree, natural, zip_tree
+from fq_toolkit.fqgan.data.image_files import Source, read_images
+from fq_toolkit.fqgan.data.image_trees import ImageTree, Parts, folder_tree, unwrapped, zip_tree
 from fq_toolkit.fqgan.data.pixels import Fit, StoredImages
 from fq_toolkit.fqgan.data.stylegan_labels import FILE_NAME, match_labels, read_labels
 from fq_toolkit.training.errors import ConfigError
@@ -33,11 +33,6 @@ class FolderImages(NamedTuple):
     num_classes: int
     class_names: tuple[str, ...]
     found: str
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Return the pictures directly in a folder, sorted."""
-    return sorted((p for p in folder.iterdir() if is_image(p)), key=lambda path: natural(path.name))
 
 
 def holds_images(folder: Path) -> bool:
@@ -79,7 +74,7 @@ def read_image_folder(
     if nested or label_file is not None:
         if not tree.pictures:
             raise ConfigError(f"{folder} holds no images")
-        _tell_left_out(tree, 0)
+        tell_left_out(tree)
         sources = [source for _, source in tree.pictures]
         found = None if nested or label_file is None else read_labels(label_file)
         if label_file is None or found is None:
@@ -113,7 +108,33 @@ def read_image_folder(
     return FolderImages(read.images, kept, classes, names_of_classes, f"{kind} {what}".rstrip() + skipped)
 
 
-def _tell_left_out(tree: ImageTree, depth: int) -> None:
+def loose_pictures(source: Path, *, nested: bool) -> list[tuple[Parts, Source]]:
+    """Return the pictures of a folder or a zip archive, by the parts of their names; no classes.
+
+    Args:
+        source: the folder or archive. Of an archive of one folder, that folder is looked at.
+        nested: take all below, however deep; else only those directly in it, and the log names the folders.
+
+    Raises:
+        ConfigError: when it cannot be listed.
+    """
+    packed = not source.is_dir()
+    tree = zip_tree(source) if packed else folder_tree(source, depth=0 if nested else 1)
+    pictures = unwrapped(tree) if packed else tree.pictures
+    tell_left_out(tree)
+    if nested:
+        return pictures
+    folders = dict.fromkeys(parts[0] for parts, _ in pictures if len(parts) > 1) if packed else tree.folders
+    if folders:
+        log.warning(
+            "%s: the folders in it are not looked into (%s); --nested takes the images in them",
+            *(source, ", ".join(folders)),
+        )
+    return [(parts, picture) for parts, picture in pictures if len(parts) == 1]
+
+
+def tell_left_out(tree: ImageTree, depth: int = 0) -> None:
+    """Say in the log what files are not read as images, see `ImageTree.left_out`."""
     left_out = tree.left_out(depth)
     if left_out:
         log.warning("%s: files that are not read as images: %s", tree.where, left_out)
@@ -128,7 +149,12 @@ def _by_class(tree: ImageTree) -> dict[str, list[Source]]:
         if len(parts) == 2:
             by_class.setdefault(parts[0], []).append(source)
     deeper = list(dict.fromkeys(parts[0] for parts, _ in tree.pictures if len(parts) > 2))
-    _tell_left_out(tree, 2)
+    tell_left_out(tree, 2)
+    if {"trainA", "trainB"} <= set(tree.folders):
+        raise ConfigError(
+            f"{where} holds two unpaired domains (trainA, trainB); "
+            f"they are for: fq-toolkit train ugatit --data {where}"
+        )
     if not by_class and not loose:
         hint = (
             f"; did you mean {where / deeper[0]}? --nested takes all of them, without classes"

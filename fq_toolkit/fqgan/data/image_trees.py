@@ -116,3 +116,12 @@ def zip_tree(path: Path) -> ImageTree:
     others: dict[Parts, Source] = {parts: file for parts, file in files if not is_image(file)}
     folders = sorted({parts[0] for parts, _ in files if len(parts) > 1}, key=natural)
     return ImageTree(path, pictures, folders, others)
+
+
+def unwrapped(archive: ImageTree) -> list[tuple[Parts, Source]]:
+    """Return the pictures of an archive without the name of the one folder that holds all of them.
+
+    That name says nothing where there are no classes: a folder may be packed with or without its own name.
+    """
+    wrapped = len(archive.folders) == 1 and all(len(parts) > 1 for parts, _ in archive.pictures)
+    return [(parts[1:] if wrapped else parts, picture) for parts, picture in archive.pictures]

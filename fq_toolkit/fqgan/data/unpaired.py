@@ -1,5 +1,6 @@
 """Two unpaired domains for image translation: trainA, trainB, testA, testB."""
 
+import logging
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -7,12 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fq_toolkit.fqgan.data.datasets import load_digits
-from fq_toolkit.fqgan.data.image_files import read_images
-from fq_toolkit.fqgan.data.image_folders import images_in
-from fq_toolkit.fqgan.data.pixels import Fit, Images, StoredImages
+from fq_toolkit.fqgan.data.datasets import as_path, load_digits
+from fq_toolkit.fqgan.data.image_files import ReadImages, Source, read_images
+from fq_toolkit.fqgan.data.image_folders import tell_left_out
+from fq_toolkit.fqgan.data.image_trees import ImageTree, folder_tree, unwrapped, zip_tree
+from fq_toolkit.fqgan.data.pixels import Fit, Images
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
+
+log = logging.getLogger("fq_toolkit")
 
 PARTS = ("trainA", "trainB", "testA", "testB")
 
@@ -44,48 +48,93 @@ class UnpairedDataset(NamedTuple):
 
 
 def load_unpaired(
-    source: str, *, size: int, fit: "Fit | Literal['auto']" = "auto", skip_damaged: bool = False
+    source: str,
+    *,
+    size: int,
+    fit: "Fit | Literal['auto']" = "auto",
+    skip_damaged: bool = False,
+    nested: bool = False,
 ) -> UnpairedDataset:
-    """Load ``digits`` (see :func:`digits_and_negatives`) or a folder with trainA, trainB, testA and testB.
+    """Load ``digits`` (see `digits_and_negatives`), or trainA, trainB, testA and testB from files.
 
     Without testA and testB the training images are tested on, and ``found`` says so.
 
     Args:
-        source: ``digits`` or the folder.
+        source: ``digits``, or a folder with these four in it as folders or as zip archives, or a zip archive
+            of such a folder.
         size: pixels of a side.
-        fit: see :func:`fq_toolkit.fqgan.data.image_files.read_images`.
+        fit: see `read_images`.
         skip_damaged: the same.
+        nested: take all pictures below each of the four, however deep.
 
     Raises:
         ConfigError: when parts are missing or empty, files are broken, or only one domain is gray.
     """
     if source == "digits":
         return digits_and_negatives(size)
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    path = as_path(source)
+    packed = not path.is_dir()
+    if not path.exists():
         raise ConfigError(f"unknown dataset {source!r}; {nearest(source, ['digits'])} Nor is it a folder")
-    present = [part for part in PARTS if (folder / part).is_dir() and images_in(folder / part)]
-    if not {"trainA", "trainB"} <= set(present):
-        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        raise ConfigError(
-            f"{folder} has the folders {', '.join(names) or 'none'}; "
-            "expected trainA and trainB with images in them, and testA and testB for images to test on"
-        )
+    if packed and path.suffix.lower() != ".zip":
+        raise ConfigError(f"{path} is no folder or zip archive; expected one with trainA and trainB in it")
+    pictures = _by_part(path, packed=packed, nested=nested)
     larger = loading_size(size)
 
-    def read(part: str, side: int) -> StoredImages:
-        paths = images_in(folder / part)
-        return read_images(paths, size=side, fit=fit, skip_damaged=skip_damaged).images
+    def read(part: str, side: int) -> ReadImages:
+        return read_images(pictures[part], size=side, fit=fit, skip_damaged=skip_damaged)
 
-    train = [read(part, larger) for part in PARTS[:2]]
-    test = [read(part if part in present else PARTS[i], size) for i, part in enumerate(PARTS[2:])]
-    if len({images.shape[1] for images in (*train, *test)}) > 1:
-        raise ConfigError(f"{folder}: some of {', '.join(present)} hold gray images only, others colour ones")
-    missing = [part for part in PARTS if part not in present]
+    missing = [part for part in PARTS if part not in pictures]
+    sources = [*PARTS[:2], *(part if part in pictures else PARTS[i] for i, part in enumerate(PARTS[2:]))]
+    read_parts = [read(part, side) for part, side in zip(sources, (larger, larger, size, size), strict=True)]
+    train_a, train_b, test_a, test_b = (part.images for part in read_parts)
+    if len({part.images.shape[1] for part in read_parts}) > 1:
+        raise ConfigError(f"{path}: some of {', '.join(pictures)} hold gray images only, others colour ones")
+    counts = ", ".join(
+        f"{name} {len(part.images)}" + (f" ({len(part.damaged)} damaged and skipped)" if part.damaged else "")
+        for name, part in zip(PARTS, read_parts, strict=True)
+    )
     note = f" (no {' and '.join(missing)}: tested on the training images)" if missing else ""
-    counts = ", ".join(f"{part} {len(images)}" for part, images in zip(PARTS, (*train, *test), strict=True))
-    found = f"unpaired folders: {counts}{note}"
-    return UnpairedDataset(folder.name, train[0], train[1], test[0], test[1], found)
+    found = f"unpaired {'zip archive' if packed else 'folders'}: {counts}{note}"
+    return UnpairedDataset(path.name, train_a, train_b, test_a, test_b, found)
+
+
+def _by_part(path: Path, *, packed: bool, nested: bool) -> dict[str, list[Source]]:
+    """Return part -> its pictures, sorted; parts without any are left out.
+
+    Raises:
+        ConfigError: when a domain has nothing to train on.
+    """
+    tree = zip_tree(path) if packed else folder_tree(path, depth=0 if nested else 3)
+    pictures: dict[str, list[Source]] = {}
+    deeper = dict.fromkeys(PARTS, 0)
+    for parts, source in _with_archives(tree):
+        if parts[0] in PARTS and (len(parts) == 2 or (nested and len(parts) > 2)):
+            pictures.setdefault(parts[0], []).append(source)
+        elif parts[0] in PARTS:
+            deeper[parts[0]] += 1
+    tell_left_out(tree)
+    there = {part: count for part, count in deeper.items() if count}
+    if not {"trainA", "trainB"} <= pictures.keys():
+        hint = f"; the images of {', '.join(there)} lie deeper: give --nested" if there else ""
+        raise ConfigError(
+            f"{path} has the folders {', '.join(tree.folders) or 'none'}; "
+            f"expected trainA and trainB with images in them, and testA and testB for images to test on{hint}"
+        )
+    for part, count in there.items():
+        log.warning("%s: %d image(s) deeper in %s are not used; --nested takes them", path, count, part)
+    return {part: pictures[part] for part in PARTS if part in pictures}
+
+
+def _with_archives(tree: ImageTree) -> list[tuple[tuple[str, ...], Source]]:
+    """Return the pictures of a folder, and those of an archive ``trainA.zip`` as if it were the folder."""
+    pictures = list(tree.pictures)
+    for part in PARTS:
+        archive = tree.others.get((f"{part}.zip",))
+        if isinstance(archive, Path) and part not in tree.folders:
+            del tree.others[(f"{part}.zip",)]
+            pictures += [((part, *parts), source) for parts, source in unwrapped(zip_tree(archive))]
+    return pictures
 
 
 def digits_and_negatives(size: int) -> UnpairedDataset:

@@ -19,16 +19,17 @@ from fq_toolkit.fqgan.gan.sampling import (
     Sampler,
     class_columns,
     interpolation_strips,
+    make_folder,
     save_grid,
     save_image,
 )
 from fq_toolkit.fqgan.gan.training import calibrated_sampler, write_evaluation
 from fq_toolkit.fqgan.metrics.extractors import load_extractor
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.session import make_accelerator
-from fq_toolkit.training.storage.atomic import explain, write_atomic
+from fq_toolkit.training.storage.atomic import write_atomic
 from fq_toolkit.training.storage.measured_data import MeasuredSet, check_measured
 from fq_toolkit.training.storage.run_folder import RunFolder
 
@@ -114,13 +115,6 @@ def _at_least_one(**numbers: int) -> None:
             raise ConfigError(f"{name} is {number}; expected at least 1")
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write into {folder}: {explain(error)}") from error
-
-
 def sample_run(
     run: TrainedRun,
     *,
@@ -151,9 +145,9 @@ def sample_run(
     sampler = run.sampler(truncation=truncation)
     with isolated_rng(seed):
         images = class_columns(sampler, chosen, rows)
-    _make_folder(out.parent)
+    make_folder(out.parent)
     if single_images is not None:
-        _make_folder(single_images)
+        make_folder(single_images)
         for i, image in enumerate(images.cpu()):
             save_image(image, single_images / f"class{chosen[i % len(chosen)]}_{i // len(chosen):04d}.png")
     save_grid(images, out, columns=len(chosen), titles=class_titles(run, chosen))
@@ -192,7 +186,7 @@ def interpolate_run(
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(rows)])
     with isolated_rng(seed):
         images = interpolation_strips(sampler, labels, steps=steps)
-    _make_folder(out.parent)
+    make_folder(out.parent)
     save_grid(images, out, columns=steps)
 
 
@@ -218,7 +212,7 @@ def sweep_truncation(
         sampler = run.sampler(truncation=truncation)
         with isolated_rng(seed):
             rows.append(class_columns(sampler, chosen, 1))
-    _make_folder(out.parent)
+    make_folder(out.parent)
     save_grid(torch.cat(rows), out, columns=len(chosen), titles=class_titles(run, chosen))
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fq_toolkit.fqgan.data.pixels import to_pixels
 from fq_toolkit.training.batchnorm import recalibrate_batchnorm
+from fq_toolkit.training.errors import RunError
 from fq_toolkit.training.extras import require
-from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.atomic import explain, write_atomic
 
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 250
 # More images than this are made one part after the other.
@@ -118,6 +119,18 @@ def interpolation_strips(sampler: Sampler, labels: Tensor, *, steps: int) -> Ten
 def to_bytes(images: Tensor) -> np.ndarray:
     """Turn images (n, C, H, W) in [-1, 1] into uint8 (n, H, W, C)."""
     return to_pixels(images).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for pictures, with those above it.
+
+    Raises:
+        RunError: when it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write into {folder}: {explain(error)}") from error
 
 
 def save_image(image: Tensor, path: Path) -> None:

@@ -37,19 +37,30 @@ def translate_command(run: Path, arguments: list[str]) -> int:
         to: Literal["A", "B"] = "B",
         out: Path | None = None,
         step: int | None = None,
+        skip_damaged: bool = False,
+        nested: bool = False,
     ) -> int:
-        """Translate a picture, or all pictures of a folder, with a run of U-GAT-IT.
+        """Translate a picture, or all pictures of a folder or zip archive, with a run of U-GAT-IT.
 
         Args:
-            source: A picture or a folder of pictures.
+            source: A picture, or a folder or zip archive of pictures.
             to: The domain to translate to, from the other one.
             out: Folder of the results; by default translated-to-B (or -A) in the run folder.
             step: Which checkpoint; the newest by default.
+            skip_damaged: Leave out pictures that cannot be read, counted and named.
+            nested: Take all pictures below the folder, however deep; the results keep its folders.
         """
         from fq_toolkit.fqgan.ugatit.translate import load_translators, translate_folder
 
         target = out or run / f"translated-to-{to}"
-        count = translate_folder(load_translators(run, step=step), source, target, to=to)
+        count = translate_folder(
+            load_translators(run, step=step),
+            source,
+            target,
+            to=to,
+            skip_damaged=skip_damaged,
+            nested=nested,
+        )
         sys.stdout.write(f"{count} image(s) in {target}\n")
         return 0
 

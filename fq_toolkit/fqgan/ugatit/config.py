@@ -18,7 +18,7 @@ class UGATITConfig:
     preset: str = "u-gat-it"
     """Where the other options start."""
     data: str = "digits"
-    """A folder with trainA, trainB, testA and testB; or digits: digits and negatives of other digits."""
+    """A folder or zip archive with trainA, trainB, testA and testB; or digits: digits and negatives."""
     image_size: int = 256
     """Pixels of a side; training images are loaded at 286/256 of it and cut at random."""
     crop: bool = False
@@ -27,6 +27,8 @@ class UGATITConfig:
     """Images that are not square: scale both sides, which squeezes them."""
     skip_damaged: bool = False
     """Leave out pictures that cannot be read, counted and named, instead of refusing the folder."""
+    nested: bool = False
+    """Take all pictures below each of the four folders, however deep."""
     extractor: str = "auto"
     """What measures images: auto (random-cnn), or NAME:TORCHSCRIPT_FILE."""
     seed: int = 0
@@ -169,6 +171,7 @@ class UGATITConfig:
             "size": self.image_size,
             "fit": image_fit(self.crop, self.resize),
             "skip_damaged": self.skip_damaged,
+            "nested": self.nested,
         }
 
 

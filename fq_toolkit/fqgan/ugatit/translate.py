@@ -1,5 +1,6 @@
 """Translated images: a folder of a user's, and the preview of a run."""
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fq_toolkit.fqgan.data.image_files import is_image, read_images
-from fq_toolkit.fqgan.data.image_folders import images_in
+from fq_toolkit.fqgan.data.image_files import Source, is_image, read_images
+from fq_toolkit.fqgan.data.image_folders import loose_pictures
+from fq_toolkit.fqgan.data.image_trees import Parts
 from fq_toolkit.fqgan.data.unpaired import UnpairedDataset
-from fq_toolkit.fqgan.gan.sampling import save_image
+from fq_toolkit.fqgan.gan.sampling import make_folder, save_image
 from fq_toolkit.fqgan.ugatit.building import build_networks
 from fq_toolkit.fqgan.ugatit.config import TRAINER, UGATITConfig
 from fq_toolkit.fqgan.ugatit.networks import Translators
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
 from fq_toolkit.training.session import make_accelerator
-from fq_toolkit.training.storage.atomic import explain
 from fq_toolkit.training.storage.run_folder import RunFolder
 
 PREVIEW_ROWS = 4
@@ -67,14 +68,25 @@ def load_translators(path: Path, *, step: int | None = None) -> TranslatorRun:
 
 
 @torch.no_grad()
-def translate_folder(run: TranslatorRun, source: Path, out: Path, *, to: str) -> int:
-    """Translate every picture of a folder (or one file) and write PNGs of the same names.
+def translate_folder(
+    run: TranslatorRun,
+    source: Path,
+    out: Path,
+    *,
+    to: str,
+    skip_damaged: bool = False,
+    nested: bool = False,
+) -> int:
+    """Translate every picture of a folder or a zip archive (or one file) and write PNGs of the same names.
 
     Args:
         run: the run.
-        source: folder or file; the shorter side of a picture is scaled to the run's size, the middle cut out.
+        source: folder, archive or file; the shorter side of a picture is scaled to the run's size, the middle
+            cut out.
         out: folder of the results.
         to: ``"B"`` translates images of domain A, ``"A"`` those of B.
+        skip_damaged: leave out pictures that cannot be read, count and name them in the log.
+        nested: take all pictures below the folder, however deep; results lie in folders of the same names.
 
     Returns:
         How many pictures were written.
@@ -84,30 +96,46 @@ def translate_folder(run: TranslatorRun, source: Path, out: Path, *, to: str) ->
             where they lie.
         RunError: when a file cannot be written.
     """
-    if not source.exists():
-        raise ConfigError(f"{source} does not exist; expected a picture or a folder of pictures")
-    paths = images_in(source) if source.is_dir() else [source] * is_image(source)
-    if not paths:
-        raise ConfigError(f"{source} holds no images")
-    if out.resolve() in {path.parent.resolve() for path in paths}:
+    pictures = _pictures(source, nested=nested)
+    names = [Path(*parts).with_suffix(".png") for parts, _ in pictures]
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise ConfigError(
+            f"{source} holds several images that would become {repeated[0]}; rename one of them"
+        )
+    targets = {(out / name).resolve().parent for name in names}
+    if targets & {picture.resolve().parent for _, picture in pictures if isinstance(picture, Path)}:
         raise ConfigError(f"the pictures lie in {out}: translations would replace them; give another --out")
-    names = [f"{path.stem}.png" for path in paths]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise ConfigError(f"{source} holds several images that would become {twice[0]}; rename one of them")
     generator = run.translators.a_to_b if to == "B" else run.translators.b_to_a
-    channels = generator.down[1].in_channels
-    images = read_images(paths, size=run.config.image_size, channels=int(channels)).images  # type: ignore[arg-type]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot create the folder {out}: {explain(error)}") from error
-    written = 0
-    for part in images.split(_BATCH):
+    channels = int(generator.down[1].in_channels)  # type: ignore[arg-type]
+    read = read_images(
+        [picture for _, picture in pictures],
+        size=run.config.image_size,
+        channels=channels,
+        skip_damaged=skip_damaged,
+    )
+    places = iter([out / names[i] for i in read.kept])
+    for part in read.images.split(_BATCH):
         for image in generator(part.to(run.device)).images.float().cpu():
-            save_image(image, out / names[written])
-            written += 1
-    return written
+            place = next(places)
+            make_folder(place.parent)
+            save_image(image, place)
+    return len(read.kept)
+
+
+def _pictures(source: Path, *, nested: bool) -> list[tuple[Parts, Source]]:
+    """Return what is to be translated: the parts of each name, relative to the source, and the file."""
+    if not source.exists():
+        raise ConfigError(
+            f"{source} does not exist; expected a picture, a folder or a zip archive of pictures"
+        )
+    if source.is_dir() or source.suffix.lower() == ".zip":
+        pictures = loose_pictures(source, nested=nested)
+    else:
+        pictures = [((source.name,), source)] * is_image(source)
+    if not pictures:
+        raise ConfigError(f"{source} holds no images")
+    return pictures
 
 
 @torch.no_grad()

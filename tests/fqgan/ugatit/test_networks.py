@@ -35,12 +35,10 @@ from fq_toolkit.fqgan.ugatit.losses import (
 )
 from fq_toolkit.fqgan.ugatit.networks import Judgement, Round, Translation
 from fq_toolkit.fqgan.ugatit.training import UGATIT, UGATIT_TRAINER
-from fq_toolkit.fqgan.ugatit.translate import load_translators, translate_folder
 from fq_toolkit.fqgan.ugatit.updates import learning_rate
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.reporting.metrics_log import read_metrics
 from fq_toolkit.training.session import train
-from tests.fqgan.data.image_data import write_image
 from tests.fqgan.ugatit.small import TINY
 
 
@@ -280,28 +278,6 @@ def test_a_run_folder_is_complete(finished: Path) -> None:
     assert all("usage/B conv1" in row for row in rows)
     with Image.open(finished / "samples.png") as picture:
         assert picture.size == (8 * 68 + 4, 16 + 4 * 68 + 4)
-
-
-def test_a_folder_is_translated(finished: Path, tmp_path: Path) -> None:
-    run = load_translators(finished)
-    for i, (size, mode) in enumerate([((16, 16), "L"), ((40, 20), "RGB")]):
-        write_image(tmp_path / "in" / f"{i}.png", size, mode, seed=i)
-    assert translate_folder(run, tmp_path / "in", tmp_path / "out", to="B") == 2
-    assert translate_folder(run, tmp_path / "in" / "0.png", tmp_path / "back", to="A") == 1
-    sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir()}
-    assert sizes == {"0.png": (16, 16), "1.png": (16, 16)}
-    there, back = (np.asarray(Image.open(tmp_path / name / "0.png")) for name in ("out", "back"))
-    assert not np.array_equal(there, back)
-    mine = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
-    for source in (tmp_path / "in", tmp_path / "in" / "0.png"):
-        with pytest.raises(ConfigError, match="translations would replace them; give another --out"):
-            translate_folder(run, source, tmp_path / "out" / ".." / "in", to="B")
-    assert mine == {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
-    write_image(tmp_path / "in" / "1.jpg")
-    with pytest.raises(ConfigError, match=r"several images that would become 1\.png"):
-        translate_folder(run, tmp_path / "in", tmp_path / "out", to="B")
-    with pytest.raises(ConfigError, match="does not exist"):
-        translate_folder(run, tmp_path / "absent", tmp_path / "out", to="B")
 
 
 @pytest.mark.parametrize(
