@@ -1,6 +1,8 @@
 """The public names and signatures. A change here is a change for users: note it in CHANGELOG.md."""
 
+import importlib
 import inspect
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -56,6 +58,20 @@ METHODS = {
     "restarts": "(self)",
     "last_loss": "(self)",
 }
+# paper -> what is importable from its package, lazily
+PAPERS = {
+    "prevalent": [
+        "BatchedNavEnv", "BeamPath", "CameraState", "DataError", "FeatureStore", "FollowerAgent",
+        "HannaScores", "MiniWorld", "NDHScores", "NavItem", "NavWorld", "Observation", "PathMetrics",
+        "PrevalentConfig", "PrevalentModel", "PrevalentOutput", "R2RScores", "Rollout", "Scan", "Speaker",
+        "Step", "TextCache", "Triplet", "VisibleViewpoint", "Vocabulary", "a2c_loss", "action_label",
+        "angle_features", "augment", "beam_search", "check_disjoint", "check_items", "check_lengths",
+        "collect_triplets", "draw_feature_mask", "imitation_loss", "load_hanna", "load_ndh",
+        "load_predictions", "load_r2r", "load_triplets", "measure_paths", "move_camera", "place_camera",
+        "retell", "rollout", "sample_paths", "save_predictions", "save_triplets", "score_hanna",
+        "score_ndh", "score_r2r", "visible_viewpoints", "write_dialogs", "write_requests",
+    ],
+}  # fmt: skip
 STATE = ["codebook", "ema_counts", "ema_sums", "num_updates", "initialized"]
 COMMANDS = [
     "train", "evaluate", "plot", "sample", "codebook", "translate", "reconstruct", "interpolate", "analogy",
@@ -126,3 +142,22 @@ def test_the_command_line_offers_these_commands() -> None:
     assert len(child.stdout.splitlines()) <= 36, "the help must fit one screen"
     for name in COMMANDS:
         assert f"\n  {name}" in child.stdout
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_names_of_papers_are_those_and_say_what_they_are(paper: str) -> None:
+    package = importlib.import_module(f"fq_toolkit.{paper}")
+    assert sorted(package.__all__) == sorted(package._HOME) == sorted(PAPERS[paper])
+    assert set(PAPERS[paper]) <= set(dir(package))
+    for name in PAPERS[paper]:
+        value = getattr(package, name)
+        assert value.__name__ == name
+        assert value.__module__ == package._HOME[name]
+        assert value.__doc__
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_documentation_imports_from_the_package_of_a_paper(paper: str) -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        deep = re.findall(rf"from fq_toolkit\.{paper}\.\S+ import .*", page.read_text(encoding="utf-8"))
+        assert not deep, page
