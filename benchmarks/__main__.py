@@ -13,11 +13,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import fq_toolkit
 from benchmarks import machine, results, targets
 from benchmarks.cases import BY_NAME, CASES, AnyShape, Case
-from benchmarks.floor import GEMM
+from benchmarks.compare import ChildError
+from benchmarks.compare import compare as compare_trees
 from benchmarks.gates import run_gates
-from benchmarks.runner import Floor, Options, measure
+from benchmarks.quantizer.floor import GEMM
+from benchmarks.runner import Floor, Options, measure, merge
 
 REFUSED = 3
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -119,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
             rows, least = measure(case, shape, options)
             _show(console, case, shape, rows, least)
             if not arguments.quick:
-                results.write(path, results.merge(results.read(path), rows))
+                results.write(path, merge(results.read(path), rows))
     if arguments.quick:
         console.print("quick run: tiny shapes, no results file was touched")
         return 0
@@ -135,8 +138,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def sample(arguments: argparse.Namespace) -> int:
     """One process of `compare`: medians of our contenders as a line of JSON."""
-    import fq_toolkit
-
     _prepare(arguments)
     case = BY_NAME[arguments.case]
     findings = run_gates(case.gates, arguments.device)
@@ -158,12 +159,9 @@ def sample(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Ratios against another commit."""
-    from benchmarks.compare import ChildError
-    from benchmarks.compare import compare as take_turns
-
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
-        lines = take_turns(
+        lines = compare_trees(
             arguments.ref,
             arguments.case,
             device=arguments.device,
@@ -184,7 +182,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def plot(arguments: argparse.Namespace) -> int:
     """Pictures from the results files."""
-    from benchmarks.plot import plot_all
+    from benchmarks.plot import plot_all  # matplotlib, which no other command waits for
 
     written = plot_all(Path(arguments.results), arguments.case)
     for path in written:
@@ -196,7 +194,7 @@ def plot(arguments: argparse.Namespace) -> int:
 
 def table(arguments: argparse.Namespace) -> int:
     """The generated sections of the pages, from the results files."""
-    from benchmarks.table import PAGES, update
+    from benchmarks.table import PAGES, update  # every study with its trainer, slow to import
 
     pages = [Path(page) for page in arguments.page] if arguments.page else list(PAGES)
     word = "out of date" if arguments.check else "updated"

@@ -6,21 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks import floor
-from benchmarks.contender import Contender
-from benchmarks.floor import Work
+from benchmarks.contender import AnyShape, Contender
 from benchmarks.latent import generate as latent_generate
-from benchmarks.latent import targets as latent_targets
+from benchmarks.latent import problem as latent
 from benchmarks.latent import train as latent_train
-from benchmarks.latent.problem import GENERATION_SHAPES, QUICK_TEXT, TRAINING_SHAPES, TextProblem, TextShape
 from benchmarks.navigation import contenders as navigation
-from benchmarks.pretraining import contenders as vln_pretrain
-from benchmarks.pretraining import problem as vln_problem
-from benchmarks.problem import Problem
-from benchmarks.quantizer import discriminator, ours, peers
-from benchmarks.shapes import LAYOUTS, QUICK_SHAPES, REFERENCE_SHAPE, SHAPES, Shape, shapes_named
-
-AnyShape = Shape | TextShape | vln_problem.StepShape
+from benchmarks.navigation import problem as graphs
+from benchmarks.pretraining import contenders as pretraining
+from benchmarks.pretraining import problem as steps
+from benchmarks.quantizer import discriminator, floor, ours, peers
+from benchmarks.quantizer.floor import Work
+from benchmarks.quantizer.problem import LAYOUTS, QUICK_SHAPES, REFERENCE_SHAPE, SHAPES, Problem, shapes_named
 
 _SOME = shapes_named("C10 L0", "StyleGAN2", "VQGAN", "codec")
 _LAYER_GATES = ("lookup", "sums", "backward", "commit", "layer")
@@ -137,77 +133,81 @@ CASES = (
     Case(
         "env_steps",
         "navigation: steps of B agents with teacher, reward and mask",
-        navigation.ENV_SHAPES,
+        graphs.ENV_SHAPES,
         navigation.ENV_STEPS,
         ("nav_env",),
         None,
-        quick_shapes=navigation.ENV_QUICK,
+        quick_shapes=graphs.ENV_QUICK,
         memory=None,
+        problem=graphs.GraphProblem,
     ),
     Case(
         "world_loading",
         "navigation: reading connectivity files",
-        navigation.WORLD_SHAPES,
+        graphs.WORLD_SHAPES,
         navigation.WORLDS,
         ("nav_world",),
         None,
-        quick_shapes=navigation.WORLD_QUICK,
+        quick_shapes=graphs.WORLD_QUICK,
         memory=None,
+        problem=graphs.GraphProblem,
     ),
     Case(
         "triplets",
         "navigation: one triplet per time step of paths",
-        navigation.TRIPLET_SHAPES,
+        graphs.TRIPLET_SHAPES,
         navigation.TRIPLET_BUILDERS,
         ("nav_triplets",),
         None,
-        quick_shapes=navigation.TRIPLET_QUICK,
+        quick_shapes=graphs.TRIPLET_QUICK,
         memory=None,
+        problem=graphs.GraphProblem,
     ),
     Case(
         "nav_metrics",
         "navigation: all metrics of a split",
-        navigation.METRIC_SHAPES,
+        graphs.METRIC_SHAPES,
         navigation.PATH_METRICS,
         ("nav_metrics",),
         None,
-        quick_shapes=navigation.METRIC_QUICK,
+        quick_shapes=graphs.METRIC_QUICK,
         memory=None,
+        problem=graphs.GraphProblem,
     ),
     Case(
-        latent_targets.GENERATE,
+        latent.GENERATE,
         "greedy generation of T tokens for B latents",
-        GENERATION_SHAPES,
+        latent.GENERATION_SHAPES,
         latent_generate.CONTENDERS,
         ("latent",),
         None,
-        quick_shapes=QUICK_TEXT,
-        memory_shapes=(latent_targets.MEMORY_SHAPE.name,),
-        problem=TextProblem,
+        quick_shapes=latent.QUICK_TEXT,
+        memory_shapes=(latent.MEMORY_SHAPE.name,),
+        problem=latent.TextProblem,
         min_rounds=15,
         memory="tensors",
     ),
     Case(
-        latent_targets.TRAIN,
+        latent.TRAIN,
         "optimizer step of a decoder",
-        TRAINING_SHAPES,
+        latent.TRAINING_SHAPES,
         latent_train.CONTENDERS,
         ("latent",),
         None,
-        quick_shapes=QUICK_TEXT[1:],
-        problem=TextProblem,
+        quick_shapes=latent.QUICK_TEXT[1:],
+        problem=latent.TextProblem,
         memory="tensors",
     ),
     Case(
-        vln_pretrain.CASE,
+        pretraining.CASE,
         "optimizer step of PREVALENT's pretraining",
-        vln_problem.SHAPES,
-        vln_pretrain.CONTENDERS,
-        (vln_pretrain.CASE,),
+        steps.SHAPES,
+        pretraining.CONTENDERS,
+        (pretraining.CASE,),
         None,
-        quick_shapes=vln_problem.QUICK_SHAPES,
+        quick_shapes=steps.QUICK_SHAPES,
         memory=None,
-        problem=vln_problem.StepProblem,
+        problem=steps.StepProblem,
     ),
 )
 BY_NAME = {case.name: case for case in CASES}

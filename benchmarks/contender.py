@@ -4,13 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from benchmarks.latent.problem import TextProblem
-from benchmarks.pretraining.problem import StepProblem
-from benchmarks.problem import Problem
+
+class AnyShape(Protocol):
+    """What every case's shape tells: its names in the results and in tables, and its sizes."""
+
+    @property
+    def name(self) -> str:
+        """Name in the results."""
+
+    @property
+    def label(self) -> str:
+        """Name and sizes, for tables."""
+
+    @property
+    def rows(self) -> int:
+        """What is counted: feature vectors, tokens, time steps."""
+
+    @property
+    def dim(self) -> int:
+        """Width; 0 where there is none."""
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of the dictionary; 0 where there is none."""
+
+    @property
+    def layout(self) -> str:
+        """Memory layout, or which data."""
+
+
+class AnyProblem(Protocol):
+    """What every case's problem tells; a contender knows the type of its own case's problems."""
+
+    @property
+    def shape(self) -> AnyShape:
+        """What it was made from."""
+
+    @property
+    def device(self) -> str:
+        """Where its tensors are."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its features."""
 
 
 class Unavailable(Exception):
@@ -64,7 +105,7 @@ class Contender:
     score_arrays: float = 0.0
     devices: tuple[str, ...] = ("cpu", "cuda")
 
-    def reason_to_skip(self, problem: Problem | TextProblem | StepProblem, budget_bytes: int) -> str | None:
+    def reason_to_skip(self, problem: AnyProblem, budget_bytes: int) -> str | None:
         """Why this contender should not even be started on this problem, or None."""
         if problem.device not in self.devices:
             return f"runs on {' and '.join(self.devices)} only"

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.cases import find
 from benchmarks.contender import Task
 
 
@@ -109,8 +110,6 @@ def _probe(
     connection: Connection, case_name: str, shape_name: str, contender_name: str, threads: int
 ) -> None:
     """Body of the fresh process: send the peak in bytes, or the reason why there is none."""
-    from benchmarks.cases import find
-
     try:
         torch.set_num_threads(threads)
         case, shape, contender = find(case_name, shape_name, contender_name)

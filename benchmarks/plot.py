@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib import ticker
 
 from benchmarks.cases import BY_NAME
+from benchmarks.quantizer.problem import describe_sizes
 from benchmarks.results import DIRECTORY, Row, machine_files, read
-from benchmarks.shapes import describe_sizes
 
 _COLOURS = {"ours": "#1b6ca8", "peer": "#8c8c8c", "floor": "#e0a030", "base": "#8aa88a"}
 

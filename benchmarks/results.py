@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -120,30 +120,6 @@ def write(path: Path, rows: Iterable[Row]) -> None:
         writer.writeheader()
         writer.writerows({name: _write_cell(value) for name, value in asdict(row).items()} for row in rows)
     os.replace(temporary, path)
-
-
-def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """New rows, and old ones of groups not measured anew, ordered by case and shape."""
-    from benchmarks.cases import CASES
-
-    replaced = {row.group for row in new}
-    kept = [row for row in old if row.group not in replaced]
-    case_order = {case.name: position for position, case in enumerate(CASES)}
-    shape_order = {
-        (case.name, shape.name): position for case in CASES for position, shape in enumerate(case.shapes)
-    }
-    return sorted(
-        [*kept, *new],
-        key=lambda row: (
-            row.device,
-            row.threads,
-            case_order.get(row.case, len(CASES)),
-            shape_order.get((row.case, row.shape), len(shape_order)),
-            row.shape,
-            row.dtype,
-            row.clock_kind,
-        ),
-    )
 
 
 def machine_files(directory: Path = DIRECTORY) -> list[Path]:

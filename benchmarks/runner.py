@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks import floor, machine, memory
-from benchmarks.cases import AnyShape, Case
-from benchmarks.contender import Contender, Task, Unavailable
-from benchmarks.latent.problem import TextProblem
-from benchmarks.pretraining.problem import StepProblem
-from benchmarks.problem import Problem
-from benchmarks.quantizer import oracle, ours
+from benchmarks import machine, memory
+from benchmarks.cases import CASES, AnyShape, Case
+from benchmarks.contender import AnyProblem, Contender, Task, Unavailable
+from benchmarks.quantizer import floor, oracle, ours
+from benchmarks.quantizer.problem import Problem
 from benchmarks.results import FAILED, MEASURED, SKIPPED, Row
 from benchmarks.timing import Timing, as_graph, interleave, paired_ratio
-
-AnyProblem = Problem | TextProblem | StepProblem
 
 _BUDGET = 12 << 30
 _GEMM_KEY, _COPY_KEY = "floor: product {}", "floor: copy"
@@ -249,3 +245,25 @@ def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], F
             )
         )
     return rows, least
+
+
+def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Return new rows, and old ones of groups not measured anew, ordered by case and shape."""
+    replaced = {row.group for row in new}
+    kept = [row for row in old if row.group not in replaced]
+    case_order = {case.name: position for position, case in enumerate(CASES)}
+    shape_order = {
+        (case.name, shape.name): position for case in CASES for position, shape in enumerate(case.shapes)
+    }
+    return sorted(
+        [*kept, *new],
+        key=lambda row: (
+            row.device,
+            row.threads,
+            case_order.get(row.case, len(CASES)),
+            shape_order.get((row.case, row.shape), len(shape_order)),
+            row.shape,
+            row.dtype,
+            row.clock_kind,
+        ),
+    )

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import targets
-from benchmarks.floor import GEMM
 from benchmarks.latent.targets import latent_section
 from benchmarks.machine import BUSY_CORES, ROOT
 from benchmarks.quantizer.discriminator import BARE
+from benchmarks.quantizer.floor import GEMM
 from benchmarks.quantizer.ours import OURS
+from benchmarks.quantizer.problem import SHAPES, Shape
+from benchmarks.quantizer.targets import FAISS, LUCIDRAINS, RELEASED, overhead
 from benchmarks.results import DIRECTORY, Row, median, peak, read_all
-from benchmarks.shapes import SHAPES, Shape
 from benchmarks.studies import navigation_tasks, optimus_report, prevalent_report
 from benchmarks.studies.fqgan import ARMS as GAN_ARMS
 from benchmarks.studies.optimus import arms_of
@@ -23,6 +23,8 @@ from benchmarks.studies.prevalent import ARMS as NAVIGATION_ARMS
 from benchmarks.studies.results import Figures, read
 from benchmarks.studies.setting import BASELINE as NO_QUANTIZATION
 from benchmarks.studies.summary import summary
+from benchmarks.targets import TARGETS, cpu_targets
+from benchmarks.verdict import Verdict
 
 NOT_MEASURED = "not measured"
 _MARK = re.compile(r"^<!-- (\w+):(begin|end) -->$", re.MULTILINE)
@@ -65,21 +67,18 @@ def _share(rows: Sequence[Row], case: str, shape: str) -> str:
 
 
 def _train_line(rows: Sequence[Row], shape: Shape) -> list[str]:
-    times = {
-        name: median(rows, "train_step", shape.name, name)
-        for name in (OURS, targets.RELEASED, targets.LUCIDRAINS)
-    }
+    times = {name: median(rows, "train_step", shape.name, name) for name in (OURS, RELEASED, LUCIDRAINS)}
     peaks = [peak(rows, "train_step", shape.name, name) for name in times]
     return [
         shape.label,
         *(_cell(rows, "train_step", shape.name, name) for name in times),
-        f"{_ratio(times[targets.RELEASED], times[OURS])} / {_ratio(times[targets.LUCIDRAINS], times[OURS])}",
+        f"{_ratio(times[RELEASED], times[OURS])} / {_ratio(times[LUCIDRAINS], times[OURS])}",
         _share(rows, "train_step", shape.name),
         " / ".join(_mib(value) if value is not None else "-" for value in peaks),
     ]
 
 
-_LOOKUP_PEERS = (targets.FAISS, "torch.cdist", "chunked addmm, compiled", "scikit-learn")
+_LOOKUP_PEERS = (FAISS, "torch.cdist", "chunked addmm, compiled", "scikit-learn")
 
 
 def _lookup_line(rows: Sequence[Row], shape: Shape) -> list[str]:
@@ -87,7 +86,7 @@ def _lookup_line(rows: Sequence[Row], shape: Shape) -> list[str]:
     return [
         shape.label,
         *(_cell(rows, "lookup", shape.name, name) for name in (OURS, *_LOOKUP_PEERS, GEMM)),
-        _ratio(median(rows, "lookup", shape.name, targets.FAISS), mine),
+        _ratio(median(rows, "lookup", shape.name, FAISS), mine),
         f"{mine / gemm:.2f}" if mine and (gemm := median(rows, "lookup", shape.name, GEMM)) else "-",
     ]
 
@@ -98,7 +97,7 @@ def _overhead_lines(rows: Sequence[Row]) -> list[str]:
         return []
     parts = []
     for row in here:
-        added = targets.overhead(here, row.contender)
+        added = overhead(here, row.contender)
         if row.contender != BARE and added is not None:
             parts.append(f"{row.contender} {100 * added:+.1f} %")
     bare = median(here, "discriminator_overhead", here[0].shape, BARE)
@@ -106,7 +105,7 @@ def _overhead_lines(rows: Sequence[Row]) -> list[str]:
     return [text + ", ".join(parts) + ".", ""]
 
 
-def _verdicts(found: Sequence[targets.Verdict]) -> list[str]:
+def _verdicts(found: Sequence[Verdict]) -> list[str]:
     return _markdown(
         ("target", "wanted", "found", "", "detail"),
         [(verdict.text, verdict.wanted, verdict.found, verdict.word, verdict.detail) for verdict in found],
@@ -179,7 +178,7 @@ def _by_machine(rows: Sequence[Row], device: str) -> dict[tuple[str, int], list[
 def render(rows: Sequence[Row]) -> str:
     """Return the long tables: what was measured on each machine, and the targets."""
     lines: list[str] = []
-    devices: dict[str, Callable[[Sequence[Row]], list[targets.Verdict]]] = targets.TARGETS
+    devices: dict[str, Callable[[Sequence[Row]], list[Verdict]]] = TARGETS
     for device, judge in devices.items():
         title = "CPU" if device == "cpu" else "GPU"
         machines = _by_machine(rows, device)
@@ -232,14 +231,14 @@ _HEADLINES = (
 )
 
 
-def _worse(verdict: targets.Verdict) -> float:
+def _worse(verdict: Verdict) -> float:
     """Return a key that is smallest for the worst figure; what was not measured comes last."""
     if verdict.value is None:
         return float("inf")
     return verdict.value if verdict.wanted.startswith(">=") else -verdict.value
 
 
-def _speed_of(verdict: targets.Verdict) -> str:
+def _speed_of(verdict: Verdict) -> str:
     if verdict.value is None:
         return NOT_MEASURED
     if verdict.wanted.startswith(">="):
@@ -250,9 +249,9 @@ def _speed_of(verdict: targets.Verdict) -> str:
 def headlines(rows: Sequence[Row]) -> str:
     """Return the README's rows: each figure is that of the machine where it is worst."""
     found = {
-        machine: {verdict.text: verdict for verdict in targets.cpu_targets(mine)}
+        machine: {verdict.text: verdict for verdict in cpu_targets(mine)}
         for machine, mine in _by_machine(rows, "cpu").items()
-    } or {("", 0): {verdict.text: verdict for verdict in targets.cpu_targets([])}}
+    } or {("", 0): {verdict.text: verdict for verdict in cpu_targets([])}}
     lines = []
     for target, timed, peer in _HEADLINES:
         machine, threads = min(found, key=lambda name: _worse(found[name][target]))

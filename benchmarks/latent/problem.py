@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fq_toolkit import inject_latent
+
+#: Names of the cases.
+GENERATE, TRAIN = "latent_generate", "latent_train"
 _SEED = 2004_04092
 BOS = 1
 LATENT_SIZE = 32
@@ -105,8 +109,6 @@ class TextProblem:
                 its weights, and where in memory they happen to lie moves it by percents, in one process this
                 way and in another that way.
         """
-        from fq_toolkit import inject_latent
-
         model = self._gpt2()
         if shared:
             model.load_state_dict(self._weights, assign=True)
@@ -151,6 +153,8 @@ GENERATION_SHAPES = (
     *(TextShape(f"B{batch} T{length}", batch, length) for length in (32, 128) for batch in (1, 8, 32)),
     RELEASED_SHAPE,
 )
+#: The shape of generation whose memory is measured.
+MEMORY_SHAPE = next(shape for shape in GENERATION_SHAPES[::-1] if shape.batch == 8)
 #: As the trainers here start from scratch, and as GPT-2 was trained: with dropout, attention has another
 #: kernel.
 TRAINING_SHAPES = (TextShape("B8 T64", 8, 64), TextShape("B8 T64 dropout", 8, 64, dropout=0.1))

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.latent.generate import INJECTED, ORIGINAL, PLAIN
-from benchmarks.latent.problem import GENERATION_SHAPES, RELEASED_SHAPE, TRAINING_SHAPES, TextShape
+from benchmarks.latent.problem import (
+    GENERATE,
+    GENERATION_SHAPES,
+    MEMORY_SHAPE,
+    RELEASED_SHAPE,
+    TRAIN,
+    TRAINING_SHAPES,
+    TextShape,
+)
 from benchmarks.results import Row, median, over_base, peak
-from benchmarks.targets import Verdict
+from benchmarks.verdict import Verdict
 
-GENERATE, TRAIN = "latent_generate", "latent_train"
 #: For a few tensors of one number each, which are not what the target is about.
 _SCALAR_BYTES = 1024
 
@@ -47,10 +54,6 @@ def _memory(rows: Sequence[Row], case: str, shape: TextShape, adapters: int) -> 
     allowed = plain + adapters * shape.adapter_bytes + shape.slot_bytes
     detail = f"{mine / 2**20:.2f} MiB of tensors against {plain / 2**20:.2f} MiB of plain"
     return Verdict(text, "<= 1x", mine / allowed, mine <= allowed + _SCALAR_BYTES, detail)
-
-
-#: The shape of generation whose memory is measured.
-MEMORY_SHAPE = next(shape for shape in GENERATION_SHAPES[::-1] if shape.batch == 8)
 
 
 def latent_targets(rows: Sequence[Row]) -> list[Verdict]:

@@ -12,10 +12,9 @@ from typing import Any
 from benchmarks.contender import Contender, Task, Unavailable
 from benchmarks.navigation import data as navigation_data
 from benchmarks.navigation import peers as navigation_peers
-from benchmarks.problem import Problem
-from benchmarks.shapes import Shape
+from benchmarks.navigation.problem import GraphProblem
+from fq_toolkit.prevalent import BatchedNavEnv, NavWorld, collect_triplets, measure_paths
 
-MINI = navigation_data.MINI
 ENV, ENV_FEATURES, ENV_LOOP = "BatchedNavEnv", "BatchedNavEnv, with features", "one agent at a time"
 WORLD, WORLD_PATHS = "NavWorld", "NavWorld, with shortest paths"
 NETWORKX, NETWORKX_PATHS = "networkx", "networkx, with shortest paths"
@@ -24,23 +23,7 @@ METRICS, METRICS_LOOP = "measure_paths", "one item at a time"
 _CPU = ("cpu",)
 
 
-def _shape(name: str, batch: int, positions: tuple[int, ...] = (), *, mini: bool = False) -> Shape:
-    return Shape(name, batch, positions, 0, 0, layout=MINI if mini else navigation_data.REAL)
-
-
-ENV_SHAPES = (_shape("B 1", 1, (8,)), _shape("B 64", 64, (8,)), _shape("B 1024", 1024, (8,)))
-ENV_QUICK = (_shape("tiny B 3", 3, (4,), mini=True),)
-WORLD_SHAPES = (_shape("90 scans", 90), _shape("largest scan", 1))
-WORLD_QUICK = (_shape("tiny 2 scans", 2, mini=True), _shape("tiny scan", 1, mini=True))
-TRIPLET_SHAPES = (_shape("50 paths", 50, (6,)),)
-TRIPLET_QUICK = (_shape("tiny 2 paths", 2, (6,), mini=True),)
-METRIC_SHAPES = (_shape("2349 items", 2349),)
-METRIC_QUICK = (_shape("tiny 5 items", 5, mini=True),)
-
-
-def _env(problem: Problem, *, features: bool) -> Task:
-    from fq_toolkit.prevalent import BatchedNavEnv
-
+def _env(problem: GraphProblem, *, features: bool) -> Task:
     shape = problem.shape
     data = navigation_data.graphs(shape)
     items = navigation_data.walkable(data, shape.batch)
@@ -48,7 +31,7 @@ def _env(problem: Problem, *, features: bool) -> Task:
     if features:
         store = navigation_data.feature_store(shape.layout, tuple(sorted({item.scan for item in data.items})))
     env = BatchedNavEnv(data.world, store)
-    actions = navigation_data.walk(env, items, shape.positions[0])
+    actions = navigation_data.walk(env, items, shape.steps)
 
     def run(_: Any) -> Any:
         env.reset(items)
@@ -63,14 +46,11 @@ def _env(problem: Problem, *, features: bool) -> Task:
     return Task(run, note=data.note + width)
 
 
-def _env_loop(problem: Problem) -> Task:
+def _env_loop(problem: GraphProblem) -> Task:
     data = navigation_data.graphs(problem.shape)
     items = navigation_data.walkable(data, problem.shape.batch)
-    from fq_toolkit.prevalent import BatchedNavEnv
-
     actions = [
-        row.tolist()
-        for row in navigation_data.walk(BatchedNavEnv(data.world), items, problem.shape.positions[0])
+        row.tolist() for row in navigation_data.walk(BatchedNavEnv(data.world), items, problem.shape.steps)
     ]
     loop = navigation_peers.LoopEnv(data.world, items)
 
@@ -83,14 +63,12 @@ def _env_loop(problem: Problem) -> Task:
     return Task(run, note=data.note)
 
 
-def _scans(problem: Problem) -> tuple[navigation_data.Graphs, list[str]]:
+def _scans(problem: GraphProblem) -> tuple[navigation_data.Graphs, list[str]]:
     data = navigation_data.graphs(problem.shape)
     return data, [data.largest] if problem.shape.batch == 1 else list(data.world.names)
 
 
-def _world(problem: Problem, *, paths: bool) -> Task:
-    from fq_toolkit.prevalent import NavWorld
-
+def _world(problem: GraphProblem, *, paths: bool) -> Task:
     data, scans = _scans(problem)
 
     def run(_: Any) -> NavWorld:
@@ -104,18 +82,16 @@ def _world(problem: Problem, *, paths: bool) -> Task:
     return Task(run, note=data.note)
 
 
-def _networkx(problem: Problem, *, paths: bool) -> Task:
+def _networkx(problem: GraphProblem, *, paths: bool) -> Task:
     data, scans = _scans(problem)
     if paths and len(scans) > 10:
         raise Unavailable("networkx takes most of a minute for all shortest paths of all scans")
     return Task(lambda _: navigation_peers.load_networkx(data.folder, scans, paths=paths), note=data.note)
 
 
-def _triplets(problem: Problem, *, turning: bool) -> Task:
-    from fq_toolkit.prevalent import collect_triplets
-
+def _triplets(problem: GraphProblem, *, turning: bool) -> Task:
     data = navigation_data.graphs(problem.shape)
-    items = navigation_data.equal_paths(data, problem.shape.batch, problem.shape.positions[0])
+    items = navigation_data.equal_paths(data, problem.shape.batch, problem.shape.steps)
     numbers: dict[str, int] = {}
 
     def encode(text: str) -> list[int]:
@@ -127,9 +103,7 @@ def _triplets(problem: Problem, *, turning: bool) -> Task:
     return Task(lambda _: collect_triplets(data.world, items, encode), note=data.note)
 
 
-def _metrics(problem: Problem, *, loop: bool) -> Task:
-    from fq_toolkit.prevalent import measure_paths
-
+def _metrics(problem: GraphProblem, *, loop: bool) -> Task:
     data = navigation_data.graphs(problem.shape)
     items, paths = navigation_data.wandering_paths(data, problem.shape.batch)
     scans = [item.scan for item in items]

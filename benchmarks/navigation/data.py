@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.machine import ROOT
-from benchmarks.shapes import Shape
+from benchmarks.navigation.problem import MINI, REAL, GraphShape
 from fq_toolkit.prevalent import BatchedNavEnv, FeatureStore, MiniWorld, NavItem, NavWorld, load_r2r
 
-MINI, REAL = "miniworld", "graphs"
 _LARGEST = "B6ByNegPMKs"
 _FEATURE_DIM = 2048
 
@@ -52,7 +51,7 @@ def _load(kind: str) -> Graphs:
     )
 
 
-def graphs(shape: Shape) -> Graphs:
+def graphs(shape: GraphShape) -> Graphs:
     """Graphs and items for a shape; quick shapes take a small MiniWorld."""
     return _load(shape.layout)
 

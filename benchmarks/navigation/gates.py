@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.navigation import data as navigation_data
 from benchmarks.navigation import peers as navigation_peers
-from benchmarks.navigation.contenders import ENV_QUICK, ENV_SHAPES
+from benchmarks.navigation.problem import ENV_QUICK, ENV_SHAPES
 from fq_toolkit.prevalent import BatchedNavEnv, NavWorld, collect_triplets, measure_paths
 
 

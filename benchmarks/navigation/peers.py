@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fq_toolkit.prevalent import NavItem, NavWorld, visible_viewpoints
-from fq_toolkit.prevalent.world.angles import snap
-from fq_toolkit.prevalent.world.simulator import view_state
+from fq_toolkit.prevalent import CameraState, NavItem, NavWorld, place_camera, visible_viewpoints
 
 Table = dict[str, dict[str, float]]
+#: Heading and elevation of each of the 36 views: three rings of twelve, from below to above.
+_VIEWS = [(view % 12 * (math.pi / 6), (view // 12 - 1) * (math.pi / 6)) for view in range(36)]
 
 
 class LoopEnv:
@@ -30,7 +30,7 @@ class LoopEnv:
     """
 
     def __init__(self, world: NavWorld, items: Sequence[NavItem], success_radius: float = 3.0) -> None:
-        self.items, self.radius = list(items), success_radius
+        self.world, self.items, self.radius = world, list(items), success_radius
         self.neighbors: dict[str, dict[str, list[tuple[str, int]]]] = {}
         self.distances: dict[tuple[str, str], dict[str, float]] = {}
         self.teachers: dict[tuple[str, str], dict[str, int]] = {}
@@ -54,7 +54,7 @@ class LoopEnv:
     def reset(self) -> None:
         """Put every agent at its start."""
         self.places = [item.start for item in self.items]
-        self.views = [snap(item.heading, item.elevation)[2] for item in self.items]
+        self.views = [_camera(self.world, item).view for item in self.items]
         self.ended = [False] * len(self.items)
 
     def step(self, actions: Sequence[int]) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ def candidates_by_turning(world: NavWorld, scan: str, viewpoint: str) -> dict[st
     """Neighbour -> (view, heading, elevation), found by looking into each of the 36 views."""
     best: dict[str, tuple[float, int, float, float]] = {}
     for view in range(36):
-        state = view_state(scan, viewpoint, view)
+        state = CameraState(scan, viewpoint, *_VIEWS[view], view)
         for seen in visible_viewpoints(world, state)[1:]:
             away = math.hypot(seen.rel_heading, seen.rel_elevation)
             if seen.viewpoint not in best or away < best[seen.viewpoint][0]:
@@ -125,7 +125,7 @@ def triplets_by_turning(world: NavWorld, items: Sequence[NavItem]) -> list[tuple
     for item in items:
         moves: list[Any] = []
         labels: list[int] = []
-        heading = snap(item.heading, item.elevation)[0]
+        heading = _camera(world, item).heading
         for viewpoint, target in zip(item.path, (*item.path[1:], None), strict=True):
             if target is None:
                 moves.append((-1.0, 90.0, 90.0))
@@ -142,6 +142,11 @@ def triplets_by_turning(world: NavWorld, items: Sequence[NavItem]) -> list[tuple
             heading = view % 12 * math.pi / 6
         collected.append((moves, labels))
     return collected
+
+
+def _camera(world: NavWorld, item: NavItem) -> CameraState:
+    """Return where an item starts, with its direction snapped to a view."""
+    return place_camera(world, item.scan, item.start, item.heading, item.elevation)
 
 
 def _number(world: NavWorld, item: NavItem, viewpoint: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.navigation import contenders as navigation
 from benchmarks.results import Row
-from benchmarks.targets import Verdict
+from benchmarks.verdict import Verdict
 
 # case, shape, contender, its peer, least units per second or longest milliseconds per call or unit, kind
 _WANTED = (

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from benchmarks.pretraining.contenders import CASE, OURS, PORT
 from benchmarks.pretraining.problem import SHAPES
 from benchmarks.results import Row, median
-from benchmarks.targets import Verdict
+from benchmarks.verdict import Verdict
 
 LEAST = 2.0
 
 
-def vln_targets(rows: Sequence[Row]) -> list[Verdict]:
+def pretraining_targets(rows: Sequence[Row]) -> list[Verdict]:
     """The verdict over the rows of one machine, on the size with the least gain."""
     text, wanted = "pretraining, samples/s over a literal port", f">= {LEAST:g}x"
     found = {}

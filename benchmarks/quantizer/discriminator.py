@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from benchmarks.contender import Contender, Task
-from benchmarks.problem import Problem
 from benchmarks.quantizer import ours, peers
-from benchmarks.shapes import Shape
+from benchmarks.quantizer.problem import Problem, Shape
 
 BARE = "no quantizer"
 _CLASSES = 10

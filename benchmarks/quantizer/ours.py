@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contender import Contender, Task
-from benchmarks.problem import Problem
 from benchmarks.quantizer.peers import DECAY, LayerCall, LayerFactory, batch_statistics
+from benchmarks.quantizer.problem import Problem
+from fq_toolkit import FeatureQuantizer
+from fq_toolkit.kernels import ops
 
 OURS = "FeatureQuantizer"
 FAST = "FeatureQuantizer, fast"
@@ -18,20 +20,16 @@ REGULARIZE = "FeatureQuantizer, regularize"
 
 def backend(device: str) -> str:
     """Which kernels run on this device."""
-    from fq_toolkit.kernels.ops import select_backend
-
-    return select_backend(torch.empty(1, 1, 1, 1, device=device))
+    return ops.select_backend(torch.empty(1, 1, 1, 1, device=device))
 
 
 def _lookup(exact: bool) -> Callable[[Problem], Task]:
     def build(problem: Problem) -> Task:
-        from fq_toolkit.kernels.ops import quantize_forward
-
         rows = problem.rows[:, :, None, None]
         codebook, center = problem.codebook, problem.center
 
         def run(_: object) -> Tensor:
-            return quantize_forward(rows, codebook, center, None, 1.0, False, False, exact)[1]
+            return ops.quantize_forward(rows, codebook, center, None, 1.0, False, False, exact)[1]
 
         return Task(run, indices=lambda found: found)
 
@@ -42,8 +40,6 @@ def layer(mode: str = "straight_through", precision: str = "exact") -> LayerFact
     """The layer, holding the problem's dictionary as if it had been trained for a step."""
 
     def make(problem: Problem) -> tuple[nn.Module, LayerCall]:
-        from fq_toolkit import FeatureQuantizer
-
         module = FeatureQuantizer(
             problem.shape.dim, problem.shape.num_codes, mode=mode, precision=precision, decay=DECAY
         ).to(problem.device)
@@ -67,15 +63,13 @@ def layer(mode: str = "straight_through", precision: str = "exact") -> LayerFact
 
 
 def _commit(problem: Problem) -> Task:
-    from fq_toolkit.kernels.ops import ema_commit_
-
     counts, sums = batch_statistics(problem)
     codebook, moving_sums = problem.codebook.clone(), problem.codebook.clone()
     moving_counts, center = torch.ones_like(counts), problem.center.clone()
     num_updates = torch.ones((), dtype=torch.int64, device=problem.device)
 
     def run(_: object) -> Tensor:
-        ema_commit_(
+        ops.ema_commit_(
             codebook,
             moving_counts,
             moving_sums,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.contender import Contender, Task, Unavailable
-from benchmarks.problem import Problem
+from benchmarks.quantizer.problem import Problem
 
 DECAY = 0.9
 _CHUNK = 1024

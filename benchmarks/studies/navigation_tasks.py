@@ -31,6 +31,15 @@ from benchmarks import machine
 from benchmarks.results import DIRECTORY
 from benchmarks.studies.results import Figures, Row, Setting, append, read
 from benchmarks.studies.statistics import student_interval
+from fq_toolkit.prevalent.tasks.baselines import baseline_records
+from fq_toolkit.prevalent.tasks.hanna import config as hanna_config
+from fq_toolkit.prevalent.tasks.hanna.training import HANNA_TRAINER
+from fq_toolkit.prevalent.tasks.ndh import config as ndh_config
+from fq_toolkit.prevalent.tasks.ndh.training import NDH_TRAINER
+from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig
+from fq_toolkit.prevalent.tasks.pretraining.training import PRETRAINER
+from fq_toolkit.prevalent.tasks.speaker import config as speaker_config
+from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
 from fq_toolkit.training.errors import RunError
 from fq_toolkit.training.session import Trainer, make_accelerator, train
 
@@ -81,13 +90,6 @@ def split_arm(arm: str) -> tuple[str, str, dict[str, Any]]:
 
 def trainer_of(task: str) -> tuple[Trainer[Any], Any]:
     """Return a trainer and its default options."""
-    from fq_toolkit.prevalent.tasks.hanna import config as hanna_config
-    from fq_toolkit.prevalent.tasks.hanna.training import HANNA_TRAINER
-    from fq_toolkit.prevalent.tasks.ndh import config as ndh_config
-    from fq_toolkit.prevalent.tasks.ndh.training import NDH_TRAINER
-    from fq_toolkit.prevalent.tasks.speaker import config as speaker_config
-    from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
-
     return {
         "speaker": (SPEAKER_TRAINER, speaker_config.preset("mini")),
         "ndh": (NDH_TRAINER, ndh_config.preset("mini")),
@@ -97,9 +99,6 @@ def trainer_of(task: str) -> tuple[Trainer[Any], Any]:
 
 def pretrain(seed: int, folder: Path, *, quick: bool) -> Path:
     """Return the run folder of the default pretraining of a seed, in the worlds of that seed."""
-    from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig
-    from fq_toolkit.prevalent.tasks.pretraining.training import PRETRAINER
-
     run = folder / f"pretrained-{seed}"
     if not run.exists():
         less: dict[str, Any] = {**QUICK, "eval_steps": 8} if quick else {}
@@ -137,8 +136,6 @@ def run_once(arm: str, seed: int, folder: Path, *, quick: bool) -> dict[str, flo
 
 def baseline(trainer: Trainer[Any], config: Any, name: str) -> Any:
     """Return the evaluation of an agent that learns nothing."""
-    from fq_toolkit.prevalent.tasks.baselines import baseline_records
-
     task: Any = trainer.build(config, make_accelerator(config))
     return task.report(
         {

@@ -6,6 +6,10 @@ import pytest
 
 from benchmarks import compare
 from benchmarks.machine import ROOT
+from tests.import_graph import imports, module_name, source_files
+
+#: What every commit offers, wherever its private modules lie.
+PUBLIC = {"fq_toolkit", "fq_toolkit.kernels", "fq_toolkit.kernels.ops", "fq_toolkit.prevalent"}
 
 
 @pytest.fixture
@@ -40,3 +44,15 @@ def test_the_worktree_is_removed(here_and_there):
         ["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True
     ).stdout
     assert str(tree) not in listed
+
+
+def test_what_measures_an_older_commit_needs_only_its_public_names():
+    files = {module_name(path): path for path in source_files("benchmarks")}
+    seen, left = set(), {"benchmarks.__main__"}
+    while left:
+        seen.add(name := left.pop())
+        used = {entry.module for entry in imports(files[name]) if entry.at_import}
+        left |= (used & files.keys()) - seen
+        ours = {module for module in used if module.split(".")[0] == "fq_toolkit"}
+        assert ours <= PUBLIC, f"{name} imports {ours - PUBLIC} when it is loaded"
+    assert "benchmarks.navigation.peers" in seen

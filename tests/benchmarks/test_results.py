@@ -1,51 +1,13 @@
-"""Results survive a round trip, and a new run replaces exactly what it measured anew."""
+"""Results survive a round trip, and files with other columns are refused."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.results import MEASURED, SKIPPED, Row, merge, over_base, read, write
-
-ROW = Row(
-    case="lookup",
-    shape="C10 L0",
-    n=32768,
-    dim=256,
-    num_codes=1024,
-    layout="nchw",
-    dtype="float32",
-    contender="FeatureQuantizer",
-    kind="ours",
-    device="cpu",
-    machine="2-core-test",
-    threads=2,
-    python="3.11.7",
-    torch="2.13.0+cpu",
-    version="fq-toolkit 0.1.0",
-    commit="abc",
-    dirty=False,
-    date="2026-01-01",
-    status=MEASURED,
-    gate="green",
-    clock="perf_counter",
-    rounds=7,
-    median_ms=1.5,
-    q25_ms=1.25,
-    q75_ms=2.0,
-    peak_extra_bytes=4096,
-    floor_ms=1.0,
-    floor_share=0.5,
-    wrong_share=0.0,
-)
-SKIP = replace(
-    ROW,
-    contender="peer, skipped",
-    status=SKIPPED,
-    note='too "large", says it',
-    **{field.name: None for field in fields(Row) if "None" in str(field.type)},
-)
+from benchmarks.results import over_base, read, write
+from tests.benchmarks.rows import ROW, SKIP
 
 
 def test_round_trip(tmp_path):
@@ -96,27 +58,3 @@ def test_other_columns_are_refused(tmp_path):
     path.write_text("case,shape\nlookup,C10 L0\n")
     with pytest.raises(ValueError, match="measure again"):
         read(path)
-
-
-def test_a_new_run_replaces_its_whole_group():
-    renamed = replace(ROW, contender="old name")
-    other_shape, other_threads = replace(ROW, shape="DAC"), replace(ROW, threads=1)
-    new = [replace(ROW, median_ms=9.0), SKIP]
-    merged = merge([ROW, renamed, other_shape, other_threads], new)
-    assert renamed not in merged
-    assert ROW not in merged
-    assert {other_shape, other_threads, *new} == set(merged)
-
-
-def test_the_order_does_not_depend_on_the_order_of_runs():
-    train, dac = replace(ROW, case="train_step"), replace(ROW, shape="DAC")
-    assert (
-        merge(merge([], [train]), merge([dac], [ROW]))
-        == merge(merge([ROW], [dac]), [train])
-        == [ROW, dac, train]
-    )
-
-
-def test_graph_replays_stand_beside_ordinary_calls():
-    graph = replace(ROW, clock="cuda graph")
-    assert set(merge([ROW], [graph])) == {ROW, graph}

@@ -1,46 +1,13 @@
 """The generated sections of the pages follow from the results files and from nothing else."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
-from benchmarks import targets
-from benchmarks.results import DIRECTORY, SKIPPED, Row, write
-from benchmarks.shapes import SHAPES
+from benchmarks.quantizer.problem import SHAPES
+from benchmarks.results import DIRECTORY, write
 from benchmarks.table import PAGES, SECTIONS, headlines, render, update
-
-ROW = Row(
-    **{field.name: "x" for field in fields(Row) if field.type == "str"}
-    | {"n": 1, "dim": 1, "num_codes": 1, "threads": 2, "dirty": False}
-    | {
-        "case": "train_step",
-        "device": "cpu",
-        "dtype": "float32",
-        "machine": "2-core-test",
-        "status": "measured",
-        "clock": "perf_counter",
-    }
-    | {"date": "2026-01-01", "note": ""}
-)
-
-
-def _step(contender, milliseconds, shape="C10 L0", case="train_step", **more):
-    return replace(ROW, case=case, shape=shape, contender=contender, median_ms=milliseconds, **more)
-
-
-ROWS = [
-    _step("FeatureQuantizer", 50.0, peak_extra_bytes=5 << 20, floor_share=0.8),
-    _step("released layer", 500.0, peak_extra_bytes=500 << 20),
-    _step("lucidrains", 300.0, peak_extra_bytes=100 << 20),
-    _step("FeatureQuantizer", 20.0, "DAC"),
-    _step("released layer", 320.0, "DAC"),
-    _step("lucidrains", None, "DAC", status=SKIPPED, note="does not fit: about 13 GiB"),
-    _step("FeatureQuantizer", 30.0, case="lookup"),
-    _step("faiss", 60.0, case="lookup"),
-    _step("fp32 GEMM", 25.0, case="lookup", kind="floor"),
-    _step("no quantizer", 1000.0, "D", "discriminator_overhead", kind="base"),
-    _step("FeatureQuantizer", 1020.0, "D", "discriminator_overhead"),
-]
+from tests.benchmarks.rows import ROWS
 
 
 def _line(text, start):
@@ -68,23 +35,6 @@ def test_what_was_not_measured_is_said():
 def test_disturbed_measurements_are_confessed():
     assert "with care" not in render(ROWS)
     assert "up to 1.5 cores busy" in render([replace(row, other_cores=1.5) for row in ROWS])
-
-
-def test_targets_are_judged():
-    found = {verdict.text: verdict for verdict in targets.cpu_targets(ROWS)}
-    released = found["training step, faster than the released layer"]
-    assert (round(released.value, 2), released.word) == (12.65, "met")  # sqrt(10 * 16)
-    assert found["training step, faster than lucidrains"].word == "missed"
-    assert found["lookup, faster than faiss"].found == "2.00x"
-    assert found["lookup, time over the fastest fp32 product"].word == "met"
-    memory = [verdict for text, verdict in found.items() if text.startswith("extra memory")]
-    assert [verdict.word for verdict in memory] == ["met", "missed"]
-    assert {verdict.word for verdict in targets.gpu_targets(ROWS)} == {"not measured"}
-
-
-def test_the_geometric_mean_of_a_constant_is_the_constant():
-    assert targets.geometric_mean([8.0, 8.0]) == pytest.approx(8)
-    assert targets.geometric_mean([]) is None
 
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"

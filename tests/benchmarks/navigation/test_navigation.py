@@ -8,6 +8,7 @@ from benchmarks.cases import BY_NAME
 from benchmarks.navigation import contenders as navigation
 from benchmarks.navigation import data as navigation_data
 from benchmarks.navigation import gates as navigation_gates
+from benchmarks.navigation.problem import ENV_QUICK
 from benchmarks.navigation.targets import navigation_targets
 from benchmarks.results import MEASURED, Row
 from fq_toolkit.prevalent import BatchedNavEnv, NavWorld, collect_triplets, measure_paths
@@ -16,9 +17,7 @@ from fq_toolkit.prevalent import BatchedNavEnv, NavWorld, collect_triplets, meas
 @pytest.fixture(autouse=True)
 def _miniworld_only(monkeypatch):
     """The real graphs are checked by every real run; here the small world is enough."""
-    monkeypatch.setattr(
-        navigation_gates, "_both", lambda: iter([navigation_data.graphs(navigation.ENV_QUICK[0])])
-    )
+    monkeypatch.setattr(navigation_gates, "_both", lambda: iter([navigation_data.graphs(ENV_QUICK[0])]))
 
 
 def test_the_package_passes_all_gates():

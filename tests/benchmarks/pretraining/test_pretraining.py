@@ -18,8 +18,8 @@ from benchmarks.pretraining.contenders import (
     check_pretraining,
 )
 from benchmarks.pretraining.problem import SHAPES, StepProblem, StepShape
-from benchmarks.pretraining.targets import vln_targets
-from tests.benchmarks.test_table import ROW
+from benchmarks.pretraining.targets import pretraining_targets
+from tests.benchmarks.rows import BLANK
 
 
 def test_the_gate_is_green_and_finds_what_is_wrong() -> None:
@@ -67,18 +67,18 @@ def test_a_quick_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def _rows(gains: list[float]) -> list:
     return [
-        replace(ROW, case=CASE, shape=shape.name, contender=name, median_ms=time)
+        replace(BLANK, case=CASE, shape=shape.name, contender=name, median_ms=time)
         for shape, gain in zip(SHAPES, gains, strict=True)
         for name, time in ((OURS, 10.0), (PORT, 10.0 * gain))
     ]
 
 
 def test_the_target_is_that_of_the_least_gain() -> None:
-    (met,) = vln_targets(_rows([2.5, 2.1, 3.0]))
+    (met,) = pretraining_targets(_rows([2.5, 2.1, 3.0]))
     assert (met.word, met.value) == ("met", pytest.approx(2.1))
-    (missed,) = vln_targets(_rows([2.5, 1.9, 3.0]))
+    (missed,) = pretraining_targets(_rows([2.5, 1.9, 3.0]))
     assert missed.word == "missed"
-    (absent,) = vln_targets(_rows([2.5, 1.9, 3.0])[:4])
+    (absent,) = pretraining_targets(_rows([2.5, 1.9, 3.0])[:4])
     assert absent.word == "not measured"
 
 

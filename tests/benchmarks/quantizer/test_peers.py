@@ -5,10 +5,9 @@ import torch
 
 from benchmarks.cases import CASES
 from benchmarks.contender import Contender, Task, Unavailable
-from benchmarks.problem import Problem
 from benchmarks.quantizer import peers
 from benchmarks.quantizer.oracle import nearest_code
-from benchmarks.shapes import QUICK_SHAPES, SHAPES
+from benchmarks.quantizer.problem import QUICK_SHAPES, SHAPES, Problem
 
 
 @pytest.mark.parametrize("contender", peers.LOOKUPS, ids=lambda contender: contender.name)

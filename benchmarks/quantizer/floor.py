@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contender import Contender, Task
-from benchmarks.problem import Problem
+from benchmarks.quantizer.problem import Problem
 from benchmarks.timing import cpu_sample, cuda_sample
 
 GEMM = "fp32 GEMM"

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import floor
 from benchmarks.cases import CASES
-from benchmarks.problem import Problem
-from benchmarks.shapes import QUICK_SHAPES, SHAPES
+from benchmarks.quantizer import floor
+from benchmarks.quantizer.problem import QUICK_SHAPES, SHAPES, Problem
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.work], ids=lambda case: case.name)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.problem import Problem
-from benchmarks.shapes import LAYOUTS, QUICK_SHAPES, SHAPES
+from benchmarks.quantizer.problem import LAYOUTS, QUICK_SHAPES, SHAPES, Problem
 
 SPECIFIED = {
     "C10 L0": (32768, 256, 1024),
