@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -277,23 +277,13 @@ def _gan_study(path: Path) -> str:
     return f"{text}\n\n{_rows_of(path)}; bold: the interval excludes 0."
 
 
-def _where(figures: Figures) -> str:
+def _arms_study(path: Path, *, table: Callable[[Figures, Sequence[str]], str], arms: Iterable[str]) -> str:
+    """Return the table of the newest setting of a study, and where its rows are from."""
+    rows = read(path)
+    figures = Figures(rows, rows[-1].setting)
     setting = figures.setting
-    return f"Commit {setting.commit}; {setting.machine}, {_threads(setting.threads)}"
-
-
-def _sentence_study(case: str, path: Path) -> str:
-    rows = read(path)
-    figures = Figures(rows, rows[-1].setting)
-    text = optimus_report.table(figures, tuple(arms_of(case)))
-    return f"{text}\n\n{_where(figures)}. {_rows_of(path)}."
-
-
-def _navigation_study(path: Path) -> str:
-    rows = read(path)
-    figures = Figures(rows, rows[-1].setting)
-    text = prevalent_report.table(figures, tuple(NAVIGATION_ARMS))
-    return f"{text}\n\n{_where(figures)}. {_rows_of(path)}."
+    where = f"Commit {setting.commit}; {setting.machine}, {_threads(setting.threads)}"
+    return f"{table(figures, tuple(arms))}\n\n{where}. {_rows_of(path)}."
 
 
 def _task_study(path: Path) -> str:
@@ -307,11 +297,21 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "gans": partial(_studies, pattern="study_fqgan-*.csv", text=_gan_study),
     "search": partial(_studies, pattern="study_fqgan_search-*.csv", text=_gan_study),
     **{
-        case: partial(_studies, pattern=f"study_optimus-{case}-*.csv", text=partial(_sentence_study, case))
+        case: partial(
+            _studies,
+            pattern=f"study_optimus-{case}-*.csv",
+            text=partial(_arms_study, table=optimus_report.table, arms=arms_of(case)),
+        )
         for case in ("grammar", "captions", "injection")
     },
-    "navigation": partial(_studies, pattern="study_prevalent-*.csv", text=_navigation_study),
-    "navigation_600": partial(_studies, pattern="study_prevalent_600-*.csv", text=_navigation_study),
+    **{
+        name: partial(
+            _studies,
+            pattern=f"{stem}-*.csv",
+            text=partial(_arms_study, table=prevalent_report.table, arms=NAVIGATION_ARMS),
+        )
+        for name, stem in {"navigation": "study_prevalent", "navigation_600": "study_prevalent_600"}.items()
+    },
     "tasks": partial(_studies, pattern="study_navigation_tasks-*.csv", text=_task_study),
 }
 #: Each section stands on one page.

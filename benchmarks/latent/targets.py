@@ -1,4 +1,4 @@
-"""The targets of latent injection, and its part of the README."""
+"""The targets of latent injection, and its part of the results page."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _share(value: float | None) -> str:
 
 
 def latent_section(rows: Sequence[Row]) -> list[str]:
-    """The README's lines about a machine."""
+    """Return the lines of the results page about a machine."""
     header = (
         "batch, tokens",
         "inject_latent",
