@@ -1,4 +1,4 @@
-"""The latent cases: the loop of the original, the gate, quick runs, targets and the lines of the results page."""
+"""The latent cases: the loop of the original, the gate, quick runs, targets, lines of the results page."""
 
 from dataclasses import replace
 
