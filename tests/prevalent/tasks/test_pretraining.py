@@ -1,6 +1,7 @@
 """The pretraining: steps as arrays, sources and guards, updates, resume, files."""
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 
@@ -328,6 +329,34 @@ def test_files_of_triplets_are_trained_on_and_guarded(tmp_path: Path) -> None:
     save_triplets(tmp_path / "train.json", [*triplets, held_out[0]._replace(instr_id="leaked")])
     with pytest.raises(DataError, match=r"train\.json: item 'leaked' has the path of the held-out item"):
         load_pretraining_data(config)
+
+
+def test_folders_and_lists_of_triplets_are_trained_on_as_one_file(tmp_path: Path) -> None:
+    config = real(tmp_path)
+    triplets, held_out = write_triplets(tmp_path, config)
+    shared = {
+        "data": "miniworld",
+        "validation": str(tmp_path / "held_out.json"),
+        "vocabulary": str(tmp_path / "vocabulary.json"),
+    }
+    for number in range(2):
+        (tmp_path / f"part{number}").mkdir()
+        plain = save_triplets(tmp_path / "plain", triplets[10 * number : 10 * number + 10])
+        (tmp_path / f"part{number}" / "a.json.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    rest = save_triplets(tmp_path / "rest.json", triplets[20:])
+    sources = (str(tmp_path / "part0"), str(tmp_path / "part1" / "a.json.gz"), str(rest))
+    listed = dataclasses.replace(config, **shared, triplets=sources)
+    one_file = dataclasses.replace(config, **{**shared, "data": str(tmp_path / "train.json")})
+    assert load_pretraining_data(listed).fingerprint() == load_pretraining_data(one_file).fingerprint()
+    with_more = dataclasses.replace(listed, triplets=sources[1:], augmented=sources[0])
+    assert load_pretraining_data(with_more).synthesised == sum(len(t.path) for t in triplets[:10])
+    save_triplets(tmp_path / "part0" / "b.json", held_out[:1])
+    with pytest.raises(DataError, match=r"b\.json: item '.*' has the path of the held-out item"):
+        load_pretraining_data(listed)
+    with pytest.raises(ConfigError, match="a file of triplets needs it"):
+        dataclasses.replace(listed, validation=None)
+    with pytest.raises(ConfigError, match="leave out data"):
+        dataclasses.replace(listed, data=str(tmp_path))
 
 
 def test_synthesised_steps_are_added_at_the_rate_that_is_stated(tmp_path: Path) -> None:

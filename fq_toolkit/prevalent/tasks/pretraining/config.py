@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fq_toolkit.prevalent.data.triplets import ActionLabel
+from fq_toolkit.prevalent.files import is_record_file
 from fq_toolkit.prevalent.model.config import PrevalentConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
 from fq_toolkit.prevalent.world.features import (
@@ -28,6 +29,8 @@ class PretrainingConfig(InstructionLimit):
     """Where the other options start."""
     data: str = MINIWORLD
     """miniworld (generated), a folder with R2R_train.json and R2R_val_*.json, or a file of triplets."""
+    triplets: tuple[str, ...] = ()
+    """Files of triplets (.json or .jsonl, also .gz), and folders of them, in place of data."""
     connectivity: str | None = None
     """Folder of SCAN_connectivity.json files; with real data only."""
     features: str = SYNTHETIC
@@ -40,9 +43,10 @@ class PretrainingConfig(InstructionLimit):
     vocabulary: str | None = None
     """vocab.txt of BERT or vocabulary.json; by default the words of the training instructions."""
     validation: str | None = None
-    """File of held-out triplets; with a file of triplets only, which must not hold any of their paths."""
+    """File or folder of held-out triplets; only with triplets to train on, which must not hold any of their
+    paths."""
     augmented: str | None = None
-    """Synthesised training data: an R2R file as `augment` writes it, or a file of triplets."""
+    """Synthesised training data: an R2R file as `augment` writes it, or a file or folder of triplets."""
     synthesised_share: float | None = None
     """Share of training steps that are synthesised; by default what the two files hold together."""
     action_label: ActionLabel = "candidate"
@@ -161,18 +165,35 @@ class PretrainingConfig(InstructionLimit):
 
     def _check_sources(self) -> None:
         """Check which options belong to which data."""
-        mini = self.data == MINIWORLD
+        mini = self.generated
+        if self.triplets and self.data != MINIWORLD:
+            raise ConfigError(f"triplets stand in place of data: leave out data {self.data!r}, or triplets")
         if mini and self.features != SYNTHETIC:
             raise ConfigError(f"miniworld makes its own features; leave out features {self.features!r}")
         if mini and self.connectivity is not None:
             raise ConfigError("connectivity belongs to real data; miniworld makes its own graphs")
         if not mini and self.connectivity is None:
-            raise ConfigError(f"data {self.data!r} needs connectivity, the folder with the graphs")
-        if self.data.endswith(".json") != (self.validation is not None):
+            raise ConfigError(f"data {self.source!r} needs connectivity, the folder with the graphs")
+        if bool(self.triplet_sources) != (self.validation is not None):
             raise ConfigError(
                 "validation is a file of held-out triplets, and a file of triplets needs it; got "
-                f"data {self.data!r} and validation {self.validation!r}"
+                f"data {self.source!r} and validation {self.validation!r}"
             )
+
+    @property
+    def triplet_sources(self) -> tuple[str, ...]:
+        """Return the files and folders of triplets to train on; none with other data."""
+        return self.triplets or ((self.data,) if is_record_file(self.data) else ())
+
+    @property
+    def generated(self) -> bool:
+        """Return whether the worlds and instructions are generated."""
+        return self.data == MINIWORLD and not self.triplets
+
+    @property
+    def source(self) -> str:
+        """Return what is trained on, for messages."""
+        return ", ".join(self.triplets) or self.data
 
     @property
     def synthetic_dim(self) -> int:

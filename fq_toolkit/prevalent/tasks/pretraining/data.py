@@ -1,6 +1,6 @@
 """What pretraining trains and validates on: generated worlds, real annotations, or files of triplets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +9,18 @@ import numpy as np
 from fq_toolkit.prevalent.data.annotations import load_r2r
 from fq_toolkit.prevalent.data.leak_guard import check_disjoint
 from fq_toolkit.prevalent.data.splits import UNSEEN, fingerprint
-from fq_toolkit.prevalent.data.triplet_files import FittedTriplets, fit_triplets, read_triplets
-from fq_toolkit.prevalent.data.triplets import TOKENS, ActionLabel, Triplet, action_label, collect_triplets
+from fq_toolkit.prevalent.data.triplet_files import FittedTriplets, fit_triplets, read_triplet_files
+from fq_toolkit.prevalent.data.triplets import (
+    TOKENS,
+    ActionLabel,
+    Triplet,
+    action_label,
+    collect_triplets,
+    triplet_item,
+)
 from fq_toolkit.prevalent.files import DataError, read_records
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
-from fq_toolkit.prevalent.tasks.pretraining.config import MINIWORLD, PretrainingConfig
+from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig
 from fq_toolkit.prevalent.tasks.pretraining.steps import PretrainingSteps
 from fq_toolkit.prevalent.text.length_limit import fit_items
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
@@ -63,17 +70,20 @@ class PretrainingData(NamedTuple):
         }
 
 
+# File, or name of a world -> what it holds.
+_Entries = Mapping[str, Sequence[NavItem] | Sequence[Triplet]]
+
+
 class _Source(NamedTuple):
     """Where instructions and paths come from; annotations or triplets, for training and validation."""
 
     world: NavWorld
     features: FeatureStore
-    train_name: str  # file, or name of the world
-    train: Sequence[NavItem] | Sequence[Triplet]
+    train: _Entries
     validation_world: NavWorld
     validation_features: FeatureStore
     validation_name: str
-    validation: Sequence[NavItem] | Sequence[Triplet]
+    validation: _Entries
     held_out: list[NavItem]  # of every validation split, also those that are not measured on
 
 
@@ -85,27 +95,36 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
             the limit, or a validation path in what is trained on.
         ConfigError: for sources that do not fit each other.
     """
-    if config.data == MINIWORLD:
+    if config.generated:
         source = _mini(config)
-    elif config.data.endswith(".json"):
+    elif config.triplet_sources:
         source = _triplet_files(config)
     else:
         source = _annotations(config)
     more = _augmented(config, source)
-    vocabulary = _vocabulary(config, [*source.train, *more])
+    vocabulary = _vocabulary(
+        config, [entry for part in (source.train, more) for entries in part.values() for entry in entries]
+    )
     limit, policy = config.token_limit, config.long_instructions
 
-    def triplets(found: Iterable[NavItem | Triplet], world: NavWorld, name: str) -> FittedTriplets:
-        found = list(found)
-        if not found:
-            raise DataError(f"{name}: no instruction")
-        items = [entry for entry in found if isinstance(entry, NavItem)]
+    def triplets(parts: _Entries, world: NavWorld) -> FittedTriplets:
+        if not any(parts.values()):
+            raise DataError(f"{', '.join(parts)}: no instruction")
+        fitted = [fit(entries, world, name) for name, entries in parts.items()]
+        return FittedTriplets(
+            [triplet for part in fitted for triplet in part.triplets],
+            sum(part.cut for part in fitted),
+            sum(part.full for part in fitted),
+        )
+
+    def fit(entries: Sequence[NavItem] | Sequence[Triplet], world: NavWorld, name: str) -> FittedTriplets:
+        items = [entry for entry in entries if isinstance(entry, NavItem)]
         bodies = fit_items(items, vocabulary, source=name, limit=limit, long_instructions=policy)
         texts = [item.instruction for item in items]
         rows = dict(zip(texts, vocabulary.frame(bodies.encodings, length=limit + 2), strict=True))
         made = collect_triplets(world, items, rows.__getitem__, kind=config.action_label, length=limit + 2)
         read = fit_triplets(
-            [entry for entry in found if isinstance(entry, Triplet)],
+            [entry for entry in entries if isinstance(entry, Triplet)],
             source=name,
             max_tokens=limit,
             long_instructions=policy,
@@ -114,16 +133,16 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
         numbered = [renumber(triplet, world, config.action_label, source=name) for triplet in read.triplets]
         return FittedTriplets([*numbered, *made], read.cut + bodies.cut, read.full)
 
-    annotated = triplets(source.train, source.world, source.train_name)
+    annotated = triplets(source.train, source.world)
     extra = FittedTriplets([], 0, 0)
     if config.augmented is not None:
-        extra = triplets(more, source.world, config.augmented)
+        extra = triplets(more, source.world)
     real, synthesised = annotated.triplets, extra.triplets
     if config.synthesised_share is not None:
         real, synthesised = mix(real, synthesised, config.synthesised_share, seed=config.seed)
     points = config.action_label == "candidate"
     train = PretrainingSteps([*real, *synthesised], source.features, source.world if points else None)
-    held_out = triplets(source.validation, source.validation_world, source.validation_name)
+    held_out = triplets(source.validation, source.validation_world)
     validation = PretrainingSteps(
         held_out.triplets,
         source.validation_features,
@@ -137,9 +156,9 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
         lost = f", cut at their end to {limit} tokens: {cut} train, {held_out.cut} held out"
     if full:
         lost += f", {full} triplets fill all {TOKENS} places (perhaps cut when the file was made)"
-    noise = config.data != MINIWORLD and config.features == SYNTHETIC
+    noise = not config.generated and config.features == SYNTHETIC
     description = (
-        f"{config.data}: {len(train)} steps of {len(real) + len(synthesised)} instructions{share}, "
+        f"{config.source}: {len(train)} steps of {len(real) + len(synthesised)} instructions{share}, "
         f"{len(validation)} held out, {len(vocabulary)} words{lost}"
         + (", features synthesised (noise, no images)" if noise else "")
     )
@@ -155,18 +174,6 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
         description,
         source.validation_name,
     )
-
-
-def as_items(found: Sequence[NavItem] | Sequence[Triplet]) -> list[NavItem]:
-    """Return annotations as they are, and triplets as items of the same path, for `check_disjoint`."""
-    return [
-        entry
-        if isinstance(entry, NavItem)
-        else NavItem(
-            entry.instr_id, entry.path[0].scan, 0.0, tuple(pose.viewpoint for pose in entry.path), (), ""
-        )
-        for entry in found
-    ]
 
 
 def check_tokens(triplets: list[Triplet], vocabulary: Vocabulary, *, source: str) -> None:
@@ -254,7 +261,14 @@ def _mini(config: PretrainingConfig) -> _Source:
     held_out = unseen.items(config.validation_items, seed=12)
     names = [f"MiniWorld({world.seed})" for world in (seen, unseen)]
     return _Source(
-        seen, seen.features(), names[0], items, unseen, unseen.features(), names[1], held_out, held_out
+        seen,
+        seen.features(),
+        {names[0]: items},
+        unseen,
+        unseen.features(),
+        names[1],
+        {names[1]: held_out},
+        held_out,
     )
 
 
@@ -275,33 +289,41 @@ def _annotations(config: PretrainingConfig) -> _Source:
     files = [folder / f"R2R_{name}.json" for name in ("val_unseen", "val_seen")]
     found = {path: load_r2r(path, world=world) for path in files if path.exists()}
     if not found:
-        raise DataError(f"{folder} has neither R2R_val_unseen.json nor R2R_val_seen.json to validate on")
+        raise DataError(
+            f"{folder} has neither R2R_val_unseen.json nor R2R_val_seen.json to validate on; "
+            "files of triplets are given by --triplets"
+        )
     held_out = [item for items in found.values() for item in items]
     training = folder / "R2R_train.json"
     items = load_r2r(training, world=world, held_out=held_out)
     measured, validation = next(iter(found.items()))
     return _Source(
-        world, features, str(training), items, world, features, str(measured), validation, held_out
+        world,
+        features,
+        {str(training): items},
+        world,
+        features,
+        str(measured),
+        {str(measured): validation},
+        held_out,
     )
 
 
 def _triplet_files(config: PretrainingConfig) -> _Source:
     world, features = _graphs(config)
-    validation = read_triplets(str(config.validation))
-    held_out = as_items(validation)
-    triplets = read_triplets(config.data, held_out=held_out)
-    return _Source(
-        world, features, config.data, triplets, world, features, str(config.validation), validation, held_out
-    )
+    validation = read_triplet_files(str(config.validation))
+    held_out = [triplet_item(triplet) for triplets in validation.values() for triplet in triplets]
+    training = read_triplet_files(config.triplet_sources, held_out=held_out)
+    return _Source(world, features, training, world, features, str(config.validation), validation, held_out)
 
 
-def _augmented(config: PretrainingConfig, source: _Source) -> Sequence[NavItem] | Sequence[Triplet]:
+def _augmented(config: PretrainingConfig, source: _Source) -> _Entries:
     """Return the synthesised instructions, none of whose paths is held out."""
     if config.augmented is None:
-        return []
-    records = read_records(Path(config.augmented))
-    if records and "teacher_actions" in records[0]:
-        return read_triplets(config.augmented, held_out=source.held_out, longer_by=1)
+        return {}
+    path = Path(config.augmented)
+    if path.is_dir() or any("teacher_actions" in record for record in read_records(path)[:1]):
+        return read_triplet_files(path, held_out=source.held_out, longer_by=1)
     items = load_r2r(config.augmented, world=source.world)
     check_disjoint(
         items,
@@ -309,9 +331,9 @@ def _augmented(config: PretrainingConfig, source: _Source) -> Sequence[NavItem] 
         source=config.augmented,
         world=source.world,
         longer_by=1,
-        texts=config.data != MINIWORLD,  # a generated world says the same of many paths
+        texts=not config.generated,  # a generated world says the same of many paths
     )
-    return items
+    return {config.augmented: items}
 
 
 def _vocabulary(config: PretrainingConfig, found: Iterable[NavItem | Triplet]) -> Vocabulary:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from fq_toolkit.prevalent.data.splits import check_data
 from fq_toolkit.prevalent.tasks.pretraining.benefit import measure_benefit
-from fq_toolkit.prevalent.tasks.pretraining.config import MINIWORLD, TRAINER, PretrainingConfig
+from fq_toolkit.prevalent.tasks.pretraining.config import TRAINER, PretrainingConfig
 from fq_toolkit.prevalent.tasks.pretraining.data import PretrainingData, load_pretraining_data
 from fq_toolkit.prevalent.tasks.pretraining.masking import WordMasker
 from fq_toolkit.prevalent.tasks.pretraining.training import (
@@ -50,7 +50,7 @@ def load_run(path: Path, *, step: int | None = None) -> PretrainedRun:
     config = load_config(PretrainingConfig, folder.config, trainer=TRAINER)
     checkpoint = folder.load_checkpoint(step)
     data = load_pretraining_data(config)
-    check_data(checkpoint.state["task"], data.fingerprint(), config.data)
+    check_data(checkpoint.state["task"], data.fingerprint(), config.source)
     network = PretrainingNetwork(config, vocab_size=len(data.vocabulary), vision_size=data.train.vision_size)
     try:
         network.load_state_dict(checkpoint.state["task"]["network"])
@@ -76,9 +76,10 @@ def evaluate_run(
         ConfigError: for a limit below 1, or fine-tuning elsewhere than in MiniWorld.
         CheckpointError: when the held-out paths are not those that the run was measured on.
     """
-    if fine_tune and run.config.data != MINIWORLD:
+    if fine_tune and not run.config.generated:
         raise ConfigError(
-            f"the run was trained on {run.config.data}: fine-tune it with `fq-toolkit train r2r --pretrained`"
+            f"the run was trained on {run.config.source}: fine-tune it with `fq-toolkit train r2r "
+            "--pretrained`"
         )
     if limit is not None and limit < 1:
         raise ConfigError(f"steps to look at: {limit}; expected at least 1")

@@ -13,7 +13,7 @@ from fq_toolkit.layers.vln_pretraining_head import VLNPretrainingHead, VLNPretra
 from fq_toolkit.prevalent.data.splits import KEY, check_data
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel, count_parameters
 from fq_toolkit.prevalent.tasks.pretraining.benefit import Benefit, measure_benefit
-from fq_toolkit.prevalent.tasks.pretraining.config import MINIWORLD, TRAINER, PretrainingConfig
+from fq_toolkit.prevalent.tasks.pretraining.config import TRAINER, PretrainingConfig
 from fq_toolkit.prevalent.tasks.pretraining.data import PretrainingData, load_pretraining_data
 from fq_toolkit.prevalent.tasks.pretraining.masking import WordMasker
 from fq_toolkit.prevalent.tasks.pretraining.steps import PretrainingSteps, StepBatch
@@ -237,7 +237,7 @@ class Pretraining:
         Raises:
             CheckpointError: when the data are not those of the run.
         """
-        check_data(state, self.fingerprint, self.config.data)
+        check_data(state, self.fingerprint, self.config.source)
         self.network.load_state_dict(state["network"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.order.load_state_dict(state["order"])
@@ -248,7 +248,7 @@ class Pretraining:
         """Write the model, and when the run is complete ``evaluation.json``."""
         save_model(run, self.network.model, self.data)
         if complete and self.last_evaluation is not None:
-            if self.config.data == MINIWORLD and self.config.fine_tune:
+            if self.config.generated and self.config.fine_tune:
                 benefit = measure_benefit(self.config, self.network.model, self.data.vocabulary)
                 self.last_evaluation = PretrainingResult(self.last_evaluation.scores, benefit)
             write_evaluation(
