@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from fq_toolkit.optimus.model.batch import is_unicode
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.storage.atomic import explain
 
@@ -24,15 +25,6 @@ def tidy(text: str) -> str:
     if isinstance(text, Skip):
         return text
     return " ".join(text.split()) if is_unicode(text) else Skip(HALF_A_PAIR)
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can hold a text: it cannot where a surrogate stands alone."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.layers.checks import at_least_one
-from fq_toolkit.optimus.data.text_files import is_unicode
 
 
 class Tokenizers(NamedTuple):
@@ -156,6 +155,15 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         if not is_unicode(text):
             raise ValueError(f"sentence {number} holds half of a surrogate pair, which no tokenizer takes")
     return texts
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: it cannot where a surrogate stands alone."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:

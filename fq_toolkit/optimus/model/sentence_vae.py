@@ -27,6 +27,7 @@ from fq_toolkit.optimus.model.building import (
     check_networks,
     choose_max_length,
     choose_pooling,
+    small_networks,
     speak,
     with_latent,
 )
@@ -36,10 +37,12 @@ from fq_toolkit.optimus.model.decoding import (
     evaluating,
     write_texts,
 )
+from fq_toolkit.optimus.model.hub import load_pretrained
 from fq_toolkit.optimus.model.importance import importance_estimate
 from fq_toolkit.optimus.model.interpolation import analogy_latents, interpolate_latents
 from fq_toolkit.optimus.model.losses import VAEOutput, token_nll, vae_loss
 from fq_toolkit.optimus.model.posterior import Posterior
+from fq_toolkit.optimus.model.saving import load_vae, save_vae
 from fq_toolkit.optimus.model.sentence_noise import SentenceNoise
 
 logger = logging.getLogger("fq_toolkit")
@@ -335,8 +338,6 @@ class SentenceVAE(nn.Module):
     @classmethod
     def from_scratch(cls, tokenizers: Tokenizers, **settings: Any) -> SentenceVAE:
         """A small BERT and GPT-2 with random weights; see `building.small_networks`."""
-        from fq_toolkit.optimus.model.building import small_networks
-
         names = ("width", "layers", "heads", "dropout", "positions")
         sizes = {name: settings.pop(name) for name in names if name in settings}
         return cls(*small_networks(tokenizers, **sizes), tokenizers, **settings)
@@ -362,20 +363,14 @@ class SentenceVAE(nn.Module):
             pooling: as in the class; a checkpoint without a pooler has "cls" and "mean".
             **options: of ``from_pretrained``.
         """
-        from fq_toolkit.optimus.model.hub import load_pretrained
-
         networks = load_pretrained(encoder, decoder, **options)
         return cls(*networks, latent_size=latent_size, mode=mode, pooling=pooling)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save networks, tokenizers and settings; see `fq_toolkit.optimus.model.saving.save_vae`."""
-        from fq_toolkit.optimus.model.saving import save_vae
-
         save_vae(self, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> SentenceVAE:
         """Load what `save_pretrained` saved; see `fq_toolkit.optimus.model.saving.load_vae`."""
-        from fq_toolkit.optimus.model.saving import load_vae
-
         return load_vae(cls, folder, **options)

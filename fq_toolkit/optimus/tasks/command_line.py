@@ -3,12 +3,13 @@
 import dataclasses
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.train_command import first_look
+from fq_toolkit.training.session import Trainer
+from fq_toolkit.training.train_command import first_look, run_train_command
 
 _SEEDS = 2**32  # what numpy, scikit-learn and torch all take
 
@@ -20,6 +21,20 @@ def user_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def run_training_command(
+    trainer: Trainer[Any],
+    arguments: list[str],
+    *,
+    defaults: Callable[[list[str]], Any],
+    description: str,
+) -> int:
+    """Run ``train NAME``; arguments as of `run_train_command`, whose exit status is returned."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of saving a model, which takes no time here
+    return run_train_command(trainer, arguments, defaults=defaults, description=description)
 
 
 def suit_the_data(config: Any, arguments: list[str]) -> Any:

@@ -172,7 +172,7 @@ def test_mistakes_are_told(
 
 
 def test_a_resumed_run_knows_its_task(run: Path) -> None:
-    from fq_toolkit.optimus.tasks.choose import split_task
+    from fq_toolkit.optimus.tasks.commands import split_task
 
     assert split_task(["--resume", str(run), "--steps", "3"]) == (
         "vae",

@@ -3,7 +3,12 @@
 import sys
 from pathlib import Path
 
+from fq_toolkit.optimus.data.corpus import describe_skipped
+from fq_toolkit.optimus.data.labels import load_labelled
+from fq_toolkit.optimus.tasks.classification import latent_plot
+from fq_toolkit.optimus.tasks.classification.runs import classify_run, write_classification
 from fq_toolkit.optimus.tasks.command_line import check_seed
+from fq_toolkit.optimus.tasks.vae.runs import load_model
 from fq_toolkit.training.extras import require
 
 
@@ -46,10 +51,6 @@ def classify_command(run: Path, arguments: list[str]) -> int:
             step: Which checkpoint; by default the model at the end of the run.
             out: Beginning of the names of the files; by default classification in the run folder.
         """
-        from fq_toolkit.optimus.data.corpus import describe_skipped
-        from fq_toolkit.optimus.data.labels import load_labelled
-        from fq_toolkit.optimus.tasks.classification.runs import classify_run, write_classification
-
         check_seed(seed)
         corpus = load_labelled(data, valid, text_key=text_key, label_key=label_key, seed=seed)
         if corpus.skipped:
@@ -106,10 +107,6 @@ def plot_latents_command(run: Path, arguments: list[str]) -> int:
             step: Which checkpoint; by default the model at the end of the run.
             out: The PNG; by default latents.png in the run folder.
         """
-        from fq_toolkit.optimus.data.labels import load_labelled
-        from fq_toolkit.optimus.tasks.classification import latent_plot
-        from fq_toolkit.optimus.tasks.vae.runs import load_model
-
         check_seed(seed)
         corpus = load_labelled(data, valid, text_key=text_key, label_key=label_key, seed=seed)
         target = out or run / "latents.png"

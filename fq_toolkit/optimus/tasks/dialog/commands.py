@@ -4,28 +4,33 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from fq_toolkit.optimus.tasks.command_line import check_seed, suit_the_data, user_errors
-from fq_toolkit.optimus.tasks.commands import (
+import torch
+
+from fq_toolkit.optimus.tasks.classification.commands import classify_command, plot_latents_command
+from fq_toolkit.optimus.tasks.command_line import check_seed, run_training_command, suit_the_data, user_errors
+from fq_toolkit.optimus.tasks.dialog.training import DIALOG_TRAINER, DialogConfig
+from fq_toolkit.optimus.tasks.paired import evaluate_task_on, evaluate_task_run, load_task
+from fq_toolkit.optimus.tasks.vae.latent_commands import (
     analogy_command,
     interpolate_command,
     play_command,
     reconstruct_command,
 )
-from fq_toolkit.optimus.tasks.dialog.training import DIALOG_TRAINER, DialogConfig
-from fq_toolkit.optimus.tasks.paired import evaluate_task_on, evaluate_task_run, load_task
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.storage.run_folder import RunFolder
-from fq_toolkit.training.train_command import run_plot_command, run_train_command
+from fq_toolkit.training.train_command import run_plot_command
 
-# Of the sentence VAE within: analogy, interpolate, play and reconstruct.
+# Some are those of the sentence VAE within.
 __all__ = [
     "analogy_command",
+    "classify_command",
     "evaluate_command",
     "interpolate_command",
     "play_command",
     "plot_command",
+    "plot_latents_command",
     "reconstruct_command",
     "sample_command",
     "train_command",
@@ -41,10 +46,7 @@ ten responses per context, and how varied they are."""
 
 def train_command(arguments: list[str]) -> int:
     """Run ``train optimus --task dialog``."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    return run_train_command(
+    return run_training_command(
         DIALOG_TRAINER,
         arguments,
         defaults=lambda words: suit_the_data(DialogConfig(), words),
@@ -97,8 +99,6 @@ def sample_command(run: Path, arguments: list[str]) -> int:
             max_new_tokens: Longest response.
             step: Which checkpoint; the newest by default.
         """
-        import torch
-
         if not contexts or not all(context.strip() for context in contexts) or count < 1:
             raise ConfigError(
                 "give at least one context in quotes and a count of at least 1: "

@@ -3,28 +3,39 @@
 import sys
 from pathlib import Path
 
-from fq_toolkit.optimus.tasks.command_line import check_keys_of, check_seed, suit_the_data, user_errors
-from fq_toolkit.optimus.tasks.commands import (
+import torch
+
+from fq_toolkit.optimus.tasks.classification.commands import classify_command, plot_latents_command
+from fq_toolkit.optimus.tasks.command_line import (
+    check_keys_of,
+    check_seed,
+    run_training_command,
+    suit_the_data,
+    user_errors,
+)
+from fq_toolkit.optimus.tasks.labels.training import LABEL_TRAINER, LabelConfig
+from fq_toolkit.optimus.tasks.paired import evaluate_task_on, evaluate_task_run, load_task
+from fq_toolkit.optimus.tasks.vae.latent_commands import (
     analogy_command,
     interpolate_command,
     play_command,
     reconstruct_command,
 )
-from fq_toolkit.optimus.tasks.labels.training import LABEL_TRAINER, LabelConfig
-from fq_toolkit.optimus.tasks.paired import evaluate_task_on, evaluate_task_run, load_task
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.storage.run_folder import RunFolder
-from fq_toolkit.training.train_command import run_plot_command, run_train_command
+from fq_toolkit.training.train_command import run_plot_command
 
-# Of the sentence VAE within: analogy, interpolate, play and reconstruct.
+# Some are those of the sentence VAE within.
 __all__ = [
     "analogy_command",
+    "classify_command",
     "evaluate_command",
     "interpolate_command",
     "play_command",
     "plot_command",
+    "plot_latents_command",
     "reconstruct_command",
     "sample_command",
     "train_command",
@@ -39,10 +50,7 @@ end a run measures whether sentences have the label they were asked for, BLEU an
 
 def train_command(arguments: list[str]) -> int:
     """Run ``train optimus --task label-conditional``."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    return run_train_command(
+    return run_training_command(
         LABEL_TRAINER,
         arguments,
         defaults=lambda words: suit_the_data(LabelConfig(), words),
@@ -102,8 +110,6 @@ def sample_command(run: Path, arguments: list[str]) -> int:
             max_new_tokens: Longest sentence.
             step: Which checkpoint; the newest by default.
         """
-        import torch
-
         check_seed(seed)
         task, _, _ = load_task(LABEL_TRAINER, run, step=step)
         names = task.evaluator.corpus.names
