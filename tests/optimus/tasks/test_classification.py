@@ -158,7 +158,9 @@ def run(tmp_path, vae, monkeypatch):
     monkeypatch.setattr(
         "fq_toolkit.optimus.tasks.classification.runs.load_model", lambda path, step=None: vae
     )
-    monkeypatch.setattr("fq_toolkit.optimus.tasks.vae.runs.load_model", lambda path, step=None: vae)
+    monkeypatch.setattr(
+        "fq_toolkit.optimus.tasks.classification.commands.load_model", lambda path, step=None: vae
+    )
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text('{"trainer": "optimus"}')
