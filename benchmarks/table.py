@@ -101,7 +101,7 @@ def _overhead_lines(rows: Sequence[Row]) -> list[str]:
         if row.contender != BARE and added is not None:
             parts.append(f"{row.contender} {100 * added:+.1f} %")
     bare = median(here, "discriminator_overhead", here[0].shape, BARE)
-    text = f"One optimizer step of {here[0].shape} takes {_ms(bare)} ms without a quantizer; one adds: "
+    text = f"One optimizer step of {here[0].shape} takes {_ms(bare)} ms without a quantizer. With one: "
     return [text + ", ".join(parts) + ".", ""]
 
 
@@ -130,8 +130,8 @@ def _machine_section(rows: Sequence[Row]) -> list[str]:
         "",
         *_disturbance(rows),
         "Training step (forward, dictionary update, backward), median ms; "
-        "extra memory is beyond inputs and results; "
-        "the floor holds torch's product, which writes N x K, so that a fused kernel can pass 100 %:",
+        "extra memory comes on top of inputs and results; "
+        "the floor includes torch's product, which writes N x K, so a fused kernel can exceed 100 %:",
         "",
         *_markdown(
             (
@@ -146,7 +146,7 @@ def _machine_section(rows: Sequence[Row]) -> list[str]:
             [_train_line(rows, shape) for shape in SHAPES],
         ),
         "",
-        "Lookup alone on contiguous rows, median ms:",
+        "Only the lookup, on contiguous rows, median ms:",
         "",
         *_markdown(
             (

@@ -112,9 +112,9 @@ def latent_section(rows: Sequence[Row]) -> list[str]:
     shape = GENERATION_SHAPES[0]
     return [
         f"Greedy generation of T tokens for B latents by a GPT-2 from scratch ({shape.layers} layers of "
-        f"width {shape.width}, vocabulary {shape.vocabulary:,}; the last row has the size that was released, "
-        f"vocabulary {RELEASED_SHAPE.vocabulary:,}), tokens per second. The original's loop takes one text "
-        "after another and recomputes the prefix for each token:",
+        f"width {shape.width}, vocabulary {shape.vocabulary:,}; the last row has the released size, "
+        f"vocabulary {RELEASED_SHAPE.vocabulary:,}), tokens per second. The original's loop processes "
+        "one text after another and recomputes the prefix for each token:",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",
@@ -130,6 +130,6 @@ def _training_sentence(rows: Sequence[Row]) -> str:
     for shape in TRAINING_SHAPES:
         plain = median(rows, TRAIN, shape.name, PLAIN)
         added = _share(over_base(rows, TRAIN, shape.name, INJECTED))
-        found = "not measured" if plain is None else f"{plain:.0f} ms without a latent, one adds {added}"
+        found = "not measured" if plain is None else f"{plain:.0f} ms without a latent, {added} with one"
         parts.append(f"{shape.label}: {found}")
     return f"A training step: {'; '.join(parts)}."

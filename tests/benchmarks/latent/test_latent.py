@@ -67,7 +67,7 @@ def test_the_lines_hold_tokens_per_second():
     lines = latent_section(_rows())
     assert "| B 8, T 128 | 10,039 | 10,240 | 402 | +2.0 % | 25.0x |" in lines
     assert "| B 1, T 128, 12 x 768 | 1,255 | 1,280 | 50 | +2.0 % | 25.0x |" in lines
-    assert "B 8, T 64: 50 ms without a latent, one adds +1.0 %; B 8, T 64, dropout 0.1: 50 ms" in lines[-2]
+    assert "B 8, T 64: 50 ms without a latent, +1.0 % with one; B 8, T 64, dropout 0.1: 50 ms" in lines[-2]
 
 
 def test_the_loop_of_the_original_is_a_greedy_search():
