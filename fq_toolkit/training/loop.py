@@ -1,6 +1,6 @@
 """The training loop that all trainers share, to be read from top to bottom.
 
-A trainer is a :class:`Task`: it knows how to do one step, what its state is and how good it is. The loop
+A trainer is a `TrainingTask`: it knows how to do one step, what its state is and how good it is. The loop
 knows the rest: averaging metrics without waiting for the device in every step, logging, checkpoints, the
 guard against NaN, Ctrl-C, and the agreement between processes.
 """
@@ -9,10 +9,9 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, DivergedError, RunError
 from fq_toolkit.training.interrupt import StopRequest
@@ -21,35 +20,15 @@ from fq_toolkit.training.reporting.memory import is_out_of_memory, memory_watch
 from fq_toolkit.training.reporting.metrics_log import MetricsLog
 from fq_toolkit.training.reporting.progress import Reporter, format_values
 from fq_toolkit.training.seeding import branch_rng, rng_state, set_rng_state
+from fq_toolkit.training.storage.best import Best, Selection
 from fq_toolkit.training.storage.measured_data import MeasuredSet, check_measured
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult, TrainingTask
 
 # Panels of metrics that the progress display has room for; metrics.csv has all.
 SHOWN = ("loss", "score", "usage", "strength")
-# So often the loop goes back to one checkpoint before it gives up.
+# Retries from one checkpoint before giving up.
 RETURNS = 3
-
-
-class Task(Protocol):
-    """What a trainer brings to the loop. All processes call every method, in the same order."""
-
-    def step(self, step: int) -> Mapping[str, Tensor]:
-        """Do step ``step`` (from 0); return 0-dim tensors on the device without waiting for it."""
-
-    def gauges(self) -> Mapping[str, float]:
-        """Return readings that are only taken when logging: dictionary usage, schedule values."""
-
-    def evaluate(self) -> Mapping[str, float]:
-        """Return how good the model is now. Must leave training and the random state as they were."""
-
-    def is_finite(self) -> bool:
-        """Return whether all weights are finite."""
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that decides how training goes on, except the global random state."""
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +45,8 @@ class Schedule:
         return step == self.steps or (every > 0 and step % every == 0)
 
 
-class LoopResult(NamedTuple):
-    """How the loop ended."""
-
-    step: int
-    seconds: float
-    signal: int | None
-    evaluation: dict[str, float]
-
-
 def run_loop(
-    task: Task,
+    task: TrainingTask,
     *,
     accelerator: Any,
     run: RunFolder,
@@ -173,13 +143,31 @@ def run_loop(
             raise RunError(f"{error} {checkpoints.kept()}") from error
 
     def evaluate(row: dict[str, float]) -> None:
-        """Measure, and add the figures to a row."""
+        """Measure, keep the checkpoint if it is the best so far, and add the figures to a row."""
         nonlocal evaluation, aside
         before = time.monotonic()
         evaluation = dict(task.evaluate())
         aside += time.monotonic() - before
+        note = f"step {step}: {format_values(evaluation)}"
+        # Before the figures go into the table: a run that is killed in between measures, and chooses, again.
+        if task.selection is not None and (best := better(task.selection, evaluation)) is not None:
+            if last_saved != step:
+                save(row)
+            if main:
+                checkpoints.mark_best(best)
+            note += f" (the best {best.column} so far)"
         row.update(evaluation)
-        reporter.note(f"step {step}: {format_values(evaluation)}")
+        reporter.note(note)
+
+    def better(chosen_by: Selection, figures: Mapping[str, float]) -> Best | None:
+        """Return the place of this step if it is the best so far. All processes say the same."""
+        value = figures.get(chosen_by.column, math.nan)
+        best = checkpoints.best() if main else None
+        wins = main and math.isfinite(value) and (best is None or best.yields_to(value, chosen_by))
+        # Figures can be finite where weights are not, and a checkpoint has to be one to go on from.
+        if not agree(accelerator, wins) or agree(accelerator, not task.is_finite()):
+            return None
+        return Best(step, chosen_by.column, value)
 
     stopped_by = None
     try:
@@ -259,7 +247,7 @@ def diverged(what: str, step: int, last_saved: int | None, run: RunFolder) -> Di
 
 
 def capture(
-    task: Task, accelerator: Any, seconds: float, totals: Means, row: Mapping[str, float] | None
+    task: TrainingTask, accelerator: Any, seconds: float, totals: Means, row: Mapping[str, float] | None
 ) -> dict[str, Any]:
     """Return the whole state of a run: the task's, random states, and apart from them that of the metrics."""
     from accelerate.utils import gather_object
@@ -290,10 +278,11 @@ def owed_row(saved: Mapping[str, Any], seconds: float) -> dict[str, float] | Non
         value is None or isinstance(value, (int, float)) for value in row.values()
     ):
         raise CheckpointError("the checkpoint is damaged: the row of metrics.csv in it is none")
-    return {"seconds": seconds, **row}
+    # A step that is only measured has a row without seconds.
+    return {"seconds": seconds, **row} if row else {}
 
 
-def restore(task: Task, accelerator: Any, saved: Mapping[str, Any], totals: Means) -> float:
+def restore(task: TrainingTask, accelerator: Any, saved: Mapping[str, Any], totals: Means) -> float:
     """Undo :func:`capture` and return the seconds of training so far.
 
     Raises:

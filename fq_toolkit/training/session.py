@@ -3,22 +3,20 @@
 A paper describes itself with a :class:`Trainer`; :func:`train` and :func:`dry_run` do the rest.
 """
 
-import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from fq_toolkit import __version__
 from fq_toolkit.training.config import changes, load_config, save_config
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.extras import require
-from fq_toolkit.training.loop import LoopResult, Schedule, Task, restore, run_loop
+from fq_toolkit.training.loop import Schedule, restore, run_loop
 from fq_toolkit.training.reporting.means import Means
 from fq_toolkit.training.reporting.memory import memory_watch
 from fq_toolkit.training.reporting.metrics_log import MetricsLog, read_metrics
@@ -32,36 +30,15 @@ from fq_toolkit.training.reporting.progress import (
     format_values,
 )
 from fq_toolkit.training.storage.identity import check_identity, identity
-from fq_toolkit.training.storage.measured_data import MeasuredSet, check_measured
+from fq_toolkit.training.storage.measured_data import check_measured
 from fq_toolkit.training.storage.run_folder import RunFolder
 from fq_toolkit.training.storage.run_lock import RunLock
+from fq_toolkit.training.task import TrainingTask
 
 # Options that may change on resume: they decide how long and how closely one looks, not what is computed.
 FREE_ON_RESUME = frozenset({"steps", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
 
 Config = TypeVar("Config")
-
-
-class TrainingTask(Task, Protocol):
-    """A task of the loop that can also introduce itself and leave its results in a run folder."""
-
-    last_evaluation: Any
-    """The last measurement, None before the first; its ``str`` is what the command line prints."""
-
-    def summary(self) -> str:
-        """Return one line: data, networks, settings, device."""
-
-    def columns(self) -> list[str]:
-        """Return the columns of ``metrics.csv`` after ``step``: seconds, metrics, gauges, evaluation."""
-
-    def measured_on(self) -> dict[str, MeasuredSet]:
-        """Return name -> what evaluations measure on; goes into checkpoints."""
-
-    def prepare_evaluation(self) -> None:
-        """Do once, before the first step, what evaluations need. Called on every process."""
-
-    def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
-        """Write pictures and, when ``complete``, ``evaluation.json``. Called on the main process."""
 
 
 @dataclass(frozen=True)
@@ -287,20 +264,6 @@ def draw_curves(trainer: Trainer[Any], run: RunFolder) -> None:
     """Draw ``curves.png`` from ``metrics.csv``."""
     config = load_config(trainer.config_class, run.config, trainer=trainer.name)
     plot_curves(run.metrics, run.curves, title=trainer.run_name(config))
-
-
-def provenance() -> dict[str, Any]:
-    """Return what a figure is read with: versions, machine, device, threads. Goes to JSON."""
-    return {
-        "versions": {
-            "fq_toolkit": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": platform.machine(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-    }
 
 
 def dry_run(

@@ -11,14 +11,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fq_toolkit.training.errors import CheckpointError, DivergedError, RunError
-from fq_toolkit.training.loop import RETURNS, LoopResult, Schedule, run_loop
+from fq_toolkit.training.loop import RETURNS, Schedule, run_loop
 from fq_toolkit.training.reporting.metrics_log import MetricsLog, read_metrics
 from fq_toolkit.training.reporting.progress import SilentReporter
+from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult
 
 
 class Walk:
     """A random walk: as a task as small as it gets."""
+
+    selection: Selection | None = None
 
     def __init__(self, bad_step: int | None = None) -> None:
         self.place = torch.zeros(3)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.training.errors import ConfigError, RunError
-from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.session import Trainer, dry_run, resumed_config, train
 from fq_toolkit.training.storage.measured_data import MeasuredSet
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Walk:
     """A random walk."""
 
     last_evaluation: Any = None
+    selection = None
 
     def __init__(self, config: WalkConfig, accelerator: Any) -> None:
         if config.rate < 0:

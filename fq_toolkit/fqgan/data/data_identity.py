@@ -1,9 +1,8 @@
 """Whether a run goes on with the images that it was started with."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from fq_toolkit.fqgan.data.datasets import ImageDataset
 from fq_toolkit.fqgan.data.pixels import Images
 from fq_toolkit.fqgan.data.unpaired import PARTS, UnpairedDataset
-from fq_toolkit.training.errors import CheckpointError
 from fq_toolkit.training.storage.measured_data import MeasuredSet
 
 # So many images are looked at: all of them may lie on a disk.
@@ -53,21 +51,3 @@ def translated_images(source: str, data: UnpairedDataset) -> dict[str, MeasuredS
             str(folder) if folder.is_dir() else source, fingerprint([images]), len(images)
         )
     return found
-
-
-def check_data(state: Mapping[str, Any], found: str, source: str) -> None:
-    """Refuse a checkpoint of other images: order, classes and pixels decide how training goes on.
-
-    Args:
-        state: of a trainer; one that was saved before fingerprints is let through.
-        found: :func:`fingerprint` of the images that are there.
-        source: where they are, for the message.
-
-    Raises:
-        CheckpointError: when they are not those of the checkpoint.
-    """
-    if state.get("data", found) != found:
-        raise CheckpointError(
-            f"the images of {source} are not those the run was started with: it cannot go on. Bring them "
-            "back, or start a new run."
-        )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fq_toolkit.fqgan.data.data_identity import check_data, fingerprint, real_images
+from fq_toolkit.fqgan.data.data_identity import fingerprint, real_images
 from fq_toolkit.fqgan.data.datasets import ImageDataset, load_dataset
 from fq_toolkit.fqgan.gan.config import TRAINER, FQGANConfig, check_warmup
 from fq_toolkit.fqgan.gan.evaluation import EVALUATION_SEED, Evaluation, Evaluator, evaluation_columns
@@ -20,19 +20,19 @@ from fq_toolkit.fqgan.gan.updates import GANUpdates
 from fq_toolkit.fqgan.metrics.extractors import load_extractor
 from fq_toolkit.training import session
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.loop import LoopResult
-from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.reporting.progress import Reporter
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.session import Trainer, TrainResult
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.evaluation import provenance
 from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, set_records
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult, TrainingTask
 
 PREVIEW_ROWS, PREVIEW_CLASSES = 8, 16
 
 
-class FQGAN(GANUpdates):
+class FQGAN(GANUpdates, TrainingTask):
     """A GAN in training: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
 
     Args:
@@ -41,10 +41,12 @@ class FQGAN(GANUpdates):
         accelerator: an ``accelerate.Accelerator``.
     """
 
+    trained_on = "the images"
+    last_evaluation: Evaluation | None = None
+
     def __init__(self, config: FQGANConfig, data: ImageDataset, accelerator: Any) -> None:
         super().__init__(config, data, accelerator)
         self.evaluator: Evaluator | None = None
-        self.last_evaluation: Evaluation | None = None
 
     def summary(self) -> str:
         """Return one line: data, networks, quantized blocks, device."""
@@ -128,50 +130,37 @@ class FQGAN(GANUpdates):
             images = class_columns(sampler, classes, PREVIEW_ROWS)
         save_grid(images, path, columns=len(classes), titles=[str(c) for c in classes])
 
-    def is_finite(self) -> bool:
-        """Return whether all weights of both networks are finite."""
-        weights = [*self.generator.parameters(), *self.discriminator.parameters()]
-        return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
-
-    @cached_property
-    def data_fingerprint(self) -> str:
-        """What :func:`fq_toolkit.fqgan.data.data_identity.fingerprint` says of the images."""
-        data = self.data
-        return fingerprint([data.images], data.labels, data.class_names)
-
-    def state(self) -> dict[str, Any]:
-        """Return networks (with dictionaries), average, optimizers, the data and the place in it."""
-        scaler = self.accelerator.scaler
+    def modules(self) -> dict[str, Any]:
+        """Return both networks (with dictionaries) and the average of the generator."""
         return {
-            "data": self.data_fingerprint,
-            "generator": dict(self.generator.state_dict()),
-            "discriminator": dict(self.discriminator.state_dict()),
-            "average": self.average.state_dict(),
-            "g_optimizer": self.g_optimizer.state_dict(),
-            "d_optimizer": self.d_optimizer.state_dict(),
-            "order": self.order.state_dict(),
-            "penalties": {**self.penalties, "path average": self.path_penalty.average},
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "average": self.average,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned.
+    def optimizers(self) -> dict[str, Any]:
+        """Return both optimizers."""
+        return {"g_optimizer": self.g_optimizer, "d_optimizer": self.d_optimizer}
 
-        Raises:
-            CheckpointError: when the images are not those of the run.
-        """
-        check_data(state, self.data_fingerprint, self.config.data)
-        self.generator.load_state_dict(state["generator"])
-        self.discriminator.load_state_dict(state["discriminator"])
-        self.average.load_state_dict(state["average"])
-        load_optimizer(self.g_optimizer, state["g_optimizer"])
-        load_optimizer(self.d_optimizer, state["d_optimizer"])
-        self.order.load_state_dict(state["order"])
+    def orders(self) -> dict[str, Any]:
+        """Return the order of the images."""
+        return {"order": self.order}
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return the last penalties, and the average that path length regularization pulls to."""
+        return {"penalties": {**self.penalties, "path average": self.path_penalty.average}}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the penalties."""
         device = self.accelerator.device
         self.penalties = {name: state["penalties"][name].to(device) for name in self.penalties}
         self.path_penalty.average = state["penalties"]["path average"].to(device)
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of images, labels and names of classes."""
+        data = self.data
+        return fingerprint([data.images], data.labels, data.class_names)
 
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write ``samples.png`` and, after the last step, ``evaluation.json``."""
@@ -253,6 +242,6 @@ def write_evaluation(
         KEY: set_records(measured_on),
         "fq": config.fq,
         "seed": config.seed,
-        **session.provenance(),
+        **provenance(),
     }
     write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())

@@ -6,9 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fq_toolkit.fqgan.data.data_identity import check_data, fingerprint, translated_images
+from fq_toolkit.fqgan.data.data_identity import fingerprint, translated_images
 from fq_toolkit.fqgan.data.unpaired import UnpairedDataset, load_unpaired
 from fq_toolkit.fqgan.gan.config import check_warmup
 from fq_toolkit.fqgan.gan.networks.quantization import read_dictionary
@@ -17,16 +15,15 @@ from fq_toolkit.fqgan.ugatit.config import TRAINER, UGATITConfig
 from fq_toolkit.fqgan.ugatit.evaluation import DIRECTIONS, TranslationEvaluation, TranslationEvaluator
 from fq_toolkit.fqgan.ugatit.translate import PREVIEW_TITLES, preview_images
 from fq_toolkit.fqgan.ugatit.updates import UGATITUpdates
-from fq_toolkit.training import session
-from fq_toolkit.training.loop import LoopResult
-from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.session import Trainer
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.evaluation import provenance
 from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, set_records
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult, TrainingTask
 
 
-class UGATIT(UGATITUpdates):
+class UGATIT(UGATITUpdates, TrainingTask):
     """Two translators in training: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
 
     Args:
@@ -38,10 +35,12 @@ class UGATIT(UGATITUpdates):
         ConfigError: when a domain has fewer images than an update takes.
     """
 
+    trained_on = "the images"
+    last_evaluation: TranslationEvaluation | None = None
+
     def __init__(self, config: UGATITConfig, data: UnpairedDataset, accelerator: Any) -> None:
         super().__init__(config, data, accelerator)
         self.evaluator: TranslationEvaluator | None = None
-        self.last_evaluation: TranslationEvaluation | None = None
 
     def summary(self) -> str:
         """Return one line: data, networks, quantized convolutions, device."""
@@ -111,44 +110,31 @@ class UGATIT(UGATITUpdates):
             titles=list(PREVIEW_TITLES),
         )
 
-    def is_finite(self) -> bool:
-        """Return whether all weights of all networks are finite."""
-        weights = [*self.translators.parameters(), *self.critics.parameters()]
-        return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
+    def modules(self) -> dict[str, Any]:
+        """Return generators and discriminators (with dictionaries)."""
+        return {"translators": self.translators, "critics": self.critics}
+
+    def optimizers(self) -> dict[str, Any]:
+        """Return both optimizers."""
+        return {"g_optimizer": self.g_optimizer, "d_optimizer": self.d_optimizer}
+
+    def orders(self) -> dict[str, Any]:
+        """Return nothing: the two orders are one list of the state, see `extra_state`."""
+        return {}
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return the orders of both domains."""
+        return {"orders": [order.state_dict() for order in self.image_orders]}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the orders."""
+        for order, saved in zip(self.image_orders, state["orders"], strict=True):
+            order.load_state_dict(saved)
 
     @cached_property
-    def data_fingerprint(self) -> str:
-        """What :func:`fq_toolkit.fqgan.data.data_identity.fingerprint` says of the training images."""
+    def fingerprint(self) -> str:
+        """Return a digest of the training images."""
         return fingerprint([self.data.train_a, self.data.train_b])
-
-    def state(self) -> dict[str, Any]:
-        """Return networks (with dictionaries), optimizers, the data and the places in it."""
-        scaler = self.accelerator.scaler
-        return {
-            "data": self.data_fingerprint,
-            "translators": dict(self.translators.state_dict()),
-            "critics": dict(self.critics.state_dict()),
-            "g_optimizer": self.g_optimizer.state_dict(),
-            "d_optimizer": self.d_optimizer.state_dict(),
-            "orders": [order.state_dict() for order in self.orders],
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned.
-
-        Raises:
-            CheckpointError: when the images are not those of the run.
-        """
-        check_data(state, self.data_fingerprint, self.config.data)
-        self.translators.load_state_dict(state["translators"])
-        self.critics.load_state_dict(state["critics"])
-        load_optimizer(self.g_optimizer, state["g_optimizer"])
-        load_optimizer(self.d_optimizer, state["d_optimizer"])
-        for order, place in zip(self.orders, state["orders"], strict=True):
-            order.load_state_dict(place)
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write ``samples.png`` and, after the last step, ``evaluation.json``."""
@@ -181,7 +167,7 @@ def write_evaluation(
         KEY: set_records(measured_on),
         "fq": config.fq,
         "seed": config.seed,
-        **session.provenance(),
+        **provenance(),
     }
     write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
 

@@ -72,7 +72,7 @@ class UGATITUpdates:
             for domain, critic in (("A", self.critics.global_a), ("B", self.critics.global_b))
             for layer, module in critic.quantizers.items()
         }
-        self.orders = [
+        self.image_orders = [
             # Neighbouring seeds give unrelated orders.
             ShuffledIndices(len(images), rows, seed=2 * config.seed + i, rank=rank, world=world)
             for i, images in enumerate((data.train_a, data.train_b))
@@ -114,7 +114,7 @@ class UGATITUpdates:
 
     def _batches(self) -> list[Batch]:
         """Draw the images of every forward of a step."""
-        domains = zip((self.train_a, self.train_b), self.orders, strict=True)
+        domains = zip((self.train_a, self.train_b), self.image_orders, strict=True)
         drawn = [self._draw(images, order).chunk(self.config.accumulate) for images, order in domains]
         return list(zip(*drawn, strict=True))
 

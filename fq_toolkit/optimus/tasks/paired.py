@@ -29,19 +29,19 @@ from fq_toolkit.optimus.tasks.vae.training import (
     MODEL,
     OptimusTask,
     beta_schedule,
-    check_data,
     data_order,
     held_out_set,
     make_optimizer,
 )
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
-from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.seeding import rank_seed, seed_everything
-from fq_toolkit.training.session import Trainer, make_accelerator, provenance
+from fq_toolkit.training.session import Trainer, make_accelerator
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.evaluation import provenance
 from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, check_measured, set_records
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult, check_data
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def load_task(trainer: Trainer[Any], path: Path, *, step: int | None = None) -> 
     config = load_config(trainer.config_class, folder.config, trainer=trainer.name)
     checkpoint = folder.load_checkpoint(step)
     task: Any = trainer.build(config, make_accelerator(config))
-    check_data(checkpoint.state["task"], task.data, config.data)
+    check_data(checkpoint.state["task"], task.fingerprint, what=task.trained_on, source=config.data)
     try:
         task.vae.load_state_dict(checkpoint.state["task"]["vae"])
     except MISFITS as error:

@@ -6,7 +6,7 @@ every row of the embeddings another word.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +17,9 @@ from fq_toolkit.prevalent.world.env import BatchedNavEnv
 from fq_toolkit.prevalent.world.features import FeatureStore
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
-from fq_toolkit.training.errors import CheckpointError
 
 UNSEEN = 1_000_003
 """What is added to the seed of the training world to get that of the unseen one."""
-
-KEY = "data"
-"""Where the state of a trainer keeps its fingerprint."""
 
 
 class Split(NamedTuple):
@@ -126,16 +122,3 @@ def places(world: NavWorld, features: FeatureStore, scans: Iterable[str]) -> lis
 def split_parts(split: Split) -> list[Any]:
     """Return what tells a split apart: its items, in their order, and where they are."""
     return [split.items, *places(split.world, split.features, (item.scan for item in split.items))]
-
-
-def check_data(state: Mapping[str, Any], found: str, source: str) -> None:
-    """Refuse the state of a run that was trained on other data.
-
-    Raises:
-        CheckpointError: naming the source.
-    """
-    if state.get(KEY, found) != found:  # runs from before fingerprints have none
-        raise CheckpointError(
-            f"the annotations, graphs, features or words of {source} are not those the run was started with, "
-            "and its checkpoints are of no use without those. Bring the files back, or start a new run."
-        )

@@ -1,7 +1,7 @@
 """What the trainers of NDH and HANNA share: the agent, an update, state, and the results of a run."""
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from fq_toolkit.prevalent.data.predictions import save_predictions
 from fq_toolkit.prevalent.data.splits import (
-    KEY,
     Split,
-    check_data,
     check_goals,
     check_split,
     fingerprint,
@@ -30,15 +28,14 @@ from fq_toolkit.prevalent.tasks.navigator_config import NavigatorConfig
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.items import NavItem
-from fq_toolkit.training.loop import LoopResult
-from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
-from fq_toolkit.training.session import provenance
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.evaluation import provenance
 from fq_toolkit.training.storage.measured_data import KEY as MEASURED
 from fq_toolkit.training.storage.measured_data import MeasuredSet, set_records
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult, TrainingTask
 
 ANGLES = 128
 WARMUP = 0.05
@@ -127,7 +124,7 @@ class Trace(NamedTuple):
     heard: list[list[str | None]] | None = None
 
 
-class NavigatorTraining(ABC):
+class NavigatorTraining(TrainingTask):
     """An agent in training: the task that the loop drives. A task of the field says what its losses are.
 
     Args:
@@ -143,6 +140,7 @@ class NavigatorTraining(ABC):
             a split without items, and viewpoints without features.
     """
 
+    trained_on = "the annotations, graphs, features or words"
     name = "navigator"
     side_cut = "cut at their end"
     id_field = "instr_id"
@@ -161,7 +159,7 @@ class NavigatorTraining(ABC):
         for split in (train, *validation.values()):
             check_split(split)
             check_goals(split)
-        self.options, self.train, self.validation, self.accelerator = config, train, validation, accelerator
+        self.config, self.train, self.validation, self.accelerator = config, train, validation, accelerator
         device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
         self.networks = nn.ModuleDict({"agent": agent, **(extra or {})}).to(device)
         self.agent = agent
@@ -183,7 +181,6 @@ class NavigatorTraining(ABC):
         )
         self.optimizer = accelerator.prepare(optimizer)
         self.rates = [lr for _, lr in parts]
-        self.last_evaluation: Any = None
         self.predictions: dict[str, list[dict[str, Any]]] = {}
         self.cut = {
             split.name: agent.fit(split.items, source=split.source).cut
@@ -203,7 +200,7 @@ class NavigatorTraining(ABC):
     def trace(self, split: Split, items: list[NavItem], *, alone: bool = False) -> Trace:
         """Let the agent do some items of a split greedily; ``alone`` forbids asking, where there is help."""
         env = self.env if split is self.train else split.env(self.agent.device)
-        done = rollout(self.agent, env, items, "argmax", max_steps=self.options.max_steps)
+        done = rollout(self.agent, env, items, "argmax", max_steps=self.config.max_steps)
         return Trace(done.log_probs, done.trajectories)
 
     def records(self, split: Split, *, alone: bool = False) -> list[dict[str, Any]]:
@@ -223,16 +220,16 @@ class NavigatorTraining(ABC):
 
     def teacher_probability(self, step: int) -> float:
         """Return the share of steps in which the teacher acts: scheduled sampling."""
-        config = self.options
+        config = self.config
         done = step / max(1, config.steps - 1)
         return config.teacher_start + (config.teacher_end - config.teacher_start) * min(1.0, done)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Do one update; learning rates rise over the first steps and then fall linearly to 0."""
-        done = step / self.options.steps
+        done = step / self.config.steps
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * min(1.0, (done + 1e-3) / WARMUP) * (1 - done)
-        config, rows = self.options, self.order.next().tolist()
+        config, rows = self.config, self.order.next().tolist()
         mask = None
         if config.feature_dropout:
             mask = draw_feature_mask(
@@ -256,7 +253,7 @@ class NavigatorTraining(ABC):
         counts = ", ".join(f"{len(s.items)} {s.name}" for s in (self.train, *self.validation.values()))
         noise = " (features synthesised)" if self.train.synthesised else ""
         size = sum(weight.numel() for weight in self.networks.parameters())
-        start = f"pretrained by {self.options.pretrained}" if self.options.pretrained else "from scratch"
+        start = f"pretrained by {self.config.pretrained}" if self.config.pretrained else "from scratch"
         return (
             f"items: {counts}{noise}{self.lost()}; agent of {size:,} weights, {start}, "
             f"{len(self.agent.vocabulary)} words; {self.accelerator.device}"
@@ -266,10 +263,6 @@ class NavigatorTraining(ABC):
         """Return how many instructions of each split were cut, as a part of a line; nothing without any."""
         counts = ", ".join(f"{count} {name}" for name, count in self.cut.items() if count)
         return f", {self.side_cut} to {self.agent.max_tokens} tokens: {counts}" if counts else ""
-
-    def gauges(self) -> dict[str, float]:
-        """Return nothing: the losses say it."""
-        return {}
 
     def columns(self) -> list[str]:
         """Return the columns of ``metrics.csv``."""
@@ -290,9 +283,6 @@ class NavigatorTraining(ABC):
             name: MeasuredSet(split.source, fingerprint(self.measured_parts(split)), len(split.items))
             for name, split in self.validation.items()
         }
-
-    def prepare_evaluation(self) -> None:  # noqa: B027  (the loop asks; nothing is a right answer)
-        """Nothing has to be prepared."""
 
     def measure(self) -> dict[str, Figures]:
         """Return the scores of each validation split; weights, modes and random state stay as they were."""
@@ -331,41 +321,24 @@ class NavigatorTraining(ABC):
             MEASURED: set_records(self.measured_on()),
             "instructions_cut": self.cut,
             "features_synthesised": self.train.synthesised,
-            "seed": self.options.seed,
-            "world_seed": self.options.world_seed,
+            "seed": self.config.seed,
+            "world_seed": self.config.world_seed,
             **provenance(),
         }
         write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
-
-    def is_finite(self) -> bool:
-        """Return whether all weights are finite."""
-        weights = [weight.detach().isfinite().all() for weight in self.networks.parameters()]
-        return bool(torch.stack(weights).all())
 
     def data_parts(self) -> list[Any]:
         """Return what tells the data apart that is trained on."""
         return [self.agent.vocabulary.tokens, *split_parts(self.train)]
 
-    def state(self) -> dict[str, Any]:
-        """Return weights, optimizer, the place in the data, and which data it is."""
-        scaler = self.accelerator.scaler
-        return {
-            KEY: self.fingerprint,
-            "networks": dict(self.networks.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "order": self.order.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+    def modules(self) -> dict[str, Any]:
+        """Return all networks as one."""
+        return {"networks": self.networks}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned.
+    def optimizers(self) -> dict[str, Any]:
+        """Return the optimizer."""
+        return {"optimizer": self.optimizer}
 
-        Raises:
-            CheckpointError: when the data are not those of the run.
-        """
-        check_data(state, self.fingerprint, self.options.data)
-        self.networks.load_state_dict(state["networks"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.order.load_state_dict(state["order"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+    def orders(self) -> dict[str, Any]:
+        """Return the order of the items."""
+        return {"order": self.order}

@@ -1,10 +1,11 @@
 """Checkpoints: tensors in safetensors, the rest in JSON, written so that the last good one always survives.
 
 One checkpoint is two files, ``step_00000600.safetensors`` and ``step_00000600.json``. The JSON holds the size
-and the SHA-256 of the tensors, what the checkpoint is of (see `identity`) and a
-checksum over itself. It is renamed into place last: a checkpoint exists exactly when its JSON does, and one
-that changed afterwards in any place is recognised. Older checkpoints are removed only after a newer one is
-complete. Format 1, in which the JSON has neither checksum nor identity, is still read.
+and the SHA-256 of the tensors, what the checkpoint is of (see `identity`) and a checksum over itself. It is
+renamed into place last: a checkpoint exists exactly when its JSON does, and one that changed afterwards in
+any place is recognised. Older checkpoints are removed only after a newer one is complete; the best one, which
+``best.json`` names, stays beside the newest. Format 1, in which the JSON has neither checksum nor identity,
+is still read.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fq_toolkit.training.errors import CheckpointError, RunError
 from fq_toolkit.training.storage.atomic import explain, write_atomic
+from fq_toolkit.training.storage.best import Best, Which, read_best, write_best
 from fq_toolkit.training.storage.packing import pack, unpack
 
 FORMAT = 2
@@ -37,7 +39,7 @@ class Checkpoints:
 
     Args:
         folder: where they lie; created by the first :meth:`save`.
-        keep: how many complete checkpoints stay; at least 1.
+        keep: how many of the newest complete checkpoints stay, beside the best; at least 1.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
@@ -107,13 +109,30 @@ class Checkpoints:
         self._prune()
         return tensor_path
 
+    def best(self) -> Best | None:
+        """Return which checkpoint was the best so far; None when nothing was measured, or it is gone."""
+        best = read_best(self.folder / "best.json")
+        return best if best is not None and best.step in self.steps() else None
+
+    def mark_best(self, best: Best) -> None:
+        """Name the best checkpoint, which must exist, and drop the one that was the best before.
+
+        Raises:
+            RunError: when that cannot be written.
+        """
+        write_best(self.folder / "best.json", best)
+        self._prune()
+
     def _prune(self) -> None:
-        """Remove all but the newest ``keep`` checkpoints, and what a kill left of a file in the making."""
-        for path in self.folder.glob(".step_*.tmp"):
-            with suppress(OSError):
-                path.unlink()
+        """Remove all but the best and the newest ``keep``, and what a kill left of a file in the making."""
+        for pattern in (".step_*.tmp", ".best*.tmp"):
+            for path in self.folder.glob(pattern):
+                with suppress(OSError):
+                    path.unlink()
+        best = self.best()
         for step in self.steps()[: -max(1, self.keep)]:
-            self._remove(step)
+            if best is None or step != best.step:
+                self._remove(step)
 
     def _remove(self, step: int) -> None:
         """Remove what there is of a checkpoint, JSON first: without it there is none."""
@@ -121,22 +140,22 @@ class Checkpoints:
             with suppress(OSError):
                 path.unlink()
 
-    def load(self, step: int | None = None) -> Checkpoint:
+    def load(self, which: Which = "last") -> Checkpoint:
         """Read and verify one checkpoint.
 
         Args:
-            step: which; the newest by default.
+            which: ``"best"``, ``"last"`` or a step.
 
         Raises:
             CheckpointError: when there is none, or it is damaged; the message names an older one if there is.
         """
-        return self._with_hint(step, self._read)
+        return self._with_hint(which, self._read)
 
-    def about(self, step: int | None = None) -> tuple[int, dict[str, Any] | None]:
+    def about(self, which: Which = "last") -> tuple[int, dict[str, Any] | None]:
         """Read what a checkpoint says that it is of, without its tensors.
 
         Args:
-            step: which; the newest by default.
+            which: ``"best"``, ``"last"`` or a step.
 
         Returns:
             Its step, and what :meth:`save` was told; None for a checkpoint of format 1.
@@ -144,18 +163,26 @@ class Checkpoints:
         Raises:
             CheckpointError: as :meth:`load` does.
         """
-        return self._with_hint(step, lambda found: (found, self._record(found)[1]))
+        return self._with_hint(which, lambda step: (step, self._record(step)[1]))
 
-    def _with_hint(self, step: int | None, read: Callable[[int], Found]) -> Found:
-        """Read of the newest checkpoint or a chosen one; name an older one when it is damaged."""
+    def _with_hint(self, which: Which, read: Callable[[int], Found]) -> Found:
+        """Read of a chosen checkpoint; name an older one when it is damaged."""
         steps = self.steps()
         if not steps:
             raise CheckpointError(
                 f"no checkpoint in {self.folder}; the run was stopped before its first one. "
                 f"Go on with it: --resume {self.folder.parent}"
             )
-        if step is None:
-            step = steps[-1]
+        if which == "best":
+            best = self.best()
+            if best is None:
+                raise CheckpointError(
+                    f"{self.folder} does not say which checkpoint is the best: the run was not measured yet, "
+                    f"or an older version wrote it. Choose last or one of the steps {steps}"
+                )
+            step = best.step
+        else:
+            step = steps[-1] if which == "last" else which
         if step not in steps:
             raise CheckpointError(f"no checkpoint of step {step} in {self.folder}; there are {steps}")
         try:

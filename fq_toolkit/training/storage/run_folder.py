@@ -8,6 +8,7 @@ from pathlib import Path
 from fq_toolkit.training.config import changes_in_json, read_json
 from fq_toolkit.training.errors import CheckpointError, RunError
 from fq_toolkit.training.storage.atomic import explain
+from fq_toolkit.training.storage.best import Which
 from fq_toolkit.training.storage.checkpoints import Checkpoint, Checkpoints
 
 logger = logging.getLogger("fq_toolkit")
@@ -36,16 +37,16 @@ class RunFolder:
         """Return the checkpoints of this run."""
         return Checkpoints(self.checkpoint_folder, keep=keep)
 
-    def load_checkpoint(self, step: int | None = None) -> Checkpoint:
+    def load_checkpoint(self, which: Which | None = None) -> Checkpoint:
         """Read a checkpoint to look at it, not to go on from it: options that differ are told in the log.
 
         Args:
-            step: which; the newest by default.
+            which: ``"best"``, ``"last"`` or a step; the last by default.
 
         Raises:
             CheckpointError: when it is missing, damaged or of another trainer.
         """
-        checkpoint = self.checkpoints().load(step)
+        checkpoint = self.checkpoints().load("last" if which is None else which)
         _, about = self.checkpoints().about(checkpoint.step)
         state = checkpoint.state if isinstance(checkpoint.state, dict) else {}
         if not isinstance(state.get("task"), dict) or not isinstance(state.get("seconds"), (int, float)):

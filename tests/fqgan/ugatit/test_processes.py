@@ -50,7 +50,7 @@ def train(options):
         name: getattr(task, name).state_dict()
         for name in ("translators", "critics", "g_optimizer", "d_optimizer")
     }
-    rows = [order.next().tolist() for order in task.orders]
+    rows = [order.next().tolist() for order in task.image_orders]
     return pack(states)[0], rows
 
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from fq_toolkit.training.averaging import WeightAverage
 from fq_toolkit.training.batchnorm import recalibrate_batchnorm
-from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, rng_state, seed_everything, set_rng_state
 from fq_toolkit.training.storage.packing import pack, unpack
+from fq_toolkit.training.task import load_optimizer
 
 
 def draw() -> tuple:

@@ -26,8 +26,8 @@ from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.reporting.plots import COLORS
 from fq_toolkit.training.seeding import seed_everything
-from fq_toolkit.training.session import provenance
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.evaluation import provenance
 
 VAE, UNTRAINED = "VAE", "untrained encoder"
 

@@ -13,8 +13,8 @@ from fq_toolkit.optimus.metrics.language_metrics import LanguageScores, measure_
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.vae.config import OptimusConfig
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.session import provenance
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.evaluation import provenance
 from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, set_records
 
 EVALUATION_SEED = 0

@@ -19,13 +19,14 @@ from fq_toolkit.optimus.tasks.another_file import (
 )
 from fq_toolkit.optimus.tasks.vae.config import TRAINER, OptimusConfig
 from fq_toolkit.optimus.tasks.vae.evaluation import Evaluation, Evaluator, write_evaluation
-from fq_toolkit.optimus.tasks.vae.training import MODEL, build_vae, check_data, held_out_set
+from fq_toolkit.optimus.tasks.vae.training import MODEL, OptimusTask, build_vae, held_out_set
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
 from fq_toolkit.training.extras import require
 from fq_toolkit.training.storage.checkpoints import Checkpoint
 from fq_toolkit.training.storage.measured_data import check_measured
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import check_data
 
 
 def load_model(path: Path, *, step: int | None = None) -> SentenceVAE:
@@ -199,7 +200,7 @@ def _from_checkpoint(
 ) -> SentenceVAE:
     vae = build_vae(config, corpus.train)
     data = tokenize_corpus(corpus.train, vae.tokenizers, max_length=config.max_length)
-    check_data(checkpoint.state["task"], data, config.data)
+    check_data(checkpoint.state["task"], data.fingerprint(), what=OptimusTask.trained_on, source=config.data)
     try:
         vae.load_state_dict(checkpoint.state["task"]["vae"])
     except MISFITS as error:

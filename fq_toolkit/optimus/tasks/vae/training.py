@@ -1,7 +1,7 @@
 """The sentence-VAE trainer: one update, its state, its evaluation, and what it leaves behind."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ from fq_toolkit.optimus.tasks.vae.evaluation import Evaluation, Evaluator, write
 from fq_toolkit.optimus.tasks.vae.showcase import Showcase, make_showcase
 from fq_toolkit.training import session
 from fq_toolkit.training.accumulation import update
-from fq_toolkit.training.errors import CheckpointError, ConfigError, RunError
-from fq_toolkit.training.loop import LoopResult
-from fq_toolkit.training.optimizer_state import load_optimizer
+from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.reporting.progress import Reporter
 from fq_toolkit.training.seeding import rank_seed, seed_everything
 from fq_toolkit.training.session import Trainer, TrainResult
 from fq_toolkit.training.storage.measured_data import MeasuredSet, digest_of
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult, TrainingTask
 
 # Folder in the run folder that SentenceVAE.from_pretrained reads.
 MODEL = "model"
@@ -38,7 +37,7 @@ MODEL = "model"
 FINAL_LR = 0.1
 
 
-class OptimusTask:
+class OptimusTask(TrainingTask):
     """A sentence VAE in training: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
 
     Args:
@@ -49,6 +48,8 @@ class OptimusTask:
     Raises:
         ConfigError: when the sentences do not fill a batch, or those to measure with are too few or too long.
     """
+
+    trained_on = "the sentences"
 
     def __init__(self, config: OptimusConfig, corpus: Corpus, accelerator: Any) -> None:
         self.config, self.corpus, self.accelerator = config, corpus, accelerator
@@ -127,41 +128,27 @@ class OptimusTask:
         """Return the sentences to measure with."""
         return held_out_set(self.config, self.corpus.valid)
 
-    def prepare_evaluation(self) -> None:
-        """Nothing has to be made first: the sentences to measure with are chosen when the task is built."""
-
     def evaluate(self) -> dict[str, float]:
         """Measure on the sentences kept for that; the random state of training is not touched."""
         result = self.last_evaluation = self.evaluator(self.vae)
         return self.evaluator.values(result)
 
-    def is_finite(self) -> bool:
-        """Return whether all weights are finite."""
-        return bool(torch.stack([w.detach().isfinite().all() for w in self.vae.parameters()]).all())
+    def modules(self) -> dict[str, Any]:
+        """Return the model."""
+        return {"vae": self.vae}
 
-    def state(self) -> dict[str, Any]:
-        """Return weights, optimizer, the place in the data, and by what one knows the data."""
-        scaler = self.accelerator.scaler
-        return {
-            "vae": dict(self.vae.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "order": self.order.state_dict(),
-            "data": self.data.fingerprint(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+    def optimizers(self) -> dict[str, Any]:
+        """Return the optimizer."""
+        return {"optimizer": self.optimizer}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned.
+    def orders(self) -> dict[str, Any]:
+        """Return the order of the sentences."""
+        return {"order": self.order}
 
-        Raises:
-            CheckpointError: when the sentences are not those of the run.
-        """
-        check_data(state, self.data, self.config.data)
-        self.vae.load_state_dict(state["vae"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.order.load_state_dict(state["order"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+    @property
+    def fingerprint(self) -> str:
+        """Return by what one knows the sentences: tokenizers trained in place give other data other words."""
+        return self.data.fingerprint()
 
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write ``model/`` and, after the last step, ``evaluation.json`` and ``examples.txt``."""
@@ -253,19 +240,6 @@ def _trained_vae(init: str, config: OptimusConfig) -> SentenceVAE:
             f"the model of --init {init} reads {vae.max_length} tokens; pass --max-length {vae.max_length}"
         )
     return vae.float().train()
-
-
-def check_data(state: Mapping[str, Any], data: Any, source: str) -> None:
-    """Refuse a checkpoint of other data: tokenizers trained in place would give its rows other words.
-
-    Raises:
-        CheckpointError: naming the source.
-    """
-    if state.get("data") != data.fingerprint():
-        raise CheckpointError(
-            f"the sentences of {source} are not those the run was started with, and its checkpoints are of "
-            "no use without those. Bring the file back, or start a new run."
-        )
 
 
 def held_out_set(config: Any, rows: Iterable[Any]) -> dict[str, MeasuredSet]:

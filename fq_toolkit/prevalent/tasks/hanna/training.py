@@ -106,7 +106,7 @@ class HannaTraining(NavigatorTraining):
             env,
             items,
             self.helpers[split.name],
-            max_steps=self.options.max_steps,
+            max_steps=self.config.max_steps,
             max_requests=max_requests,
             uncertain=self.config.uncertain,
             **options,

@@ -76,7 +76,7 @@ class NDHTraining(NavigatorTraining):
             self.env,
             items,
             "student",
-            max_steps=self.options.max_steps,
+            max_steps=self.config.max_steps,
             teacher_probability=self.teacher_probability(step),
             feature_mask=feature_mask,
         )

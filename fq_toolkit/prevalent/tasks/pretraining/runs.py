@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from fq_toolkit.prevalent.data.splits import check_data
 from fq_toolkit.prevalent.tasks.pretraining.benefit import measure_benefit
 from fq_toolkit.prevalent.tasks.pretraining.config import TRAINER, PretrainingConfig
 from fq_toolkit.prevalent.tasks.pretraining.data import PretrainingData, load_pretraining_data
 from fq_toolkit.prevalent.tasks.pretraining.masking import WordMasker
 from fq_toolkit.prevalent.tasks.pretraining.training import (
+    Pretraining,
     PretrainingNetwork,
     PretrainingResult,
     save_model,
@@ -20,6 +20,7 @@ from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
 from fq_toolkit.training.session import make_accelerator
 from fq_toolkit.training.storage.measured_data import check_measured
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import check_data
 
 
 class PretrainedRun(NamedTuple):
@@ -50,7 +51,9 @@ def load_run(path: Path, *, step: int | None = None) -> PretrainedRun:
     config = load_config(PretrainingConfig, folder.config, trainer=TRAINER)
     checkpoint = folder.load_checkpoint(step)
     data = load_pretraining_data(config)
-    check_data(checkpoint.state["task"], data.fingerprint(), config.source)
+    check_data(
+        checkpoint.state["task"], data.fingerprint(), what=Pretraining.trained_on, source=config.source
+    )
     network = PretrainingNetwork(config, vocab_size=len(data.vocabulary), vision_size=data.train.vision_size)
     try:
         network.load_state_dict(checkpoint.state["task"]["network"])

@@ -1,7 +1,6 @@
 """The pretraining: masked words and next actions, one forward for both."""
 
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fq_toolkit.layers.vln_pretraining_head import VLNPretrainingHead, VLNPretrainingOutput
-from fq_toolkit.prevalent.data.splits import KEY, check_data
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel, count_parameters
 from fq_toolkit.prevalent.tasks.pretraining.benefit import Benefit, measure_benefit
 from fq_toolkit.prevalent.tasks.pretraining.config import TRAINER, PretrainingConfig
@@ -21,16 +19,16 @@ from fq_toolkit.prevalent.text.vocabulary import VOCABULARY
 from fq_toolkit.prevalent.world.angles import VIEWS
 from fq_toolkit.training import session
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.loop import LoopResult
-from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.reporting.progress import Reporter
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
 from fq_toolkit.training.session import Trainer, TrainResult
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.evaluation import provenance
 from fq_toolkit.training.storage.measured_data import KEY as MEASURED
 from fq_toolkit.training.storage.measured_data import MeasuredSet, set_records
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult, TrainingTask
 
 EVALUATION_SEED = 10638
 
@@ -111,7 +109,7 @@ class PretrainingNetwork(nn.Module):
         return self.head(out.language, pooled, labels, batch.actions, candidates, batch.candidate_mask)
 
 
-class Pretraining:
+class Pretraining(TrainingTask):
     """A pretraining: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
 
     Args:
@@ -122,6 +120,9 @@ class Pretraining:
     Raises:
         ConfigError: when the training steps do not fill a batch.
     """
+
+    trained_on = "the annotations, graphs, features or words"
+    last_evaluation: PretrainingResult | None = None
 
     def __init__(self, config: PretrainingConfig, data: PretrainingData, accelerator: Any) -> None:
         self.config, self.data, self.accelerator = config, data, accelerator
@@ -137,13 +138,17 @@ class Pretraining:
         except ValueError as error:
             raise ConfigError(f"batch_size: {error}") from error
         self.masker = WordMasker(data.vocabulary, share=config.mask_share)
-        self.last_evaluation: PretrainingResult | None = None
         self.weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             self.weights, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.wrapped, self.optimizer = accelerator.prepare(self.network, optimizer)
         seed_everything(rank_seed(config.seed, rank))  # other masks on every process
+
+    @property
+    def source(self) -> str:
+        """Return the files that the triplets come from."""
+        return self.config.source
 
     @cached_property
     def fingerprint(self) -> str:
@@ -202,9 +207,6 @@ class Pretraining:
         """Return the held-out instructions."""
         return self.data.measured_on()
 
-    def prepare_evaluation(self) -> None:
-        """Nothing has to be prepared."""
-
     def evaluate(self) -> dict[str, float]:
         """Measure on held-out paths; training and its random state stay as they were."""
         scores = score_steps(self.network, self.data.validation, self.masker, limit=self.config.eval_steps)
@@ -216,33 +218,17 @@ class Pretraining:
             "held-out accuracy/action": scores.action_accuracy,
         }
 
-    def is_finite(self) -> bool:
-        """Return whether all weights are finite."""
-        return bool(torch.stack([weight.detach().isfinite().all() for weight in self.weights]).all())
+    def modules(self) -> dict[str, Any]:
+        """Return model and heads as one network."""
+        return {"network": self.network}
 
-    def state(self) -> dict[str, Any]:
-        """Return network, optimizer, the place in the data, and which data it is."""
-        scaler = self.accelerator.scaler
-        return {
-            KEY: self.fingerprint,
-            "network": dict(self.network.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "order": self.order.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+    def optimizers(self) -> dict[str, Any]:
+        """Return the optimizer."""
+        return {"optimizer": self.optimizer}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned.
-
-        Raises:
-            CheckpointError: when the data are not those of the run.
-        """
-        check_data(state, self.fingerprint, self.config.source)
-        self.network.load_state_dict(state["network"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.order.load_state_dict(state["order"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+    def orders(self) -> dict[str, Any]:
+        """Return the order of the time steps."""
+        return {"order": self.order}
 
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write the model, and when the run is complete ``evaluation.json``."""
@@ -341,7 +327,7 @@ def write_evaluation(
         "features_synthesised": data.features_synthesised,
         "synthesised_share": data.synthesised / len(data.train),
         "seed": config.seed,
-        **session.provenance(),
+        **provenance(),
     }
     write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
 

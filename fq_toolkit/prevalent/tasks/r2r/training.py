@@ -30,11 +30,11 @@ from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.paths import sample_paths
 from fq_toolkit.prevalent.world.world import NavWorld
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.loop import LoopResult
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer, make_accelerator
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult
 
 EXPLORED_PATHS = 500
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fq_toolkit.prevalent.data.splits import KEY, Split, check_data, check_split, fingerprint, split_parts
+from fq_toolkit.prevalent.data.splits import Split, check_split, fingerprint, split_parts
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.model.speaker import MOST_STEPS, Speaker, retell
 from fq_toolkit.prevalent.tasks.r2r.data import R2RData, load_r2r_data
@@ -19,20 +19,20 @@ from fq_toolkit.prevalent.text.length_limit import fit_items
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.path_views import observe_paths, path_actions
-from fq_toolkit.training.loop import LoopResult
-from fq_toolkit.training.optimizer_state import load_optimizer
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
-from fq_toolkit.training.session import FREE_ON_RESUME, Trainer, provenance
+from fq_toolkit.training.session import FREE_ON_RESUME, Trainer
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.evaluation import provenance
 from fq_toolkit.training.storage.measured_data import KEY as MEASURED
 from fq_toolkit.training.storage.measured_data import MeasuredSet, set_records
 from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.task import LoopResult, TrainingTask
 
 SHOWN_PATHS = 20
 
 
-class SpeakerTraining:
+class SpeakerTraining(TrainingTask):
     """A speaker in training: the task that the loop drives.
 
     Args:
@@ -44,6 +44,9 @@ class SpeakerTraining:
         DataError: naming file and item, for an instruction to train on that is longer than the limit, paths
             over a non-edge or of too many steps, a split without items, and viewpoints without features.
     """
+
+    trained_on = "the annotations, graphs, features or words"
+    last_evaluation: SpeakerEvaluation | None = None
 
     def __init__(self, config: SpeakerConfig, data: R2RData, accelerator: Any) -> None:
         self.config, self.data, self.accelerator = config, data, accelerator
@@ -82,7 +85,6 @@ class SpeakerTraining:
         )
         self.best: dict[str, Any] | None = None
         self.done = self.judged = 0
-        self.last_evaluation: SpeakerEvaluation | None = None
         seed_everything(rank_seed(config.seed, rank))
 
     @cached_property
@@ -139,9 +141,6 @@ class SpeakerTraining:
     def measured_on(self) -> dict[str, MeasuredSet]:
         """Return the validation splits."""
         return measured_splits(self.data)
-
-    def prepare_evaluation(self) -> None:
-        """Nothing has to be prepared."""
 
     def measure(self) -> dict[str, float]:
         """Return the BLEU of each validation split; the random state stays as it was."""
@@ -200,38 +199,25 @@ class SpeakerTraining:
                 measured_on=self.measured_on(),
             )
 
-    def is_finite(self) -> bool:
-        """Return whether all weights are finite."""
-        weights = [weight.detach().isfinite().all() for weight in self.speaker.parameters()]
-        return bool(torch.stack(weights).all())
+    def modules(self) -> dict[str, Any]:
+        """Return the speaker."""
+        return {"speaker": self.speaker}
 
-    def state(self) -> dict[str, Any]:
-        """Return weights, optimizer, place in the data and which it is, and the best so far."""
-        scaler = self.accelerator.scaler
-        return {
-            KEY: self.fingerprint,
-            "speaker": dict(self.speaker.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "order": self.order.state_dict(),
-            "best": self.best,
-            "done": self.done,
-            "judged": self.judged,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+    def optimizers(self) -> dict[str, Any]:
+        """Return the optimizer."""
+        return {"optimizer": self.optimizer}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned.
+    def orders(self) -> dict[str, Any]:
+        """Return the order of the paths."""
+        return {"order": self.order}
 
-        Raises:
-            CheckpointError: when the data are not those of the run.
-        """
-        check_data(state, self.fingerprint, self.config.data)
-        self.speaker.load_state_dict(state["speaker"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.order.load_state_dict(state["order"])
+    def extra_state(self) -> dict[str, Any]:
+        """Return the best so far."""
+        return {"best": self.best, "done": self.done, "judged": self.judged}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the best so far."""
         self.best, self.done, self.judged = state["best"], state["done"], state["judged"]
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
 def check_ways(split: Split) -> None:
