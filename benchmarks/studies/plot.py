@@ -10,8 +10,7 @@ from typing import Any
 
 from benchmarks.studies.results import FLOOR, Figures
 from benchmarks.studies.statistics import differences, student_interval
-from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import RunError, require
 from fq_toolkit.training.reporting.plots import COLORS
 from fq_toolkit.training.storage.atomic import write_atomic
 

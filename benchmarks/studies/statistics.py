@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 
 CONFIDENCE = 0.95
 

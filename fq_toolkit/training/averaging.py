@@ -1,11 +1,12 @@
-"""A moving average of a model's weights, with a ramp."""
+"""A moving average of a model's weights, with a ramp, and batch-norm statistics that belong to it."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class WeightAverage:
@@ -50,3 +51,32 @@ class WeightAverage:
         weights: Mapping[str, Tensor] = state["model"]
         self.model.load_state_dict(weights)
         self.updates = state["updates"]
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(model: nn.Module, forward: Callable[[], object], *, batches: int) -> None:
+    """Replace all running statistics by plain means over fresh batches.
+
+    Averaged weights never saw a batch: the running statistics copied along with them belong to other weights,
+    and sampling with them looks far worse than the model is.
+
+    Args:
+        model: the model that samples; left in eval mode.
+        forward: runs one batch through the model.
+        batches: how many; 0 leaves everything as it is.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not norms or batches < 1:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative mean
+    model.train()
+    try:
+        for _ in range(batches):
+            forward()
+    finally:
+        model.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,5 +1,8 @@
 """Errors that a user of the trainers can act on: the command line prints them without a traceback."""
 
+import importlib
+from types import ModuleType
+
 
 class ConfigError(ValueError):
     """An option or a configuration file is wrong; the message names it and what was expected."""
@@ -32,3 +35,31 @@ MISFITS = (
     OverflowError,
     RecursionError,
 )
+
+
+def require(module: str, *, purpose: str, extra: str = "train") -> ModuleType:
+    """Import an optional module, or say which extra brings it.
+
+    Args:
+        module: dotted name, for example ``"matplotlib.pyplot"``.
+        purpose: what needs it, as the subject of a sentence: ``"drawing curves"``.
+        extra: the extra of fq-toolkit that installs it.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: when it is not installed, or is installed and fails to import (whatever it raised:
+            a broken compiled package raises anything from ImportError to RuntimeError).
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        package = module.partition(".")[0]
+        reason = (
+            "is not installed" if isinstance(error, ModuleNotFoundError) else f"fails to import ({error})"
+        )
+        raise MissingExtraError(
+            f"{purpose} needs {package}, which {reason}. It belongs to the extra {extra!r}: "
+            f"pip install 'fq-toolkit[{extra}]'"
+        ) from error

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.training.config import changes, load_config, save_config
-from fq_toolkit.training.errors import ConfigError, RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, RunError, require
 from fq_toolkit.training.loop import Schedule, restore, run_loop
 from fq_toolkit.training.reporting.means import Means
 from fq_toolkit.training.reporting.memory import memory_watch

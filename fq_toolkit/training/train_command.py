@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fq_toolkit.training.config import load_config, to_json
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.session import Trainer, draw_curves, dry_run, train
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.storage.run_folder import RunFolder

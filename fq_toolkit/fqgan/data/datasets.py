@@ -16,8 +16,7 @@ from fq_toolkit.fqgan.data.image_files import warn_of_cuts
 from fq_toolkit.fqgan.data.image_folders import holds_images, read_image_folder
 from fq_toolkit.fqgan.data.pixels import Fit, Images, StoredImages, resize_and_crop
 from fq_toolkit.training.config import nearest
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, require
 
 log = logging.getLogger("fq_toolkit")
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from fq_toolkit.fqgan.data.file_bounds import machine_memory, regular_size
 from fq_toolkit.fqgan.data.pixels import Fit, StoredImages
 from fq_toolkit.fqgan.data.zip_pictures import ZipEntry
-from fq_toolkit.training.errors import ConfigError, RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, RunError, require
 
 log = logging.getLogger("fq_toolkit")
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from fq_toolkit.fqgan.gan.runs import TrainedRun
 from fq_toolkit.fqgan.gan.sampling import save_grid
 from fq_toolkit.layers import FeatureQuantizer
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.storage.atomic import write_atomic
 

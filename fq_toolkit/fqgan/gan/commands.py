@@ -5,8 +5,7 @@ from pathlib import Path
 
 from fq_toolkit.fqgan.gan.config import FQGANConfig, preset
 from fq_toolkit.fqgan.ugatit.config import PRESETS as UGATIT_PRESETS
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fq_toolkit.fqgan.data.pixels import to_pixels
-from fq_toolkit.training.batchnorm import recalibrate_batchnorm
-from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.averaging import recalibrate_batchnorm
+from fq_toolkit.training.errors import RunError, require
 from fq_toolkit.training.storage.atomic import explain, write_atomic
 
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 250

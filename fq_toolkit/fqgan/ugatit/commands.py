@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from fq_toolkit.fqgan.ugatit.config import UGATITConfig, preset
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 from fq_toolkit.training.storage.measured_data import check_measured, measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 

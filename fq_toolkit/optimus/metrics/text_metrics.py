@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fq_toolkit.layers.checks import at_least_one
 from fq_toolkit.optimus.model.batch import as_list
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 
 
 class Distinct(NamedTuple):

@@ -10,8 +10,7 @@ from typing import Literal
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.metrics.scoring import score_hanna, score_ndh, score_r2r
 from fq_toolkit.prevalent.world.world import NavWorld
-from fq_toolkit.training.errors import ConfigError, RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, RunError, require
 from fq_toolkit.training.storage.atomic import write_atomic
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fq_toolkit.prevalent.metrics.command import data_errors
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 from fq_toolkit.training.session import Trainer
 from fq_toolkit.training.storage.measured_data import check_measured, measured_line
 

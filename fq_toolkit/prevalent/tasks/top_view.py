@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fq_toolkit.prevalent.tasks.navigate import Journey, describe
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 from fq_toolkit.training.storage.atomic import write_atomic
 
 _TAKEN, _REFERENCE, _GRAPH = "#d1495b", "#30638e", "#c8c8c8"

@@ -12,7 +12,7 @@ import numpy as np
 
 from fq_toolkit.prevalent.files import DataError, check_readable
 from fq_toolkit.prevalent.world.angles import VIEWS
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 
 if TYPE_CHECKING:
     from fq_toolkit.prevalent.world.world import NavWorld

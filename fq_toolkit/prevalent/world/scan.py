@@ -7,7 +7,7 @@ import numpy as np
 
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.world.angles import nearest_view
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 
 
 class Scan:

@@ -4,8 +4,7 @@ import io
 import math
 from pathlib import Path
 
-from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import RunError, require
 from fq_toolkit.training.reporting.metrics_log import read_metrics
 from fq_toolkit.training.storage.atomic import write_atomic
 

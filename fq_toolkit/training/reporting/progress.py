@@ -208,7 +208,7 @@ def make_reporter(stream: TextIO | None = None) -> Reporter:
     terminal = stream.terminal if isinstance(stream, Outlet) else stream if stream.isatty() else None
     if terminal is None:
         return LineReporter(stream)
-    from fq_toolkit.training.extras import require
+    from fq_toolkit.training.errors import require
 
     require("rich.progress", purpose="the progress bar")
     return BarReporter(terminal)

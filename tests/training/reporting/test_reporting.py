@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fq_toolkit.training.errors import MissingExtraError, RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import MissingExtraError, RunError, require
 from fq_toolkit.training.interrupt import StopRequest
 from fq_toolkit.training.reporting import progress
 from fq_toolkit.training.reporting.metrics_log import MetricsLog, read_metrics

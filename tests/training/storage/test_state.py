@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fq_toolkit.training.averaging import WeightAverage
-from fq_toolkit.training.batchnorm import recalibrate_batchnorm
+from fq_toolkit.training.averaging import WeightAverage, recalibrate_batchnorm
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, rng_state, seed_everything, set_rng_state
 from fq_toolkit.training.storage.packing import pack, unpack

@@ -16,8 +16,7 @@ from fq_toolkit.optimus.data.labels import Labelled
 from fq_toolkit.optimus.model.batch import TextBatch, by_length, check_texts, make_batch
 from fq_toolkit.optimus.model.decoding import evaluating
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.seeding import isolated_rng
 
 _CONFIDENCE = 0.95

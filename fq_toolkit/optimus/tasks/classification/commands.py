@@ -9,7 +9,7 @@ from fq_toolkit.optimus.tasks.classification import latent_plot
 from fq_toolkit.optimus.tasks.classification.runs import classify_run, write_classification
 from fq_toolkit.optimus.tasks.command_line import check_seed
 from fq_toolkit.optimus.tasks.vae.runs import load_model
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 
 
 def classify_command(run: Path, arguments: list[str]) -> int:

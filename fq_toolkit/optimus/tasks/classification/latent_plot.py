@@ -8,8 +8,7 @@ import numpy as np
 from fq_toolkit.optimus.data.labels import LabelledCorpus
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.classification.classification import encode_features
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.reporting.plots import COLORS
 from fq_toolkit.training.storage.atomic import write_atomic
 

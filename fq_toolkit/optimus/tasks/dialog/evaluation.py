@@ -12,7 +12,7 @@ import torch
 from fq_toolkit.optimus.data.dialog_corpus import DialogCorpus
 from fq_toolkit.optimus.metrics.text_metrics import distinct_ngrams
 from fq_toolkit.optimus.tasks.dialog.model import DialogVAE
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 
 EVALUATION_SEED = 0
 

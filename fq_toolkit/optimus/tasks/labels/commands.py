@@ -21,8 +21,7 @@ from fq_toolkit.optimus.tasks.vae.latent_commands import (
     play_command,
     reconstruct_command,
 )
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.storage.run_folder import RunFolder
 from fq_toolkit.training.train_command import run_plot_command

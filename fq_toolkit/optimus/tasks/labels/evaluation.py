@@ -9,7 +9,7 @@ from fq_toolkit.optimus.data.grammar import parse
 from fq_toolkit.optimus.data.labels import Labelled, LabelledCorpus
 from fq_toolkit.optimus.metrics.text_metrics import corpus_bleu, self_bleu
 from fq_toolkit.optimus.tasks.labels.model import LabelVAE
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 
 EVALUATION_SEED = 0
 _TRAIN_ROWS, _REFERENCES, _COMPARED = 20_000, 100, 100

@@ -16,8 +16,7 @@ from fq_toolkit.optimus.tasks.vae.config import OptimusConfig, preset
 from fq_toolkit.optimus.tasks.vae.latent_commands import load_vae_for
 from fq_toolkit.optimus.tasks.vae.runs import evaluate_run, evaluate_run_on
 from fq_toolkit.optimus.tasks.vae.training import OPTIMUS_TRAINER
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.storage.run_folder import RunFolder

@@ -11,8 +11,7 @@ from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.command_line import check_seed, typed_lines, user_errors
 from fq_toolkit.optimus.tasks.vae.play import PROMPT, play, unknown_words
 from fq_toolkit.optimus.tasks.vae.runs import load_model
-from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, require
 
 logger = logging.getLogger("fq_toolkit")
 

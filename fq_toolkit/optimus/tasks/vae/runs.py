@@ -21,8 +21,7 @@ from fq_toolkit.optimus.tasks.vae.config import TRAINER, OptimusConfig
 from fq_toolkit.optimus.tasks.vae.evaluation import Evaluation, Evaluator, write_evaluation
 from fq_toolkit.optimus.tasks.vae.training import MODEL, OptimusTask, build_vae, held_out_set
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, RunError, require
 from fq_toolkit.training.storage.checkpoints import Checkpoint
 from fq_toolkit.training.storage.measured_data import check_measured
 from fq_toolkit.training.storage.run_folder import RunFolder

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig, preset
-from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import RunError, require
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 

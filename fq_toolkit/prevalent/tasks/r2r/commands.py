@@ -7,7 +7,7 @@ from typing import Literal
 from fq_toolkit.prevalent.metrics.command import data_errors
 from fq_toolkit.prevalent.tasks.commands import run_navigate_command
 from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig, preset
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 

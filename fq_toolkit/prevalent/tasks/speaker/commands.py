@@ -10,8 +10,7 @@ from fq_toolkit.prevalent.files import DataError, read_json
 from fq_toolkit.prevalent.metrics.command import data_errors
 from fq_toolkit.prevalent.tasks.speaker.config import TRAINER, SpeakerConfig, preset
 from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import ConfigError, RunError
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import ConfigError, RunError, require
 from fq_toolkit.training.storage.atomic import write_atomic
 from fq_toolkit.training.storage.measured_data import check_newest, measured_line
 from fq_toolkit.training.storage.run_folder import RunFolder

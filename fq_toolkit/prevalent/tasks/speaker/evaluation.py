@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.model.speaker import Speaker, retell
-from fq_toolkit.training.extras import require
+from fq_toolkit.training.errors import require
 
 
 class Told(NamedTuple):
