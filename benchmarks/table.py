@@ -43,7 +43,7 @@ def _ratio(upper: float | None, lower: float | None) -> str:
 
 
 def _cell(rows: Sequence[Row], case: str, shape: str, contender: str) -> str:
-    """A time, or why there is none."""
+    """Return a time, or why there is none."""
     value = median(rows, case, shape, contender)
     if value is not None:
         return _ms(value)
@@ -113,7 +113,7 @@ def _verdicts(found: Sequence[Verdict]) -> list[str]:
 
 
 def _disturbance(rows: Sequence[Row]) -> list[str]:
-    """A warning when other processes were busy during the measurements."""
+    """Return a warning if other processes were busy during the measurements."""
     worst = max((row.other_cores or 0.0 for row in rows), default=0.0)
     if worst <= BUSY_CORES:
         return []

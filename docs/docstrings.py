@@ -24,6 +24,6 @@ class Docstrings(griffe.Extension):
     """Rewrite each docstring before it is parsed."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: object) -> None:
-        """Called for every object of the package."""
+        """Rewrite the docstring of one object of the package."""
         if obj.docstring:
             obj.docstring.value = to_markdown(obj.docstring.value)
