@@ -4,21 +4,27 @@ What cannot be used is skipped, counted by reason, and told; nothing else is los
 """
 
 import importlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fq_toolkit.optimus.data.grammar import GrammarCorpus
-from fq_toolkit.optimus.data.text_files import Skip, read_lines, tidy
+from fq_toolkit.optimus.data.text_files import (
+    EMPTY,
+    JSON_LINES,
+    LINES,
+    Skip,
+    json_object,
+    read_lines,
+    reasons,
+    tidy,
+)
 from fq_toolkit.training.errors import ConfigError, MissingExtraError
 
 GRAMMAR = "grammar"
 DATASETS = "datasets:"
-_LINES, _JSON = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
-
-EMPTY, NOT_JSON, NO_TEXT = "empty", "not a JSON object", "without text"
+NO_TEXT = "without text"
 
 
 class Sentences(NamedTuple):
@@ -83,23 +89,22 @@ def _load_run_corpus(data: str, valid: str | None, *, text_key: str, limit: int)
         if valid is not None:
             raise ConfigError("the grammar has its own held-out sentences: leave out --valid")
         language = GrammarCorpus()
-        train = language.train[: limit or None]
-        return Corpus(train, language.held_out, {}, language)
-    found = read_sentences(data, text_key=text_key, split="train")
+        return Corpus(language.train[: limit or None], language.held_out, {}, language)
+    train = read_sentences(data, text_key=text_key, split="train")
     if valid is None and data.startswith(DATASETS):
         held_out = read_sentences(data, text_key=text_key, split="validation")
     elif valid is None:
-        if len(found.texts) < 20:
+        if len(train.texts) < 20:
             raise ConfigError(
-                f"{data} has {len(found.texts)} sentences; at least 20 are needed to keep every twentieth "
+                f"{data} has {len(train.texts)} sentences; at least 20 are needed to keep every twentieth "
                 "for measuring, or give a file of its own with --valid"
             )
-        held_out = Sentences(found.texts[::20], {})
-        found = Sentences([text for i, text in enumerate(found.texts) if i % 20], found.skipped)
+        held_out = Sentences(train.texts[::20], {})
+        train = Sentences([text for i, text in enumerate(train.texts) if i % 20], train.skipped)
     else:
         held_out = read_sentences(valid, text_key=text_key, split="validation")
-    skipped = dict(Counter(found.skipped) + Counter(held_out.skipped))
-    return Corpus(found.texts[: limit or None], held_out.texts, skipped)
+    skipped = dict(Counter(train.skipped) + Counter(held_out.skipped))
+    return Corpus(train.texts[: limit or None], held_out.texts, skipped)
 
 
 def read_sentences(source: str, *, text_key: str = "text", split: str = "train") -> Sentences:
@@ -115,23 +120,22 @@ def read_sentences(source: str, *, text_key: str = "text", split: str = "train")
         MissingExtraError: for a Hugging Face dataset without the package ``datasets``.
     """
     if source.startswith(DATASETS):
-        found = _clean(_dataset_rows(source.removeprefix(DATASETS), split, text_key))
-    elif source.endswith(_LINES):
-        found = _clean(read_lines(Path(source)))
-    elif source.endswith(_JSON):
-        found = _clean(_json_texts(read_lines(Path(source)), text_key))
+        read = _clean(_dataset_rows(source.removeprefix(DATASETS), split, text_key))
+    elif source.endswith(LINES):
+        read = _clean(read_lines(Path(source)))
+    elif source.endswith(JSON_LINES):
+        read = _clean(_json_text(line, text_key) for line in read_lines(Path(source)))
     else:
         raise ConfigError(
-            f"data is {source!r}; expected {GRAMMAR!r}, a file ending in {', '.join((*_LINES, *_JSON))}, "
+            f"data is {source!r}; expected {GRAMMAR!r}, a file ending in {', '.join((*LINES, *JSON_LINES))}, "
             f"or {DATASETS}NAME for a Hugging Face dataset"
         )
-    if not found.texts:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in found.skipped.items())
-        hint = f" Is the text under another name than {text_key!r}? See --text-key." * (
-            NO_TEXT in found.skipped
+    if not read.texts:
+        hint = f" Is the text under another name than {text_key!r}? See --text-key."
+        raise ConfigError(
+            f"{source} holds no sentence ({reasons(read.skipped)}).{hint * (NO_TEXT in read.skipped)}"
         )
-        raise ConfigError(f"{source} holds no sentence ({reasons or 'no lines'}).{hint}")
-    return found
+    return read
 
 
 def describe_skipped(skipped: dict[str, int]) -> str:
@@ -158,17 +162,10 @@ def _clean(texts: Iterable[str]) -> Sentences:
     return Sentences(kept, dict(skipped))
 
 
-def _json_texts(lines: Iterable[str], key: str) -> Iterator[str]:
-    for line in lines:
-        if isinstance(line, Skip) or not line.strip():
-            yield line
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            yield Skip(NOT_JSON)
-            continue
-        yield _text_of(row, key) if isinstance(row, dict) else Skip(NOT_JSON)
+def _json_text(line: str, key: str) -> str:
+    """Return the text of a JSON line, or why there is none."""
+    row = json_object(line)
+    return row if isinstance(row, Skip) else _text_of(row, key)
 
 
 def _text_of(row: Any, key: str) -> str:

@@ -6,33 +6,20 @@ others. An analogy that ends in one of them can only be right if the factors are
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from importlib.resources import files
+from typing import Any, NamedTuple
 
 import numpy as np
 
-SUBJECTS = {
-    "girl": "girls", "boy": "boys", "man": "men", "kid": "kids",
-    "dog": "dogs", "cat": "cats", "bird": "birds", "clown": "clowns",
-}  # fmt: skip
-NUMBERS = {"one": "a", "two": "two"}
-# action -> third person singular, plural, past, what follows the verb
-ACTIONS = {
-    "run": ("runs", "run", "ran", ""),
-    "jump": ("jumps", "jump", "jumped", ""),
-    "play": ("plays", "play", "played", ""),
-    "walk": ("walks", "walk", "walked", ""),
-    "shout": ("shouts", "shout", "shouted", ""),
-    "wait": ("waits", "wait", "waited", ""),
-    "ride": ("rides", "ride", "rode", " a horse"),
-}
-TENSES = ("present", "past", "future")
-PLACES = {
-    "nowhere": "", "snow": " in the snow", "park": " at the park", "beach": " on the beach",
-    "house": " near the house",
-}  # fmt: skip
-LABELS = {"neutral": ("",), "positive": ("happy ", "cheerful "), "negative": ("sad ", "lonely ")}
+# Factor -> its values -> the words for them, in the order of `Factors`:
+#   subject: the plural; number: the word in front; action: third person singular, plural, past, and what
+#   follows the verb; place: the end of the sentence; label: words in front of the subject, each says it.
+_WORDS: dict[str, Any] = json.loads((files(__package__) / "grammar.json").read_text(encoding="utf-8"))
+FACTORS: dict[str, tuple[str, ...]] = {factor: tuple(values) for factor, values in _WORDS.items()}
+"""Factor -> its values, in the order of `Factors`."""
 HELD_OUT = 0.1
 _SPLIT_SEED = 20200409
 
@@ -48,17 +35,6 @@ class Factors(NamedTuple):
     label: str
 
 
-FACTORS: dict[str, tuple[str, ...]] = {
-    "subject": tuple(SUBJECTS),
-    "number": tuple(NUMBERS),
-    "action": tuple(ACTIONS),
-    "tense": TENSES,
-    "place": tuple(PLACES),
-    "label": tuple(LABELS),
-}
-"""Factor -> its values, in the order of :class:`Factors`."""
-
-
 def sentences(factors: Factors) -> tuple[str, ...]:
     """Return every way to say it.
 
@@ -67,16 +43,11 @@ def sentences(factors: Factors) -> tuple[str, ...]:
         ('two happy dogs jumped in the snow .', 'two cheerful dogs jumped in the snow .')
     """
     plural = factors.number == "two"
-    noun = SUBJECTS[factors.subject] if plural else factors.subject
-    third, base, past, rest = ACTIONS[factors.action]
+    noun = _WORDS["subject"][factors.subject] if plural else factors.subject
+    third, base, past, rest = _WORDS["action"][factors.action]
     verb = {"present": base if plural else third, "past": past, "future": f"will {base}"}[factors.tense]
-    number, place = NUMBERS[factors.number], PLACES[factors.place]
-    return tuple(f"{number} {mood}{noun} {verb}{rest}{place} ." for mood in LABELS[factors.label])
-
-
-def _say(factors: Factors, way: int) -> str:
-    ways = sentences(factors)
-    return ways[way % len(ways)]
+    number, place = _WORDS["number"][factors.number], _WORDS["place"][factors.place]
+    return tuple(f"{number} {mood}{noun} {verb}{rest}{place} ." for mood in _WORDS["label"][factors.label])
 
 
 def combinations() -> Iterator[Factors]:
@@ -100,33 +71,6 @@ def parse(sentence: str) -> Factors | None:
         True
     """
     return _meanings().get(" ".join(sentence.split()))
-
-
-class Analogy(NamedTuple):
-    """a : b = c : ?. From a to b one factor changes; the same change of c gives ``expected``, held out."""
-
-    a: str
-    b: str
-    c: str
-    factor: str
-    expected: Factors
-
-
-class AnalogyScore(NamedTuple):
-    """How often answers were right, each from 0 to 1.
-
-    accuracy: every factor is as expected.
-    changed: the factor that had to change is as expected.
-    kept: all other factors are those of c.
-    parsed: the answer is a sentence of the language.
-    by_factor: factor that had to change -> accuracy.
-    """
-
-    accuracy: float
-    changed: float
-    kept: float
-    parsed: float
-    by_factor: dict[str, float]
 
 
 class GrammarCorpus:
@@ -160,61 +104,3 @@ class GrammarCorpus:
     def factors(sentence: str) -> Factors | None:
         """Return the factors of a sentence; see :func:`parse`."""
         return parse(sentence)
-
-    def analogies(self, count: int, *, seed: int = 0) -> list[Analogy]:
-        """Draw analogies whose three sentences are training sentences and whose answer is held out.
-
-        Args:
-            count: how many; the factors take turns.
-            seed: of the choice.
-        """
-        random = np.random.default_rng(seed)
-        trained = set(self.train_factors)
-        found: list[Analogy] = []
-        while len(found) < count:
-            factor = list(FACTORS)[len(found) % len(FACTORS)]
-            expected = self.held_out_factors[random.integers(len(self.held_out_factors))]
-            old = random.choice([v for v in FACTORS[factor] if v != getattr(expected, factor)])
-            other = self.train_factors[random.integers(len(self.train_factors))]
-            a = other._replace(**{factor: str(old)})
-            b = other._replace(**{factor: getattr(expected, factor)})
-            c = expected._replace(**{factor: str(old)})
-            if {a, b, c} <= trained:
-                first, second = int(random.integers(2)), int(random.integers(2))
-                # a and b are worded alike: they differ in the factor alone.
-                said = [_say(a, first), _say(b, first), _say(c, second)]
-                found.append(Analogy(said[0], said[1], said[2], factor, expected))
-        return found
-
-
-def score_analogies(analogies: Sequence[Analogy], answers: Sequence[str]) -> AnalogyScore:
-    """Compare answers with what was expected, factor by factor.
-
-    Args:
-        analogies: the questions.
-        answers: one sentence each.
-
-    Raises:
-        ValueError: when there are none, or not one answer each.
-    """
-    if not analogies or len(analogies) != len(answers):
-        raise ValueError(
-            f"{len(analogies)} analogies and {len(answers)} answers; expected as many, at least 1"
-        )
-    right: dict[str, list[bool]] = {}
-    changed, kept, parsed = 0, 0, 0
-    for question, answer in zip(analogies, answers, strict=True):
-        said, expected, factor = parse(answer), question.expected, question.factor
-        right.setdefault(factor, []).append(said == expected)
-        if said is not None:
-            parsed += 1
-            changed += getattr(said, factor) == getattr(expected, factor)
-            kept += said._replace(**{factor: getattr(expected, factor)}) == expected
-    count = len(analogies)
-    return AnalogyScore(
-        accuracy=sum(map(sum, right.values())) / count,
-        changed=changed / count,
-        kept=kept / count,
-        parsed=parsed / count,
-        by_factor={factor: sum(hits) / len(hits) for factor, hits in right.items()},
-    )

@@ -1,6 +1,5 @@
 """Sentences with labels: from the embedded grammar, from files per label, tables, or JSON lines."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,10 +9,19 @@ import numpy as np
 
 from fq_toolkit.optimus.data.corpus import GRAMMAR
 from fq_toolkit.optimus.data.grammar import FACTORS, GrammarCorpus, parse
-from fq_toolkit.optimus.data.text_files import Skip, read_lines, tidy
+from fq_toolkit.optimus.data.text_files import (
+    EMPTY,
+    JSON_LINES,
+    NO_TAB,
+    TABLES,
+    Skip,
+    json_object,
+    read_lines,
+    reasons,
+    tidy,
+)
 from fq_toolkit.training.errors import ConfigError
 
-_TABLES, _JSON = (".tsv", ".tsv.gz"), (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 # Parts of a folder, the one to learn from first: STEM.train.LABEL and STEM.test.LABEL, else STEM.dev.LABEL.
 _LEARN, _MEASURE = ("train", "dev"), ("test", "dev")
 _EVERY = 20
@@ -170,12 +178,12 @@ def _part(folder: str, parts: tuple[str, ...]) -> str:
 def _read(source: str, keys: tuple[str, str], skipped: Counter[str]) -> list[Row]:
     """Read (label, text) rows; count in ``skipped`` what cannot be used."""
     raw: list[tuple[str, str]] = []
-    if source.endswith(_TABLES):
+    if source.endswith(TABLES):
         for line in read_lines(Path(source)):
             label, tab, text = line.partition("\t")
             usable = tab or isinstance(line, Skip) or not line.strip()
-            raw.append((label.strip(), text) if tab else ("", line if usable else Skip("without a tab")))
-    elif source.endswith(_JSON):
+            raw.append((label.strip(), text) if tab else ("", line if usable else Skip(NO_TAB)))
+    elif source.endswith(JSON_LINES):
         raw = [_from_json(line, *keys) for line in read_lines(Path(source))]
     else:
         path = Path(source)
@@ -183,8 +191,8 @@ def _read(source: str, keys: tuple[str, str], skipped: Counter[str]) -> list[Row
         if not files:
             raise ConfigError(
                 f"data is {source!r}; expected {GRAMMAR!r}, a file ending in "
-                f"{', '.join((*_TABLES, *_JSON))}, a folder of STEM.PART.LABEL files, or the beginning of "
-                "the names of one file per label"
+                f"{', '.join((*TABLES, *JSON_LINES))}, a folder of STEM.PART.LABEL files, or the beginning "
+                "of the names of one file per label"
             )
         for file in files:
             label = file.name.removeprefix(f"{path.name}.").removesuffix(".gz").removesuffix(".txt")
@@ -194,25 +202,19 @@ def _read(source: str, keys: tuple[str, str], skipped: Counter[str]) -> list[Row
         if reason := next((part for part in (text, label) if isinstance(part, Skip)), None):
             skipped[str(reason)] += 1
         elif not label or not text:
-            skipped["empty"] += 1
+            skipped[EMPTY] += 1
         else:
             rows.append((label, text))
     if not rows:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise ConfigError(f"{source} holds no labelled sentence ({reasons or 'no lines'})")
+        raise ConfigError(f"{source} holds no labelled sentence ({reasons(skipped)})")
     return rows
 
 
 def _from_json(line: str, text_key: str, label_key: str) -> Row:
     """Return label and text of a JSON line; the text is a skip where it cannot be used."""
-    if isinstance(line, Skip) or not line.strip():
-        return "", line
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return "", Skip("not a JSON object")
-    if not isinstance(row, dict):
-        return "", Skip("not a JSON object")
+    row = json_object(line)
+    if isinstance(row, Skip):
+        return "", row
     text, label = row.get(text_key), row.get(label_key)
     if not isinstance(text, str) or not isinstance(label, str | int) or isinstance(label, bool):
         return "", Skip(f"without {text_key!r} and {label_key!r}")

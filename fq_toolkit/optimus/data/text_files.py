@@ -1,20 +1,28 @@
 """Lines of text files: unpacked, decoded, and marked where there is no text in them."""
 
 import gzip
+import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from fq_toolkit.optimus.model.batch import is_unicode
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.storage.atomic import explain
 
+# Endings of files of one text a line, of tables, and of one JSON object a line.
+LINES = (".txt", ".txt.gz")
+TABLES = (".tsv", ".tsv.gz")
+JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+
+EMPTY, NOT_JSON, NO_TAB = "empty", "not a JSON object", "without a tab"
 NOT_UTF8 = "not UTF-8"
 HALF_A_PAIR = "with half of a surrogate pair"
 
 
 class Skip(str):
-    """In place of a text: why there is none."""
+    """Why there is no text, in place of the text."""
 
 
 def tidy(text: str) -> str:
@@ -25,6 +33,29 @@ def tidy(text: str) -> str:
     if isinstance(text, Skip):
         return text
     return " ".join(text.split()) if is_unicode(text) else Skip(HALF_A_PAIR)
+
+
+def json_object(line: str) -> dict[str, Any] | Skip:
+    """Return the object of a JSON line, or why there is none."""
+    if isinstance(line, Skip):
+        return line
+    if not line.strip():
+        return Skip(EMPTY)
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # a line of brackets alone exhausts the parser
+        return Skip(NOT_JSON)
+    return row if isinstance(row, dict) else Skip(NOT_JSON)
+
+
+def reasons(skipped: Mapping[str, int]) -> str:
+    """Return why a file holds nothing that can be used.
+
+    Example:
+        >>> reasons({"empty": 2}), reasons({})
+        ('2 empty', 'no lines')
+    """
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no lines"
 
 
 def read_lines(path: Path) -> Iterator[str]:

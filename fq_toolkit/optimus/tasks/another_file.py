@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fq_toolkit.optimus.data.corpus import GRAMMAR, describe_skipped
-from fq_toolkit.optimus.data.dialog_corpus import EMBEDDED
+from fq_toolkit.optimus.data.dialogs import EMBEDDED
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.storage.measured_data import MeasuredSet, digest_of
 from fq_toolkit.training.storage.run_folder import RunFolder

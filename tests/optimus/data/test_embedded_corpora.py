@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from fq_toolkit.optimus.data.corpus import load_corpus
-from fq_toolkit.optimus.data.dialog_corpus import load_dialogs, questions
+from fq_toolkit.optimus.data.dialogs import load_dialogs, questions
 from fq_toolkit.optimus.data.grammar import FACTORS, GrammarCorpus
 from fq_toolkit.optimus.data.labels import load_labelled
+from fq_toolkit.optimus.metrics.analogies import draw_analogies
 
 
 def grammar() -> Any:
@@ -20,7 +21,7 @@ def grammar() -> Any:
 
 def analogies() -> Any:
     corpus = GrammarCorpus()
-    return [corpus.analogies(300, seed=0), corpus.analogies(10, seed=7)]
+    return [draw_analogies(corpus, 300, seed=0), draw_analogies(corpus, 10, seed=7)]
 
 
 def labelled() -> Any:

@@ -13,7 +13,7 @@ import transformers
 
 from fq_toolkit.cli import main
 from fq_toolkit.optimus.data.corpus import load_corpus, read_sentences
-from fq_toolkit.optimus.data.dialog_corpus import load_dialogs
+from fq_toolkit.optimus.data.dialogs import load_dialogs
 from fq_toolkit.optimus.data.labels import load_labelled
 from fq_toolkit.optimus.data.text_files import HALF_A_PAIR
 from fq_toolkit.optimus.data.tokenizer_training import train_tokenizers

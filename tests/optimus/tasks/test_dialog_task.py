@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fq_toolkit import cli
-from fq_toolkit.optimus.data.dialog_corpus import Dialogs, embedded_dialogs, load_dialogs, questions
+from fq_toolkit.optimus.data.dialogs import Dialogs, embedded_dialogs, load_dialogs, questions
 from fq_toolkit.optimus.model.posterior import Posterior
 from fq_toolkit.optimus.tasks.dialog.evaluation import f1, measure_responses, sample_bleu
 from fq_toolkit.optimus.tasks.dialog.model import DialogBatch, DialogVAE, kl_between

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from fq_toolkit.optimus.data.dialog_corpus import DialogCorpus
+from fq_toolkit.optimus.data.dialogs import DialogCorpus
 from fq_toolkit.optimus.metrics.text_metrics import distinct_ngrams
 from fq_toolkit.optimus.tasks.dialog.model import DialogVAE
 from fq_toolkit.training.errors import require

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fq_toolkit.optimus.data.dialog_corpus import Dialogs, load_dialogs
+from fq_toolkit.optimus.data.dialogs import Dialogs, load_dialogs
 from fq_toolkit.optimus.model.batch import Tokenizers
 from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
 from fq_toolkit.optimus.tasks.dialog.evaluation import DialogEvaluator

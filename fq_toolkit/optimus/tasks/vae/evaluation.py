@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fq_toolkit.optimus.data.corpus import Corpus
-from fq_toolkit.optimus.data.grammar import Analogy, AnalogyScore, score_analogies
+from fq_toolkit.optimus.metrics.analogies import Analogy, AnalogyScore, draw_analogies, score_analogies
 from fq_toolkit.optimus.metrics.language_metrics import LanguageScores, measure_language, readable
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.vae.config import OptimusConfig
@@ -73,7 +73,7 @@ class Evaluator:
         self.draws = config.iw_samples
         self.questions = []
         if corpus.grammar is not None:
-            self.questions = corpus.grammar.analogies(config.eval_analogies, seed=EVALUATION_SEED)
+            self.questions = draw_analogies(corpus.grammar, config.eval_analogies, seed=EVALUATION_SEED)
 
     def check(self, vae: SentenceVAE) -> None:
         """Refuse sentences that a model cannot be measured with: before it is trained, not after.

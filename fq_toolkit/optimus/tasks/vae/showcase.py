@@ -7,6 +7,7 @@ import numpy as np
 
 from fq_toolkit.optimus.data.corpus import Corpus
 from fq_toolkit.optimus.data.grammar import parse
+from fq_toolkit.optimus.metrics.analogies import draw_analogies
 from fq_toolkit.optimus.metrics.language_metrics import readable
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.vae.evaluation import Evaluation, ask
@@ -77,7 +78,7 @@ def make_showcase(vae: SentenceVAE, corpus: Corpus, figures: Evaluation) -> Show
         vae.interpolate(*ends, STEPS, max_new_tokens=_MAX_NEW_TOKENS)
         for ends in zip(ends_a, ends_b, strict=True)
     ]
-    questions = [] if corpus.grammar is None else corpus.grammar.analogies(COUNT, seed=_SEED)
+    questions = [] if corpus.grammar is None else draw_analogies(corpus.grammar, COUNT, seed=_SEED)
     if questions:
         a, b, c = ask(questions)
     answers = vae.analogy(a, b, c, max_new_tokens=_MAX_NEW_TOKENS)

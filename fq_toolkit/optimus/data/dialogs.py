@@ -3,32 +3,31 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fq_toolkit.optimus.data.text_files import Skip, read_lines, tidy
+from fq_toolkit.optimus.data.text_files import (
+    EMPTY,
+    JSON_LINES,
+    LINES,
+    NO_TAB,
+    TABLES,
+    Skip,
+    json_object,
+    read_lines,
+    reasons,
+    tidy,
+)
 from fq_toolkit.training.errors import ConfigError
 
 EMBEDDED = "embedded"
 TURN = "__eou__"  # what ends a turn in DailyDialog's files
-_TABLES, _JSON, _DIALOGS = (".tsv", ".tsv.gz"), (".jsonl", ".jsonl.gz", ".ndjson"), (".txt", ".txt.gz")
 _EVERY = 20
 _HELD_OUT, _SPLIT_SEED = 0.15, 20200410
-
-_GREETINGS = (
-    "", "hello .", "good morning .", "good evening .", "excuse me .", "hi there .", "sorry to ask .",
-    "one question .", "dear friend .", "tell me .",
-)  # fmt: skip
-_ANIMALS = ("dog", "cat", "bird", "horse", "fish", "mouse", "fox", "bear")
-_DEEDS = ("sleeps", "eats", "plays", "waits", "hides", "rests")
-_THINGS = ("book", "key", "lamp", "chair", "coat", "ring", "map", "cup", "bag", "clock")
-_PLACES = ("on the table", "in the garden", "near the door", "under the bed", "in the kitchen")
-_COLOURS = ("red", "blue", "green", "white", "black")
-_FOODS = ("bread", "rice", "soup", "cake", "fruit", "cheese", "salad", "tea")
-_CITIES = ("paris", "rome", "berlin", "madrid", "oslo", "vienna", "athens", "lisbon")
-_WEATHERS = ("sunny", "cold", "windy", "warm", "cloudy")
 
 
 class Dialogs(NamedTuple):
@@ -71,21 +70,23 @@ def questions() -> dict[str, tuple[str, ...]]:
         >>> questions()["do you like tea ?"]
         ('yes , i like tea .', 'no , i do not like tea .')
     """
-    found: dict[str, tuple[str, ...]] = {}
-    for i, animal in enumerate(_ANIMALS):
-        deeds = [_DEEDS[(i + k) % len(_DEEDS)] for k in range(3)]
-        found[f"what does the {animal} do ?"] = tuple(f"the {animal} {deed} ." for deed in deeds)
-    for i, thing in enumerate(_THINGS):
-        places = [_PLACES[(i + k) % len(_PLACES)] for k in range(3)]
-        found[f"where is the {thing} ?"] = tuple(f"the {thing} is {place} ." for place in places)
-        colours = [_COLOURS[(2 * i + k) % len(_COLOURS)] for k in range(2)]
-        found[f"which colour has the {thing} ?"] = tuple(f"the {thing} is {colour} ." for colour in colours)
-    for food in _FOODS:
-        found[f"do you like {food} ?"] = (f"yes , i like {food} .", f"no , i do not like {food} .")
-    for i, city in enumerate(_CITIES):
-        weathers = [_WEATHERS[(i + k) % len(_WEATHERS)] for k in range(3)]
-        found[f"how is the weather in {city} ?"] = tuple(f"it is {w} in {city} ." for w in weathers)
-    return found
+    answers: dict[str, tuple[str, ...]] = {}
+    for topic in _tables()["topics"]:
+        for row, word in enumerate(topic["words"]):
+            for asked in topic["questions"]:
+                # Each word has its own few of the values, so that an answer can be right or wrong.
+                first, values = row * asked["stride"], asked["values"]
+                chosen = [values[(first + k) % len(values)] for k in range(asked["count"])]
+                answers[asked["question"].format(word)] = tuple(
+                    answer.format(word, value) for value in chosen for answer in asked["answers"]
+                )
+    return answers
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    """Return the words of the embedded corpus."""
+    return dict(json.loads((files(__package__) / "dialogs.json").read_text(encoding="utf-8")))
 
 
 def embedded_dialogs() -> DialogCorpus:
@@ -93,9 +94,9 @@ def embedded_dialogs() -> DialogCorpus:
 
     The split is the same for everybody.
     """
-    asked = questions()
-    contexts = [f"{greeting} {question}".strip() for greeting in _GREETINGS for question in asked]
-    answers = [rows for _ in _GREETINGS for rows in asked.values()]
+    asked, greetings = questions(), _tables()["greetings"]
+    contexts = [f"{greeting} {question}".strip() for greeting in greetings for question in asked]
+    answers = [rows for _ in greetings for rows in asked.values()]
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(contexts))
     hidden = set(order[: round(_HELD_OUT * len(contexts))].tolist())
 
@@ -166,21 +167,21 @@ def _where(pairs: Dialogs, contexts: set[str], inside: bool) -> Dialogs:
 
 
 def _read(source: str, turns: int, skipped: Counter[str]) -> Dialogs:
-    if source.endswith(_TABLES):
+    if source.endswith(TABLES):
         read = _from_table
-    elif source.endswith(_JSON):
+    elif source.endswith(JSON_LINES):
         read = _from_json
-    elif source.endswith(_DIALOGS):
+    elif source.endswith(LINES):
         read = _from_dialog
     else:
         raise ConfigError(
             f"data is {source!r}; expected {EMBEDDED!r} or a file ending in "
-            f"{', '.join((*_TABLES, *_JSON, *_DIALOGS))}"
+            f"{', '.join((*TABLES, *JSON_LINES, *LINES))}"
         )
     contexts, responses = [], []
     for line in read_lines(Path(source)):
         if isinstance(line, Skip) or not line.strip():
-            skipped[str(line) if isinstance(line, Skip) else "empty"] += 1
+            skipped[str(line) if isinstance(line, Skip) else EMPTY] += 1
             continue
         try:
             pairs = [tuple(map(tidy, pair)) for pair in read(line, turns)]
@@ -194,10 +195,9 @@ def _read(source: str, turns: int, skipped: Counter[str]) -> Dialogs:
                 contexts.append(context)
                 responses.append(response)
             else:
-                skipped["empty"] += 1
+                skipped[EMPTY] += 1
     if not contexts:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise ConfigError(f"{source} holds no pair of context and response ({reasons or 'no lines'})")
+        raise ConfigError(f"{source} holds no pair of context and response ({reasons(skipped)})")
     return Dialogs(contexts, responses)
 
 
@@ -208,17 +208,14 @@ class _Unusable(Exception):
 def _from_table(line: str, turns: int) -> Iterable[tuple[str, str]]:
     context, tab, response = line.partition("\t")
     if not tab:
-        raise _Unusable("without a tab")
+        raise _Unusable(NO_TAB)
     return [(context, response)]
 
 
 def _from_json(line: str, turns: int) -> Iterable[tuple[str, str]]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise _Unusable("not a JSON object") from None
-    if not isinstance(row, dict):
-        raise _Unusable("not a JSON object")
+    row = json_object(line)
+    if isinstance(row, Skip):
+        raise _Unusable(row)
     context, responses = row.get("context"), row.get("response")
     if isinstance(context, list) and all(isinstance(turn, str) for turn in context):
         context = _joined(context, turns)
