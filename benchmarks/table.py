@@ -16,10 +16,8 @@ from benchmarks.quantizer.ours import OURS
 from benchmarks.quantizer.problem import SHAPES, Shape
 from benchmarks.quantizer.targets import FAISS, LUCIDRAINS, RELEASED, overhead
 from benchmarks.results import DIRECTORY, Row, median, peak, read_all
-from benchmarks.studies import navigation_tasks, optimus_report, prevalent_report
+from benchmarks.studies import navigation_tasks, optimus, prevalent
 from benchmarks.studies.fqgan import ARMS as GAN_ARMS
-from benchmarks.studies.optimus import arms_of
-from benchmarks.studies.prevalent import ARMS as NAVIGATION_ARMS
 from benchmarks.studies.results import Figures, read
 from benchmarks.studies.setting import BASELINE as NO_QUANTIZATION
 from benchmarks.studies.summary import summary
@@ -300,7 +298,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
         case: partial(
             _studies,
             pattern=f"study_optimus-{case}-*.csv",
-            text=partial(_arms_study, table=optimus_report.table, arms=arms_of(case)),
+            text=partial(_arms_study, table=optimus.table, arms=optimus.arms_of(case)),
         )
         for case in ("grammar", "captions", "injection")
     },
@@ -308,7 +306,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
         name: partial(
             _studies,
             pattern=f"{stem}-*.csv",
-            text=partial(_arms_study, table=prevalent_report.table, arms=NAVIGATION_ARMS),
+            text=partial(_arms_study, table=prevalent.table, arms=prevalent.ARMS),
         )
         for name, stem in {"navigation": "study_prevalent", "navigation_600": "study_prevalent_600"}.items()
     },

@@ -8,15 +8,14 @@ goes on when it is called again.
 from __future__ import annotations
 
 import argparse
-import datetime
 import re
-import shutil
 import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -35,11 +34,10 @@ from benchmarks.studies.results import (
     OTHERS,
     STEP_TIME,
     Figures,
-    Row,
     Setting,
-    append,
     read,
 )
+from benchmarks.studies.runs import Stopped, exit_code, run_missing
 from benchmarks.studies.setting import (
     BASELINE,
     QUICK_SAMPLES,
@@ -52,23 +50,15 @@ from benchmarks.studies.summary import summary
 from benchmarks.timing import rotation
 from fq_toolkit.fqgan.gan.config import PRESETS, FQGANConfig
 from fq_toolkit.fqgan.gan.training import run_name, train
-from fq_toolkit.training.errors import ConfigError, DivergedError, MissingExtraError, RunError
+from fq_toolkit.training.errors import DivergedError
 from fq_toolkit.training.reporting.metrics_log import read_metrics
-from fq_toolkit.training.reporting.progress import SilentReporter, format_duration
+from fq_toolkit.training.reporting.progress import SilentReporter
 from fq_toolkit.training.storage.run_folder import RunFolder
 
 ARMS: tuple[str, ...] = get_args(get_type_hints(FQGANConfig)["fq"])
 REFUSED = 3
 # Seeds of the preset digits and of all others, which take longer.
 _SEEDS, _FEWER_SEEDS, _QUICK_SEEDS = 8, 5, 2
-
-
-class Stopped(Exception):
-    """A signal ended a run before its last step."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
 
 
 class StepClock(SilentReporter):
@@ -124,44 +114,12 @@ def run_once(config: FQGANConfig, folder: Path) -> dict[str, float]:
     }
 
 
-def run_all(
-    setting: Setting,
-    runs: Sequence[tuple[str, int]],
-    path: Path,
-    keep: Path | None,
-    console: Console,
-    *,
-    data: str,
-) -> None:
-    """Do the runs that the results file lacks and append each when it has ended.
-
-    Raises:
-        Stopped: when a signal came; what had ended by then is in the file.
-        RunError: when a file cannot be written.
-    """
-    finished = Figures(read(path), setting).finished()
-    open_runs = [run for run in runs if run not in finished]
-    if len(open_runs) < len(runs):
-        console.print(f"{len(runs) - len(open_runs)} of {len(runs)} runs are in {path}", soft_wrap=True)
-    append(path, [])  # a file that cannot be written is better found now than after the first run
-    began = time.monotonic()
-    for number, (arm, seed) in enumerate(open_runs, start=1):
-        config = run_config(setting, arm, seed, data=data)
-        scratch = Path(tempfile.mkdtemp(prefix="study-fqgan-"))
-        try:
-            folder = (keep or scratch) / f"{run_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}"
-            figures = run_once(config, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-        append(path, [Row(setting, arm, seed, name, value, today) for name, value in figures.items()])
-        name, value = list(figures.items())[-1]
-        left = (time.monotonic() - began) / number * (len(open_runs) - number)
-        console.print(
-            f"{number}/{len(open_runs)} seed {seed} {arm}: {name} {value:.4g}, {format_duration(left)} left",
-            markup=False,
-            highlight=False,
-        )
+def run_in(setting: Setting, data: str, keep: Path | None, arm: str, seed: int) -> dict[str, float]:
+    """Train one arm with one seed in a folder of its own, which is deleted unless it is to be kept."""
+    config = run_config(setting, arm, seed, data=data)
+    with tempfile.TemporaryDirectory(prefix="study-fqgan-", ignore_cleanup_errors=True) as scratch:
+        folder = (keep or Path(scratch)) / f"{run_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return run_once(config, folder)
 
 
 def report(figures: Figures, path: Path, console: Console) -> None:
@@ -208,14 +166,12 @@ def study(arguments: argparse.Namespace, path: Path, console: Console) -> int:
             "the same code; measure in a clean checkout",
             style="red",
         )
-    code = 0
-    try:
-        run_all(setting, runs, path, arguments.keep, console, data=data)
-    except (Stopped, KeyboardInterrupt) as error:
-        stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
-        code = 128 + stop.number
-        kept = "" if arguments.quick else "; the same command goes on with the study"
-        console.print(f"{stop}: the run in progress is not counted{kept}")
+    run = partial(run_in, setting, data, arguments.keep)
+
+    def missing() -> None:
+        run_missing(setting, runs, path, run, console, last=FID, brief=True)
+
+    code = exit_code(missing, console, kept=not arguments.quick)
     report(Figures(read(path), setting), path, console)
     return code
 
@@ -286,41 +242,33 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(arguments.threads or (1 if arguments.quick else machine.core_count()))
     console = Console(width=None if sys.stdout.isatty() else 120)
+    return exit_code(lambda: chosen(arguments, console), console, kept=not arguments.quick)
+
+
+def chosen(arguments: argparse.Namespace, console: Console) -> int:
+    """Do what was asked for: the study, its quick form in a temporary folder, or only the report."""
     name = f"{results.STUDY}fqgan-{machine.machine_name(arguments.device)}.csv"
-    try:
-        if arguments.quick:
-            with tempfile.TemporaryDirectory(prefix="study-fqgan-") as folder:
-                code = study(arguments, Path(folder) / name, console)
-            console.print(
-                "quick run: so few steps say nothing about quality; no results file was touched",
-                soft_wrap=True,
-            )
-            return code
-        path = arguments.results / name
-        if arguments.report:
-            rows = read(path)
-            for setting in dict.fromkeys(row.setting for row in rows):
-                report(Figures(rows, setting), path, console)
-            if rows:
-                console.print(
-                    summary(rows, ARMS, baseline=BASELINE), markup=False, highlight=False, soft_wrap=True
-                )
-            else:
-                sys.stderr.write(f"no rows in {path}; run `python -m benchmarks.studies.fqgan` first\n")
-            return 0 if rows else 1
+    if arguments.quick:
+        with tempfile.TemporaryDirectory(prefix="study-fqgan-") as folder:
+            code = study(arguments, Path(folder) / name, console)
+        console.print(
+            "quick run: so few steps say nothing about quality; no results file was touched", soft_wrap=True
+        )
+        return code
+    path = arguments.results / name
+    if not arguments.report:
         code = study(arguments, path, console)
-        if code != REFUSED:
+        if path.exists():
             console.print(f"results: {path} and its pictures", soft_wrap=True)
         return code
-    except (ConfigError, MissingExtraError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except (RunError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
+    rows = read(path)
+    for setting in dict.fromkeys(row.setting for row in rows):
+        report(Figures(rows, setting), path, console)
+    if not rows:
+        sys.stderr.write(f"no rows in {path}; run `python -m benchmarks.studies.fqgan` first\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; runs that had ended are kept\n")
-        return 128 + signal.SIGINT
+    console.print(summary(rows, ARMS, baseline=BASELINE), markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 if __name__ == "__main__":

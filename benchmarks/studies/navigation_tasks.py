@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import math
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from benchmarks import machine
 from benchmarks.results import DIRECTORY
-from benchmarks.studies.results import Figures, Row, Setting, append, read
+from benchmarks.studies.results import Figures, Row, Setting, read
+from benchmarks.studies.runs import exit_code, run_missing, setting_here
 from benchmarks.studies.statistics import student_interval
 from fq_toolkit.prevalent.tasks.baselines import baseline_records
 from fq_toolkit.prevalent.tasks.hanna import config as hanna_config
@@ -66,18 +67,10 @@ def results_file() -> Path:
 
 def make_setting() -> Setting:
     """What all runs of this call share."""
-    revision, dirty = machine.commit()
-    versions = [machine.package_version("fq-toolkit"), f"torch {torch.__version__}"]
-    return Setting(
+    return setting_here(
         preset="mini",
         steps=0,  # each trainer's default
         samples=0,  # each trainer's default
-        commit=revision,
-        dirty=dirty,
-        machine=machine.machine_name("cpu"),
-        device="cpu",
-        threads=torch.get_num_threads(),
-        versions=", ".join(filter(None, [*versions, f"python {platform.python_version()}"])),
         data="MiniWorld",
     )
 
@@ -131,7 +124,7 @@ def run_once(arm: str, seed: int, folder: Path, *, quick: bool) -> dict[str, flo
         found, updates = done.evaluation, done.step
     if found is None:
         raise RunError(f"{arm}, seed {seed} was stopped; call again to go on")
-    return {**figures_of(task, found), LAST: float(updates), CPU: time.process_time() - began}
+    return {**figures_of(task, found), CPU: time.process_time() - began, LAST: float(updates)}
 
 
 def baseline(trainer: Trainer[Any], config: Any, name: str) -> Any:
@@ -232,27 +225,22 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="only the tables")
     arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads or machine.core_count())
-    path = results_file()
-    if not arguments.report:
-        setting = make_setting()
-        known = Figures([] if arguments.quick else read(path), setting).by_arm(LAST)
-        wanted = [(seed, arm) for seed in range(arguments.seeds) for arm in arguments.arms]
-        with tempfile.TemporaryDirectory(prefix="study-") as folder:
-            for seed, arm in wanted:
-                if seed in known.get(arm, {}):
-                    continue
-                figures = run_once(arm, seed, Path(folder), quick=arguments.quick)
-                today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-                rows = [Row(setting, arm, seed, name, value, today) for name, value in figures.items()]
-                shown = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
-                sys.stdout.write(f"{arm}, seed {seed}: {shown}\n")
-                sys.stdout.flush()
-                if not arguments.quick:
-                    append(path, rows)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    runs = [(arm, seed) for seed in range(arguments.seeds) for arm in arguments.arms]
+    code = 0
+    with tempfile.TemporaryDirectory(prefix="study-") as folder:
+        path = Path(folder) / "quick.csv" if arguments.quick else results_file()
+        run = partial(run_once, folder=Path(folder), quick=arguments.quick)
+        if not arguments.report:
+            code = exit_code(
+                lambda: run_missing(make_setting(), runs, path, run, console, last=LAST),
+                console,
+                kept=not arguments.quick,
+            )
     if not arguments.quick:
         rows = read(path)
         sys.stdout.write(f"{summary(rows)}\n\n{report(rows)}")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

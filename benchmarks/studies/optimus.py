@@ -11,28 +11,34 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
+import math
 import os
-import platform
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from benchmarks import machine, results
-from benchmarks.studies.optimus_plain import train_plain
-from benchmarks.studies.optimus_report import plot, table
-from benchmarks.studies.results import DIVERGED, Figures, Row, Setting, append, read
+from benchmarks.studies.panels import Panel, diverged, draw
+from benchmarks.studies.results import DIVERGED, Figures, Setting, read
+from benchmarks.studies.runs import Stopped, exit_code, run_missing, setting_here
+from benchmarks.studies.statistics import student_interval
 from benchmarks.timing import rotation
+from fq_toolkit.optimus.data.corpus import load_corpus
+from fq_toolkit.optimus.data.tokenized import TokenizedTexts, tokenize_corpus
+from fq_toolkit.optimus.model.decoding import evaluating
+from fq_toolkit.optimus.model.losses import token_nll
 from fq_toolkit.optimus.tasks.vae.config import OptimusConfig, preset
-from fq_toolkit.optimus.tasks.vae.training import train
-from fq_toolkit.training.errors import ConfigError, DivergedError, RunError
+from fq_toolkit.optimus.tasks.vae.training import build_vae, data_order, learning_rate, make_optimizer, train
+from fq_toolkit.training.errors import ConfigError, DivergedError
 from fq_toolkit.training.reporting.progress import SilentReporter
+from fq_toolkit.training.seeding import seed_everything
 
 # What all runs share. Of the first ``limit`` training captions, those of more than ``max_length`` tokens are
 # left out; so are those of the held-out ones.
@@ -78,11 +84,14 @@ ANALOGIES = {
     "kept": "others kept",
 }
 LAST = "PPL per word"
+COLUMNS = (
+    "analogies right", "factor changed", "others kept", "PPL per BPE token", LAST, "-ELBO", "KL",
+    "MI", "AU", "reconstruction", "reconstruction from another latent",
+)  # fmt: skip
+_PANELS = (LAST, "KL", "MI", "AU")
+_ANALOGIES = "analogies right"
+_ROWS = 64
 _SEEDS, _QUICK = 3, {"steps": 6, "eval_sentences": 20, "iw_samples": 2, "limit": 500}
-
-
-class Stopped(Exception):
-    """A signal ended a run before its last step."""
 
 
 def captions() -> tuple[str, str]:
@@ -129,7 +138,7 @@ def run_once(arm: str, config: OptimusConfig) -> dict[str, float]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if result.signal is not None or result.evaluation is None:
-        raise Stopped(signal.Signals(result.signal or signal.SIGINT).name)
+        raise Stopped(result.signal or signal.SIGINT)
     figures = result.evaluation.figures
     said = {}
     if figures.analogies is not None:
@@ -138,49 +147,16 @@ def run_once(arm: str, config: OptimusConfig) -> dict[str, float]:
     return {**said, **{name: float(getattr(figures.language, field)) for field, name in METRICS.items()}}
 
 
-def finished(figures: Figures) -> set[tuple[str, int]]:
-    """Arm and seed of the runs that need not be run again: those whose last figure is there."""
-    return {
-        (arm, seed)
-        for metric in (LAST, DIVERGED)
-        for arm, by_seed in figures.by_arm(metric).items()
-        for seed in by_seed
-    }
-
-
-def run_all(setting: Setting, seeds: int, path: Path, *, quick: bool, case: str, console: Console) -> None:
-    """Do the runs that the results file lacks, seed by seed, and append each when it has ended."""
-    runs = [(arm, seed) for seed in range(seeds) for arm in rotation(tuple(arms_of(case)), seed)]
-    done = finished(Figures(read(path), setting))
-    left = [run for run in runs if run not in done]
-    append(path, [])  # a file that cannot be written is better found now than after the first run
-    for number, (arm, seed) in enumerate(left, start=1):
-        figures = run_once(arm, run_config(arm, seed, quick=quick, case=case))
-        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-        append(path, [Row(setting, arm, seed, name, value, today) for name, value in figures.items()])
-        said = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        console.print(f"{number}/{len(left)} seed {seed} {arm}: {said}", markup=False, highlight=False)
-
-
 def make_setting(*, quick: bool, case: str) -> Setting:
-    """What all runs of this call share."""
-    revision, dirty = machine.commit()
+    """Return what all runs of this call share."""
     config = run_config(next(iter(arms_of(case))), 0, quick=quick, case=case)
-    versions = [machine.package_version(name) for name in ("fq-toolkit", "transformers", "tokenizers")]
-    return Setting(
+    return setting_here(
+        packages=("transformers", "tokenizers"),
         preset=f"{case}-quick" if quick else case,
         steps=config.steps,
         samples=config.eval_sentences,
-        commit=revision,
-        dirty=dirty,
-        machine=machine.machine_name("cpu"),
-        device="cpu",
-        threads=torch.get_num_threads(),
         data="grammar" if case == "grammar" else "captions",
         options=sizes(config),
-        versions=", ".join(
-            [*filter(None, versions), f"torch {torch.__version__}", platform.python_version()]
-        ),
     )
 
 
@@ -190,6 +166,86 @@ def sizes(config: OptimusConfig) -> str:
     return (
         f"{config.layers} layers x {config.width}, latent {config.latent_size}{first}, init {config.init_std}"
     )
+
+
+def train_plain(config: OptimusConfig) -> dict[str, float]:
+    """Train the decoder alone on what the VAEs are trained on, in the same order and for as many steps.
+
+    Args:
+        config: of the VAE whose decoder it is.
+
+    Returns:
+        Metric -> value on the held-out sentences.
+    """
+    seed_everything(config.seed)
+    corpus = load_corpus(config.data, config.valid, limit=config.limit)
+    vae = build_vae(config, corpus.train)
+    decoder, tokenizers = vae.decoder, vae.tokenizers
+    decoder.latent_injection.requires_grad_(False)  # without a latent it computes nothing
+    data = tokenize_corpus(corpus.train, tokenizers, max_length=config.max_length)
+    order = data_order(config, data, rank=0, world=1)
+    optimizer = make_optimizer(decoder, config)
+    decoder.train()
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        optimizer.zero_grad()
+        nll(decoder, data, order.next()).mean().backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.clip)
+        optimizer.step()
+    every = max(1, len(corpus.valid) // config.eval_sentences)
+    texts = corpus.valid[::every][: config.eval_sentences]
+    held_out = tokenize_corpus(texts, tokenizers, max_length=config.max_length)
+    kept = [t for t in texts if len(tokenize_corpus([t], tokenizers, max_length=config.max_length))]
+    with evaluating(decoder):
+        parts = torch.arange(len(held_out)).split(_ROWS)
+        total = sum(float(nll(decoder, held_out, rows).double().sum()) for rows in parts)
+    tokens, words = int(held_out.lengths().sum()), sum(len(text.split()) + 1 for text in kept)
+    return {
+        "sentences": float(len(held_out)),
+        "-ELBO": total / len(held_out),  # exact here: there is no latent
+        "PPL per BPE token": math.exp(total / tokens),
+        "PPL per word": math.exp(total / words),
+    }
+
+
+def nll(decoder: torch.nn.Module, data: TokenizedTexts, rows: Tensor) -> Tensor:
+    """``-log p(x)`` of sentences, (B,)."""
+    batch = data.batch(rows)
+    logits = decoder(input_ids=batch.decoder_ids[:, :-1], attention_mask=batch.decoder_mask[:, :-1]).logits
+    return token_nll(logits, batch.decoder_ids[:, 1:], batch.decoder_mask[:, 1:])
+
+
+def cell(by_seed: Mapping[int, float]) -> str:
+    """Mean over seeds and, with several, their standard deviation."""
+    if not by_seed:
+        return "–"
+    found = student_interval(list(by_seed.values()))
+    return f"{found.mean:.2f}" + (f" ± {found.sd:.2f}" if found.seeds > 1 else "")
+
+
+def table(figures: Figures, arms: Sequence[str]) -> str:
+    """Arms by metrics as markdown: means over seeds, standard deviations, and the number of seeds."""
+    by_metric = {name: figures.by_arm(name) for name in COLUMNS if figures.by_arm(name)}
+    lines = [f"| | {' | '.join(by_metric)} | seeds |", f"|---|{'---|' * (len(by_metric) + 1)}"]
+    for arm in arms:
+        seeds = len(figures.by_arm(LAST).get(arm, {}))
+        if seeds:
+            cells = [cell(by_arm.get(arm, {})) for by_arm in by_metric.values()]
+            lines.append(f"| {arm} | {' | '.join(cells)} | {seeds} |")
+    lines += diverged(figures)
+    return "\n".join(lines)
+
+
+def plot(figures: Figures, arms: Sequence[str], path: Path) -> None:
+    """Write the picture.
+
+    Raises:
+        RunError: when the file cannot be written.
+        MissingExtraError: without matplotlib.
+    """
+    metrics = _PANELS + (_ANALOGIES,) * bool(figures.by_arm(_ANALOGIES))
+    draw(figures, arms, [Panel(metric) for metric in metrics], path, samples="held-out sentences")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -207,21 +263,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if options.threads:
         torch.set_num_threads(options.threads)
+    runs = [
+        (arm, seed)
+        for seed in range(1 if options.quick else options.seeds)
+        for arm in rotation(tuple(arms_of(options.case)), seed)
+    ]
+
+    def run(arm: str, seed: int) -> dict[str, float]:
+        return run_once(arm, run_config(arm, seed, quick=options.quick, case=options.case))
+
+    def study() -> None:
+        setting = make_setting(quick=options.quick, case=options.case)
+        run_missing(setting, runs, path, run, console, last=LAST)
+
     with tempfile.TemporaryDirectory() as scratch:
         name = f"study_optimus-{options.case}-{machine.machine_name('cpu')}.csv"
         path = options.results or (Path(scratch) if options.quick else results.DIRECTORY) / name
-        code = 0
-        try:
-            if not options.report:
-                seeds = 1 if options.quick else options.seeds
-                setting = make_setting(quick=options.quick, case=options.case)
-                run_all(setting, seeds, path, quick=options.quick, case=options.case, console=console)
-        except (Stopped, KeyboardInterrupt) as error:
-            console.print(f"stopped ({error}): the run in progress is not counted; call again to go on")
-            code = 130
-        except (ConfigError, RunError) as error:
-            sys.stderr.write(f"{error}\n")
-            return 2
+        code = 0 if options.report else exit_code(study, console)
         rows = read(path)
         if rows:
             figures = Figures(rows, rows[-1].setting)

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
-import platform
+import math
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,8 +29,10 @@ import torch
 from rich.console import Console
 
 from benchmarks import machine, results
-from benchmarks.studies.prevalent_report import plot, table
-from benchmarks.studies.results import DIVERGED, Figures, Row, Setting, append, read
+from benchmarks.studies.panels import Panel, diverged, draw
+from benchmarks.studies.results import DIVERGED, Figures, Setting, read
+from benchmarks.studies.runs import Stopped, exit_code, run_missing, setting_here
+from benchmarks.studies.statistics import Interval, differences, student_interval
 from fq_toolkit.prevalent.model.speaker import Speaker
 from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig
 from fq_toolkit.prevalent.tasks.pretraining.training import PRETRAINER
@@ -40,7 +42,7 @@ from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER
 from fq_toolkit.prevalent.tasks.speaker.augment import augment_records
 from fq_toolkit.prevalent.tasks.speaker.config import SpeakerConfig
 from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
-from fq_toolkit.training.errors import ConfigError, DivergedError, RunError
+from fq_toolkit.training.errors import DivergedError
 from fq_toolkit.training.session import Trainer, train
 from fq_toolkit.training.storage.atomic import write_atomic
 
@@ -74,13 +76,11 @@ FINE_TUNING = R2RConfig(
 )  # fmt: skip
 AUGMENTED_PATHS = 1000
 LAST = "SPL unseen"
+COLUMNS = ("SR unseen", LAST, "nDTW unseen", "SR seen", "NE unseen", "CPU seconds")
+_PERCENT = ("SR", "SPL", "nDTW", "OSR")
 Config = TypeVar("Config", PretrainingConfig, SpeakerConfig, R2RConfig)
 _SEEDS = 8
 _QUICK_SIZES = {"scans": 4, "train_items": 40, "validation_items": 10, "steps": 4}
-
-
-class Stopped(Exception):
-    """A signal ended a run before its last step."""
 
 
 def quick(config: Config) -> Config:
@@ -112,7 +112,7 @@ class Pieces:
             shutil.rmtree(folder, ignore_errors=True)
             result = train(trainer, self.config(base, seed), out=folder)
             if result.signal is not None:
-                raise Stopped(signal.Signals(result.signal).name)
+                raise Stopped(result.signal)
         return folder
 
     def pretrained(self, seed: int) -> str:
@@ -162,7 +162,7 @@ def run_once(pieces: Pieces, arm: str, seed: int) -> dict[str, float]:
         except DivergedError:
             return {DIVERGED: 1.0}
     if result.signal is not None or result.evaluation is None:
-        raise Stopped(signal.Signals(result.signal or signal.SIGINT).name)
+        raise Stopped(result.signal or signal.SIGINT)
     seen, unseen = (result.evaluation.scores[name] for name in ("val_seen", "val_unseen"))
     return {
         "CPU seconds": time.process_time() - began,
@@ -176,49 +176,65 @@ def run_once(pieces: Pieces, arm: str, seed: int) -> dict[str, float]:
     }
 
 
-def finished(figures: Figures) -> set[tuple[str, int]]:
-    """Arm and seed of the runs that need not be run again: those whose last figure is there."""
-    return {
-        (arm, seed)
-        for metric in (LAST, DIVERGED)
-        for arm, by_seed in figures.by_arm(metric).items()
-        for seed in by_seed
-    }
-
-
-def run_all(
-    setting: Setting, arms: Sequence[str], seeds: int, pieces: Pieces, path: Path, console: Console
-) -> None:
-    """Do the runs that the results file lacks, seed by seed, and append each when it has ended."""
-    runs = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in LATER]
-    runs += [(arm, seed) for seed in range(seeds) for arm in arms if arm in LATER]
-    done = finished(Figures(read(path), setting))
-    left = [run for run in runs if run not in done]
-    append(path, [])  # a file that cannot be written is better found now than after the first run
-    for number, (arm, seed) in enumerate(left, start=1):
-        figures = run_once(pieces, arm, seed)
-        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-        append(path, [Row(setting, arm, seed, name, value, today) for name, value in figures.items()])
-        said = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        console.print(f"{number}/{len(left)} seed {seed} {arm}: {said}", markup=False, highlight=False)
+def runs_of(arms: Sequence[str], seeds: int) -> list[tuple[str, int]]:
+    """Return arm and seed of every run, seed by seed; the arms of `LATER` when all others are done."""
+    first = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in LATER]
+    return first + [(arm, seed) for seed in range(seeds) for arm in arms if arm in LATER]
 
 
 def make_setting(*, steps: int, small: bool) -> Setting:
-    """What all runs of this call share."""
-    revision, dirty = machine.commit()
+    """Return what all runs of this call share."""
     sizes = quick(FINE_TUNING) if small else dataclasses.replace(FINE_TUNING, steps=steps)
-    return Setting(
+    return setting_here(
         preset="mini-quick" if small else "mini",
         steps=sizes.steps,
         samples=sizes.validation_items,
-        commit=revision,
-        dirty=dirty,
-        machine=machine.machine_name("cpu"),
-        device="cpu",
-        threads=torch.get_num_threads(),
         data="MiniWorld",
-        versions=f"torch {torch.__version__}, python {platform.python_version()}",
     )
+
+
+def span(found: Interval, scale: float) -> str:
+    """Return a mean and, with several seeds, its 95 % interval."""
+    if found.seeds < 2 or math.isinf(found.low):
+        return f"{scale * found.mean:.1f}"
+    return f"{scale * found.mean:.1f} ({scale * found.low:.1f} to {scale * found.high:.1f})"
+
+
+def cell(metric: str, by_seed: Mapping[int, float]) -> str:
+    """Return a figure of an arm."""
+    if not by_seed:
+        return "–"
+    scale = 100 if metric.startswith(_PERCENT) else 1
+    return span(student_interval(list(by_seed.values())), scale)
+
+
+def table(figures: Figures, arms: Sequence[str]) -> str:
+    """Arms by metrics as markdown: means with 95 % intervals; SR, SPL and nDTW in percent."""
+    head = [*COLUMNS, f"SR unseen minus {PRETRAINED}", "seeds"]
+    lines = [f"| | {' | '.join(head)} |", f"|---|{'---|' * len(head)}"]
+    by_metric = {name: figures.by_arm(name) for name in COLUMNS}
+    base = by_metric["SR unseen"].get(PRETRAINED, {})
+    for arm in arms:
+        found = by_metric["SR unseen"].get(arm, {})
+        if not found:
+            continue
+        paired = list(differences(base, found).values()) if arm != PRETRAINED else []
+        gap = span(student_interval(paired), 100) if paired else ""
+        cells = [cell(name, by_metric[name].get(arm, {})) for name in COLUMNS]
+        lines.append(f"| {arm} | {' | '.join(cells)} | {gap} | {len(found)} |")
+    lines += diverged(figures)
+    return "\n".join(lines)
+
+
+def plot(figures: Figures, arms: Sequence[str], path: Path) -> None:
+    """Write the picture.
+
+    Raises:
+        RunError: when the file cannot be written.
+        MissingExtraError: without matplotlib.
+    """
+    panels = [Panel(metric, 100) for metric in COLUMNS[:2]]
+    draw(figures, arms, panels, path, samples="instructions in unseen worlds")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -240,19 +256,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = f"study_prevalent-{machine.machine_name('cpu')}.csv"
         path = options.results or (Path(scratch) if options.quick else results.DIRECTORY) / name
         work = Path(scratch) / "work" if options.quick else options.work
-        code = 0
-        try:
-            if not options.report:
-                pieces = Pieces(work, steps=options.steps, small=options.quick)
-                setting = make_setting(steps=options.steps, small=options.quick)
-                seeds = 1 if options.quick else options.seeds
-                run_all(setting, options.arms, seeds, pieces, path, console)
-        except (Stopped, KeyboardInterrupt) as error:
-            console.print(f"stopped ({error}): the run in progress is not counted; call again to go on")
-            code = 130
-        except (ConfigError, RunError) as error:
-            sys.stderr.write(f"{error}\n")
-            return 2
+        pieces = Pieces(work, steps=options.steps, small=options.quick)
+
+        def study() -> None:
+            setting = make_setting(steps=options.steps, small=options.quick)
+            runs = runs_of(options.arms, 1 if options.quick else options.seeds)
+            run_missing(setting, runs, path, partial(run_once, pieces), console, last=LAST)
+
+        code = 0 if options.report else exit_code(study, console)
         rows = read(path)
         if rows:
             figures = Figures(rows, rows[-1].setting)

@@ -156,14 +156,18 @@ class Figures:
         """Arm -> seed -> value."""
         return dict(sorted(self.values.get(metric or "", {}).items()))
 
-    def finished(self) -> set[tuple[str, int]]:
-        """Arm and seed of the runs that need not be run again.
+    def finished(self, last: str) -> set[tuple[str, int]]:
+        """Return arm and seed of the runs that need not be run again.
 
-        The distance is the last row that a run writes: where it is, the others are.
+        The rows of a run are written in one piece whose last row is known: where it is, the others are.
+
+        Args:
+            last: how the name of that row's metric begins.
         """
         return {
             (arm, seed)
-            for metric in (self.fid, DIVERGED)
+            for metric in self.values
+            if metric == DIVERGED or metric.startswith(last)
             for arm, by_seed in self.by_arm(metric).items()
             for seed in by_seed
         }

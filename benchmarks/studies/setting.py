@@ -6,14 +6,12 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 from pathlib import Path
-
-import torch
 
 from benchmarks import machine
 from benchmarks.quantizer import ours
 from benchmarks.studies.results import Setting
+from benchmarks.studies.runs import setting_here
 from fq_toolkit.fqgan.data.datasets import load_dataset
 from fq_toolkit.fqgan.gan.config import FQGANConfig, preset
 from fq_toolkit.training.config import from_mapping
@@ -37,7 +35,7 @@ def find_data(name: str, given: Path | None) -> str:
     if given is not None or preset(name).data:
         return str(given or preset(name).data)
     root = os.environ.get("FQ_TOOLKIT_DATA")
-    folder = Path(root) if root else Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(root) if root else machine.ROOT.parent / "shared" / "data"
     if name in SHARED and (folder / "images" / SHARED[name]).exists():
         return str(folder / "images" / SHARED[name])
     wanted = f", or {SHARED[name]} in the folder images of $FQ_TOOLKIT_DATA" if name in SHARED else ""
@@ -93,19 +91,12 @@ def make_setting(arguments: argparse.Namespace, data: str) -> Setting:
     base = changed_preset(arguments.preset, options)
     images = load_dataset(data, size=base.image_size, conditional=base.conditional)
     shape = "x".join(map(str, images.images.shape))
-    revision, dirty = machine.commit()
-    versions = [machine.package_version("fq-toolkit"), f"torch {torch.__version__}"]
-    versions += [f"python {platform.python_version()}", f"kernels {ours.backend(arguments.device)}"]
-    setting = Setting(
+    setting = setting_here(
+        device=arguments.device,
+        more=(f"kernels {ours.backend(arguments.device)}",),
         preset=arguments.preset,
         steps=arguments.steps or (QUICK_STEPS if arguments.quick else base.steps),
         samples=QUICK_SAMPLES if arguments.quick else base.eval_samples,
-        commit=revision,
-        dirty=dirty,
-        machine=machine.machine_name(arguments.device),
-        device=arguments.device,
-        threads=torch.get_num_threads(),
-        versions=", ".join(filter(None, versions)),
         data=images.name if images.name == arguments.preset else f"{images.name} {shape}",
         options=options,
     )

@@ -220,7 +220,7 @@ def test_a_row_that_was_cut_short_is_measured_again(tmp_path, cut):
     append(path, [whole, torn])
     path.write_bytes(path.read_bytes()[:-cut])
     assert read(path) == [whole]
-    assert Figures(read(path), SETTING).finished() == {("none", 0)}
+    assert Figures(read(path), SETTING).finished(FID) == {("none", 0)}
     append(path, [torn])
     assert read(path) == [whole, torn]
 
@@ -242,12 +242,12 @@ def test_a_file_with_other_columns_or_a_bad_cell_is_refused(tmp_path):
 )
 def test_runs_of_another_setting_do_not_count(other):
     rows = rows_of({"none": {0: 1.0}}, setting=dataclasses.replace(SETTING, **other))
-    assert Figures(rows, SETTING).finished() == set()
+    assert Figures(rows, SETTING).finished(FID) == set()
 
 
 def test_a_run_without_its_last_row_is_not_finished_and_a_diverged_one_is():
     rows = rows_of({"none": {0: 0.5}}, ACCURACY) + rows_of({"none": {1: 1.0}}, DIVERGED)
-    assert Figures(rows, SETTING).finished() == {("none", 1)}
+    assert Figures(rows, SETTING).finished(FID) == {("none", 1)}
 
 
 def test_other_results_do_not_read_those_of_a_study(tmp_path):
@@ -361,7 +361,7 @@ def words(folder: Path, *more: str) -> list[str]:
 
 
 def test_quick_compares_every_arm_and_writes_nothing(tiny, capsys, tmp_path):
-    assert main(words(tmp_path, "--quick", "--steps", "3")) == 0
+    assert main(words(tmp_path, "--quick", "--steps", "5")) == 0
     printed = capsys.readouterr().out
     for part in (*ARMS, FID, "95 % interval", "2 seeds paired", "usage/block0", STEP_TIME, "no results file"):
         assert part in printed

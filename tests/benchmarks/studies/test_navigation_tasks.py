@@ -20,7 +20,7 @@ def _elsewhere(monkeypatch, tmp_path: Path):
 def test_a_quick_run_writes_nothing(capsys, tmp_path):
     assert study.main(["--quick", "--seeds", "1", "--threads", "1"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"{arm}, seed 0: " in printed for arm in study.ARMS)
+    assert all(f"seed 0 {arm}: " in printed for arm in study.ARMS)
     assert "SR without help" in printed
     assert not list(tmp_path.iterdir())
 

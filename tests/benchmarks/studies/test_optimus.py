@@ -9,15 +9,17 @@ from benchmarks.studies import optimus as study_optimus
 from benchmarks.studies.optimus import (
     ARMS,
     BASE,
+    COLUMNS,
     CYCLICAL,
     INJECTION_ARMS,
     LAST,
     METRICS,
     PLAIN,
+    cell,
     main,
     run_config,
+    table,
 )
-from benchmarks.studies.optimus_report import COLUMNS, cell, table
 from benchmarks.studies.results import DIVERGED, Figures, Row, Setting, read
 from fq_toolkit.optimus.data import checked_cache
 from fq_toolkit.optimus.tasks.vae.config import preset

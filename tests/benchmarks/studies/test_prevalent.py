@@ -4,8 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies.prevalent import ARMS, FINE_TUNING, LAST, PRETRAINING, SPEAKING, finished, main
-from benchmarks.studies.prevalent_report import plot, table
+from benchmarks.studies.prevalent import (
+    ARMS,
+    FINE_TUNING,
+    LAST,
+    PRETRAINED,
+    PRETRAINING,
+    SCRATCH,
+    SPEAKER,
+    SPEAKING,
+    main,
+    plot,
+    runs_of,
+    table,
+)
 from benchmarks.studies.results import Figures, Row, Setting, read
 
 SETTING = Setting("mini", 4, 20, "abc", False, "2-core-test", "cpu", 1, "torch")
@@ -23,7 +35,7 @@ def test_the_quick_study_runs_every_arm(tmp_path: Path, capsys: pytest.CaptureFi
     path = tmp_path / "study.csv"
     assert main(["--quick", "--results", str(path), "--arms", "scratch", "pretrained, blind"]) == 0
     found = read(path)
-    assert finished(Figures(found, found[0].setting)) == {("scratch", 0), ("pretrained, blind", 0)}
+    assert Figures(found, found[0].setting).finished(LAST) == {("scratch", 0), ("pretrained, blind", 0)}
     assert "| scratch |" in capsys.readouterr().out
     assert path.with_suffix(".png").stat().st_size > 1000
 
@@ -33,12 +45,19 @@ def test_the_quick_study_with_a_speaker(tmp_path: Path) -> None:
     path = tmp_path / "study.csv"
     assert main(["--quick", "--results", str(path)]) == 0
     found = read(path)
-    assert finished(Figures(found, found[0].setting)) == {(arm, 0) for arm in ARMS}
+    assert Figures(found, found[0].setting).finished(LAST) == {(arm, 0) for arm in ARMS}
 
 
 def test_a_run_counts_once_its_last_figure_is_there() -> None:
     figures = Figures([*rows({"scratch": [0.1, 0.2]}, LAST), *rows({"pretrained": [0.3]})], SETTING)
-    assert finished(figures) == {("scratch", 0), ("scratch", 1)}
+    assert figures.finished(LAST) == {("scratch", 0), ("scratch", 1)}
+
+
+def test_the_arm_with_a_speaker_comes_when_all_others_are_done() -> None:
+    assert runs_of((SPEAKER, SCRATCH, PRETRAINED), 2) == [
+        *((SCRATCH, 0), (PRETRAINED, 0), (SCRATCH, 1), (PRETRAINED, 1)),
+        *((SPEAKER, 0), (SPEAKER, 1)),
+    ]
 
 
 def test_the_table_pairs_by_seed(tmp_path: Path) -> None:
