@@ -129,7 +129,6 @@ KNOWN: dict[str, set[str]] = {
         "fq_toolkit.training: storage",
     },
     "folders": {
-        "benchmarks/studies",
         "fq_toolkit/kernels",
         "tests/kernels",
         "tests/layers/latent",
