@@ -40,6 +40,8 @@ def main() -> None:
         >= {"commit.h", "decode.h", "finish.h", "kernels.cpp", "lookup.h", "panels.h", "rows.h"},
         "the C++ source is packaged",
     )
+    words = {f.name for f in resources.files("fq_toolkit.optimus.data").iterdir()}
+    check(words >= {"grammar.json", "dialogs.json"}, "the embedded corpora are packaged")
     check(
         not any(importlib.util.find_spec(m) for m in ("torchvision", "tyro", "pytest")),
         "only core dependencies",

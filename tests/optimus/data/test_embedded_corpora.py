@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,14 @@ def dialogs() -> Any:
 def sentences() -> Any:
     corpus = load_corpus("grammar", limit=100)
     return [corpus.train, corpus.valid, corpus.skipped]
+
+
+def test_their_words_are_part_of_the_package(project_root: Path) -> None:
+    settings = (project_root / "pyproject.toml").read_text(encoding="utf-8")
+    (patterns,) = re.findall(r"^fq_toolkit = (\[.*\])$", settings, re.MULTILINE)
+    package = project_root / "fq_toolkit"
+    packaged = {path for pattern in json.loads(patterns) for path in package.glob(pattern)}
+    assert set(package.glob("optimus/**/*.json")) <= packaged
 
 
 @pytest.mark.parametrize(

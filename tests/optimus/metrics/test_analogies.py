@@ -1,4 +1,4 @@
-"""Analogies on the grammar: one factor of trained sentences changes into a held-out one, and that is scored."""
+"""Analogies on the grammar: one factor of trained sentences changes into a held-out one; and their score."""
 
 import pytest
 
