@@ -49,6 +49,9 @@ def main() -> None:
     extras = set(metadata.metadata("fq-toolkit").get_all("Provides-Extra") or [])
     check(extras == {"train", "vln", "bench", "docs", "test", "onnx", "all"}, f"extras {sorted(extras)}")
 
+    missing = [name for name in fq_toolkit.__all__ if not hasattr(fq_toolkit, name)]
+    check(not missing, "every public name can be loaded")
+
     from fq_toolkit.kernels import ops
 
     fq = fq_toolkit.FeatureQuantizer(8, 16)
