@@ -1,4 +1,4 @@
-"""Reading data files: what is wrong is said with the name of the file, and of the item."""
+"""Reading and writing data files; every error names the file and, where there is one, the item."""
 
 import gzip
 import json
@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from fq_toolkit.training.errors import RunError
+from fq_toolkit.training.storage.atomic import write_atomic
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LINES = (".jsonl", ".ndjson")
 RECORD_ENDINGS = (".json", *_LINES)
-"""How files of records are named; `.gz` may follow."""
+"""Endings of files that hold records; ``.gz`` may follow."""
 
-_ALWAYS_FITS = 64 << 20  # bytes that a compressed file may hold, whatever its size
-_MOST_RATIO = 100  # above them; JSON of long names comes to 30
+# Limits against archives that unpack to far more than they are (gzip reaches a ratio of 1000).
+_ALWAYS_FITS = 64 << 20  # unpacked bytes that are accepted whatever the size of the file
+_MOST_RATIO = 100  # the ratio that is accepted above that; JSON with long names reaches about 30
+
+# Leading bytes of formats that are mistaken for JSON. Users rename downloads, so endings say nothing.
 _KINDS = (
     (b"PK\x03\x04", "a zip archive (npz, or PyTorch's)"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -30,20 +34,20 @@ _KINDS = (
 
 
 class DataError(RunError, ValueError):
-    """A data file or one of its items is unusable; the message names the file, the item and the remedy.
+    """An unusable data file or item; the message names the file, the item and the remedy.
 
-    The command line prints it like any `RunError`; callers may also catch it as a ValueError.
+    The command line prints it as it prints any `RunError`; callers may also catch it as a ValueError.
     """
 
 
 def check_readable(path: Path) -> None:
-    """Check that a file exists, is a plain file with content, and no git-LFS pointer.
+    """Check that a path is a regular file with content, and not a git-LFS pointer.
 
     Raises:
-        DataError: otherwise.
+        DataError: if it is not.
     """
     try:
-        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a named pipe would block forever
             raise DataError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; expected a file")
         with open(path, "rb") as file:
             head = file.read(len(_LFS))
@@ -62,7 +66,7 @@ def check_readable(path: Path) -> None:
 
 
 def describe_content(head: bytes) -> str | None:
-    """Return what the first bytes of a file are of, or None for what may be JSON.
+    """Return the format that the first bytes of a file belong to, or None if they may be JSON.
 
     Example:
         >>> describe_content(b"%PDF-1.4"), describe_content(b"[{}]")
@@ -71,7 +75,7 @@ def describe_content(head: bytes) -> str | None:
     for magic, kind in _KINDS:
         if head.startswith(magic):
             return kind
-    if len(head) > 1 and head[0] == 0x80 and head[1] <= 5:
+    if len(head) > 1 and head[0] == 0x80 and head[1] <= 5:  # opcode PROTO and its version
         return "a pickle"
     if head.lstrip().startswith(b"<"):
         return "HTML or XML, perhaps the page of a failed download"
@@ -79,11 +83,11 @@ def describe_content(head: bytes) -> str | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, and unpack it if it is compressed by gzip, whatever its name.
+    """Read a file and unpack it if it is gzip, whatever its name.
 
     Raises:
-        DataError: when it is missing, empty, a git-LFS pointer, damaged, or a compressed file that is out of
-            proportion to its size.
+        DataError: if the file is missing, empty, a git-LFS pointer or damaged, or unpacks to a size that no
+            annotation file has.
     """
     check_readable(path)
     try:
@@ -92,7 +96,7 @@ def read_bytes(path: Path) -> bytes:
             return raw
         most = max(_ALWAYS_FITS, _MOST_RATIO * len(raw))
         with gzip.open(path) as file:
-            content = file.read(most + 1)
+            content = file.read(most + 1)  # one byte more than allowed tells whether there is more
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}): truncated or damaged; fetch it again") from error
     if len(content) > most:
@@ -104,13 +108,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _decode(path: Path, content: bytes) -> Any:
-    """Return what JSON says, or say what the content is instead."""
+    """Decode JSON, or raise an error that says what the content is instead."""
     kind = describe_content(content[:64])
     if kind is not None:
         raise DataError(f"{path} is {kind}; expected JSON")
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:
+        # The first object was fine and more follows: most likely one object per line.
         if error.msg == "Extra data" and content[: error.pos].lstrip().startswith(b"{"):
             raise DataError(
                 f"{path} holds several JSON objects: if it has one on each line, name it .jsonl or .jsonl.gz"
@@ -118,7 +123,7 @@ def _decode(path: Path, content: bytes) -> Any:
         raise DataError(
             f"{path} is not valid JSON ({error}): truncated or damaged; fetch it again"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, or nested thousands of levels deep
         raise DataError(
             f"{path} is not valid JSON ({error}): truncated or damaged; fetch it again"
         ) from error
@@ -131,42 +136,60 @@ def read_json(path: Path) -> Any:
         path: the file.
 
     Returns:
-        Its content.
+        The decoded content.
 
     Raises:
-        DataError: when it is missing, empty, a git-LFS pointer, truncated or no JSON.
+        DataError: if the file is missing, empty, a git-LFS pointer, truncated or not JSON.
     """
     return _decode(path, read_bytes(path))
 
 
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> Path:
+    """Write a value as JSON, atomically.
+
+    Args:
+        path: the file.
+        value: anything that JSON can hold.
+        indent: spaces per level; None writes one line.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    write_atomic(path, (json.dumps(value, indent=indent) + "\n").encode())
+    return path
+
+
 def _read_lines(path: Path) -> list[Any]:
-    """Return the values of a file with one on each line."""
+    """Return the values of a file that holds one on each line."""
     content = read_bytes(path)
     kind = describe_content(content[:64])
     if kind is not None:
         raise DataError(f"{path} is {kind}; expected one JSON object on each line")
-    found = []
+    values = []
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            found.append(json.loads(line))
+            values.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{path}: line {number} is not valid JSON ({error}): truncated or damaged, or no file of one "
-                "object on each line; such a file is named .json"
+                f"{path}: line {number} is not valid JSON ({error}): truncated or damaged, or not one object "
+                "on each line; a file that holds one list is named .json"
             ) from error
-    return found
+    return values
 
 
 def _ending(path: Path) -> str:
-    """Return the ending of a name, that of compression left out, in lower case."""
+    """Return the last ending of a name in lower case, ``.gz`` left out."""
     endings = [ending.lower() for ending in path.suffixes if ending.lower() != ".gz"]
     return endings[-1] if endings else ""
 
 
 def is_record_file(path: str | Path) -> bool:
-    """Return whether a name is that of a file of records, and not of a folder.
+    """Return whether a path has the name of a file of records and is not a folder.
 
     Example:
         >>> is_record_file("triplets.jsonl.gz"), is_record_file("features.tsv")
@@ -177,10 +200,10 @@ def is_record_file(path: str | Path) -> bool:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read a list of objects: a JSON list, or one object a line in a ``.jsonl`` file, also with ``.gz``.
+    """Read a list of objects: a JSON list, or a ``.jsonl`` file with one object per line; both also ``.gz``.
 
     Raises:
-        DataError: when it is unreadable, or holds something else.
+        DataError: if the file is unreadable or holds something else.
     """
     records = _read_lines(path) if _ending(path) in _LINES else read_json(path)
     if isinstance(records, dict):
@@ -197,12 +220,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _some_keys(record: dict[str, Any]) -> str:
-    """Return the first keys of an object."""
+    """Return the first few keys of an object, for a message."""
     return ", ".join(repr(key[:40]) for key in list(record)[:9]) + (", ..." if len(record) > 9 else "")
 
 
 def _foreign(record: dict[str, Any]) -> str:
-    """Return what an object at the top of a file may be."""
+    """Return what a file may be whose top level is an object: other projects' formats, by their keys."""
     if "episodes" in record:
         return " (episodes of VLN-CE, whose places are coordinates)"
     first = next(iter(record.values()), None)
@@ -218,18 +241,19 @@ def field(record: dict[str, Any], name: str, kind: type | tuple[type, ...], wher
 
     Args:
         record: the item.
-        name: of the field.
-        kind: its type, or several; a bool is no number.
+        name: name of the field.
+        kind: the expected type or types; a bool does not count as a number.
         where: file and item, for the message.
 
     Raises:
-        DataError: when it is absent or of another type.
+        DataError: if the field is absent or of another type.
     """
     if not isinstance(record, dict):
         raise DataError(f"{where}: {str(record)[:60]} is no object; expected one with the field {name!r}")
     if name not in record:
         raise DataError(f"{where} has no field {name!r}; it has {_some_keys(dict(sorted(record.items())))}")
     value = record[name]
+    # bool is a subclass of int, so true would pass as the number 1.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise DataError(
@@ -242,7 +266,7 @@ def strings(record: dict[str, Any], name: str, where: str, *, at_least: int = 1)
     """Return a field that is a list of strings.
 
     Raises:
-        DataError: when it is something else, or too short.
+        DataError: if it is something else, or shorter than ``at_least``.
     """
     values = field(record, name, list, where)
     if len(values) < at_least or not all(isinstance(value, str) for value in values):

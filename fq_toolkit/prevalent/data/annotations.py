@@ -16,9 +16,10 @@ Tokenize = Callable[[str], Sequence[object]]
 
 
 def _heading(record: dict[str, Any], where: str) -> float:
+    """Return the heading of a record, checked to be finite."""
     try:
         value = float(field(record, "heading", (int, float), where))
-    except OverflowError:
+    except OverflowError:  # JSON integers may be of any length
         value = math.inf
     if not math.isfinite(value):
         raise DataError(f"{where}: heading is {value}; expected radians")
@@ -26,7 +27,7 @@ def _heading(record: dict[str, Any], where: str) -> float:
 
 
 def _named(path: Path | str, position: int, record: dict[str, Any], name: str) -> tuple[str, str]:
-    """Return (identifier, file and item for messages)."""
+    """Return the identifier of a record, and file and item for messages."""
     identifier = str(field(record, name, (int, str), f"{path}: item {position}"))
     return identifier, f"{path}: {name} {identifier}"
 
@@ -41,7 +42,11 @@ def _finish(
     *,
     own: bool = True,
 ) -> list[NavItem]:
-    """Run the checks that all loaders share; ``own`` if each path and text of a dataset is one item's own."""
+    """Run the checks that all loaders share.
+
+    ``own`` says that a path and a text belong to one item of the dataset. In NDH and HANNA they do not: short
+    paths in a building coincide and requests repeat, so only whole held-out paths count there.
+    """
     check_unique(items, source=str(path))
     if limit is not None:
         check_lengths(items, limit, tokenize=tokenize, source=str(path))
@@ -73,8 +78,10 @@ def r2r_items(records: list[dict[str, Any]], source: Path | str) -> list[NavItem
         identifier, where = _named(source, position, record, "path_id")
         viewpoints = strings(record, "path", where)
         scan, heading = field(record, "scan", str, where), _heading(record, where)
+        # The test split holds only the start and no distance. Goals must not be guessed from it: the start
+        # would be the goal, and an agent that never moves would score 100 %.
+        goals = viewpoints[-1:] if len(viewpoints) > 1 or "distance" in record else ()
         for number, text in enumerate(strings(record, "instructions", where)):
-            goals = viewpoints[-1:] if len(viewpoints) > 1 or "distance" in record else ()
             items.append(NavItem(f"{identifier}_{number}", scan, heading, viewpoints, goals, text))
     return items
 
@@ -89,13 +96,13 @@ def load_r2r(
 ) -> list[NavItem]:
     """Load an R2R file: one item per instruction, named ``<path_id>_<number>``.
 
-    The test split holds start viewpoints only; its items have no goals.
+    The test split holds only start viewpoints; its items have no goals.
 
     Args:
         path: JSON list of ``{path_id, scan, heading, path, instructions}``.
-        world: check scans, viewpoints and reachability against it.
-        max_tokens: refuse longer instructions.
-        tokenize: text -> tokens, for ``max_tokens``; words by default.
+        world: graphs to check scans, viewpoints and reachability against.
+        max_tokens: longest instruction that is accepted.
+        tokenize: text -> tokens, for ``max_tokens``; by default words.
         held_out: items of validation and test splits, none of whose paths and texts may be in this file; see
             `check_disjoint`.
 
@@ -133,6 +140,7 @@ def hanna_items(records: list[dict[str, Any]], source: Path | str) -> list[NavIt
         paths = [strings({"paths": entry}, "paths", f"{where}, path {i}") for i, entry in enumerate(lists)]
         if len({entry[0] for entry in paths}) != 1:
             raise DataError(f"{where}: paths must be a list of paths with one common start")
+        # Several paths may end at the same goal; their order decides between equally near ones.
         goals = tuple(dict.fromkeys(entry[-1] for entry in paths))
         scan, heading = field(record, "scan", str, where), _heading(record, where)
         for number, text in enumerate(strings(record, "instructions", where)):
@@ -166,7 +174,7 @@ def load_hanna(
 
 
 def trusted_path(planner: Sequence[str], player: Sequence[str]) -> Sequence[str]:
-    """Return the player's path if it comes past the planner's goal after its start, else the planner's.
+    """Return the player's path if it visits the planner's goal after its start, else the planner's path.
 
     Example:
         >>> trusted_path(["a", "b"], ["a", "c", "b", "d"])
@@ -174,7 +182,7 @@ def trusted_path(planner: Sequence[str], player: Sequence[str]) -> Sequence[str]
         >>> trusted_path(["a", "b"], ["b", "c"])
         ['a', 'b']
 
-    Source: the NDH task of CVDN.
+    Source: the mixed supervision of "Vision-and-Dialog Navigation" (CVDN), arXiv 1907.04957.
     """
     return player if planner[-1] in player[1:] else planner
 
@@ -183,8 +191,8 @@ def dialog_text(target: str, turns: Iterable[tuple[str, str]]) -> str:
     """Return target and dialog as ``<TAR> target <NAV> question <ORA> answer ...``.
 
     Args:
-        target: the thing to be found.
-        turns: (role, message) with the roles navigator and oracle.
+        target: the object to find.
+        turns: (role, message) pairs; the roles are navigator and oracle.
 
     Raises:
         ValueError: for another role.
@@ -226,6 +234,7 @@ def ndh_items(
     items = []
     for position, record in enumerate(records):
         identifier, where = _named(source, position, record, "inst_idx")
+        # Submissions hold numbers, so "007" and 7 would be one item there.
         if not identifier.isdigit() or str(int(identifier)) != identifier:
             raise DataError(f"{where}: inst_idx must be a number from 0: submissions are told apart by it")
         planner = strings(record, "planner_path", where)
@@ -243,7 +252,7 @@ def ndh_items(
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
         if max_words is not None:
-            text = " ".join(text.split()[-max_words:])
+            text = " ".join(text.split()[-max_words:])  # the last answer matters most
         items.append(
             NavItem(
                 identifier,
@@ -268,13 +277,14 @@ def load_ndh(
 ) -> list[NavItem]:
     """Load an NDH file: one item per dialog turn, named ``<inst_idx>``.
 
-    Episodes start level, as in the official task: the elevations of its file are those of another camera.
+    Episodes start with a level camera, as in the official task: the elevations in its files are those of the
+    camera that people used.
 
     Args:
         path: JSON list of CVDN's navigation from dialog history.
         target: which path is the annotated one: ``"planner"``, ``"player"`` or ``"trusted"``.
         world: as in `load_r2r`.
-        max_words: keep at most this many words of target and dialog; the oldest, on the left, go.
+        max_words: how many words of target and dialog are kept at most; the oldest, on the left, are dropped.
         held_out: as in `load_r2r`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Splits: tasks and the world they lie in, checked before training, and told apart by a fingerprint.
+"""Splits: tasks with the world they lie in, their checks before training, and their fingerprint.
 
-A checkpoint is of no use with other data: vocabularies are made of the instructions, orders of items and
-slots of neighbours of the files. None of them is in the weights, so other data of equal sizes would give
-every row of the embeddings another word.
+A checkpoint is useless with other data: vocabularies come from the instructions, the order of items and the
+slots of neighbours from the files. None of them is in the weights, so with other data of equal size every row
+of the embeddings would stand for another word.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ class Split(NamedTuple):
     name: ``train``, ``augmented``, ``val_seen`` or ``val_unseen``.
     items: the tasks.
     world: the graphs.
-    features: of all viewpoints of the world.
-    synthesised: whether the features are noise, which every figure must say.
-    source: file or name of the world that the tasks are of, for messages.
+    features: the features of all viewpoints of the world.
+    synthesised: whether the features are noise, which every figure must mention.
+    source: file or name of the world that the tasks come from, for messages.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Split(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What is trained on, and split name -> what is measured."""
+    """The training split, and the validation splits by name."""
 
     train: Split
     validation: dict[str, Split]
 
     def each(self, change: Callable[[Split], Split]) -> "Splits":
-        """Return the splits, each changed by a function."""
+        """Apply a function to every split."""
         return Splits(change(self.train), {name: change(split) for name, split in self.validation.items()})
 
     def held_out(self) -> list[NavItem]:
@@ -67,7 +67,7 @@ def unseen_paths(items: Sequence[NavItem], training: Sequence[NavItem]) -> list[
 
 
 def check_split(split: Split) -> None:
-    """Check that there are items, and finite features of every viewpoint that an agent may come to.
+    """Check that there are items, and finite features of every viewpoint that an agent may reach.
 
     Raises:
         DataError: naming the source.
@@ -79,7 +79,7 @@ def check_split(split: Split) -> None:
 
 
 def check_goals(split: Split) -> None:
-    """Check that every item has a goal: without one there is no teacher and no score.
+    """Check that every item has a goal; without one there is neither a teacher nor a score.
 
     Raises:
         DataError: naming source and item.
@@ -93,12 +93,13 @@ def check_goals(split: Split) -> None:
 
 
 def fingerprint(parts: Iterable[Any]) -> str:
-    """Return a digest of arrays, tensors, and whatever its ``repr`` tells apart."""
+    """Return a digest of arrays, tensors, and any other values by their ``repr``."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):
             part = part.cpu().numpy()
         if isinstance(part, np.ndarray):
+            # Without them, arrays of equal bytes but other shapes would have one digest.
             digest.update(f"{part.dtype}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).tobytes())
         else:
@@ -107,9 +108,9 @@ def fingerprint(parts: Iterable[Any]) -> str:
 
 
 def places(world: NavWorld, features: FeatureStore, scans: Iterable[str]) -> list[Any]:
-    """Return what tells buildings apart: their graphs, and the features of one viewpoint of each.
+    """Return what distinguishes buildings: their graphs, and the features of one viewpoint of each.
 
-    All features would be gigabytes; those of another network differ everywhere.
+    All features would be gigabytes, and features of another network differ at every viewpoint.
     """
     parts: list[Any] = []
     for name in sorted(set(scans)):
@@ -120,5 +121,5 @@ def places(world: NavWorld, features: FeatureStore, scans: Iterable[str]) -> lis
 
 
 def split_parts(split: Split) -> list[Any]:
-    """Return what tells a split apart: its items, in their order, and where they are."""
+    """Return what distinguishes a split: its items in their order, and the buildings they lie in."""
     return [split.items, *places(split.world, split.features, (item.scan for item in split.items))]

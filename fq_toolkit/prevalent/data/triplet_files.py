@@ -1,6 +1,5 @@
 """Files of triplets: written, read, guarded against validation paths, and brought to one length."""
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,15 +14,15 @@ from fq_toolkit.prevalent.files import (
     field,
     is_record_file,
     read_records,
+    write_json,
 )
 from fq_toolkit.prevalent.text.length_limit import LongInstructions, fit_encodings
 from fq_toolkit.prevalent.text.vocabulary import LONGEST
 from fq_toolkit.prevalent.world.angles import VIEWS
 from fq_toolkit.prevalent.world.items import NavItem
-from fq_toolkit.training.storage.atomic import write_atomic
 
 _LOG = logging.getLogger("fq_toolkit")
-_PROSE = (".md", ".txt", ".rst")
+_PROSE = (".md", ".txt", ".rst")  # a README beside the files is no reason to refuse a folder
 
 
 def save_triplets(path: str | Path, triplets: Iterable[Triplet]) -> Path:
@@ -33,9 +32,8 @@ def save_triplets(path: str | Path, triplets: Iterable[Triplet]) -> Path:
         The file.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: if it cannot be written.
     """
-    path = Path(path)
     records = [
         {
             "instr_id": triplet.instr_id,
@@ -48,8 +46,7 @@ def save_triplets(path: str | Path, triplets: Iterable[Triplet]) -> Path:
         }
         for triplet in triplets
     ]
-    write_atomic(path, json.dumps(records).encode())
-    return path
+    return write_json(Path(path), records)
 
 
 def load_triplets(
@@ -69,7 +66,7 @@ def load_triplets(
         source: files, and folders that hold nothing but such files.
         held_out: items of validation and test splits, none of whose paths may be in a file. The published
             files do hold validation paths.
-        max_tokens: of the longest instruction, without CLS and SEP; encodings get two places more.
+        max_tokens: length of the longest instruction, without CLS and SEP; encodings have two places more.
         long_instructions: whether longer ones are refused or cut.
 
     Returns:
@@ -90,11 +87,11 @@ def load_triplets(
 
 
 class FittedTriplets(NamedTuple):
-    """Triplets whose instructions have one length, and how many were longer.
+    """Triplets whose encodings have one length, and how many were longer.
 
-    triplets: of ``max_tokens + 2`` ids each.
-    cut: instructions that lost their end.
-    full: instructions that filled all 80 places of the file: perhaps cut when it was made.
+    triplets: the triplets, with ``max_tokens + 2`` ids each.
+    cut: number of instructions that lost their end.
+    full: number of instructions that fill all 80 places of the file: perhaps cut when the file was made.
     """
 
     triplets: list[Triplet]
@@ -109,13 +106,13 @@ def fit_triplets(
     max_tokens: int = LONGEST,
     long_instructions: LongInstructions = "refuse",
 ) -> FittedTriplets:
-    """Bring encodings to one length: padding goes or is added, and what is too long is refused or cut.
+    """Bring encodings to one length: padding is dropped or added, and what is too long is refused or cut.
 
     Args:
         triplets: as `read_triplets` returns them.
         source: file, for messages.
-        max_tokens: of the longest instruction, without CLS and SEP.
-        long_instructions: whether longer ones are refused or cut: SEP stays, words before it go.
+        max_tokens: length of the longest instruction, without CLS and SEP.
+        long_instructions: whether longer ones are refused or cut; SEP stays, the words before it are dropped.
 
     Raises:
         DataError: naming source, instruction, its tokens and the limit.
@@ -139,7 +136,7 @@ def fit_triplets(
 
 
 def _used(tokens: Sequence[int]) -> int:
-    """Return how many token ids come before the padding."""
+    """Return how many token ids precede the padding."""
     return max((place + 1 for place, token in enumerate(tokens) if token), default=0)
 
 
@@ -165,7 +162,7 @@ def list_triplet_files(source: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
-    """Return the files of a folder of triplets; a README and hidden files may lie beside them."""
+    """Return the files of a folder of triplets, which may also hold a README and hidden files."""
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -199,7 +196,7 @@ def read_triplet_files(
     """
     paths, held_out = list_triplet_files(source), list(held_out)
     read: dict[str, list[Triplet]] = {}
-    origin: dict[Triplet, Path] = {}
+    origin: dict[Triplet, Path] = {}  # the first file that each is in
     for path in paths:
         triplets = read_triplets(path, held_out=held_out, longer_by=longer_by)
         if len(paths) > 1:
@@ -236,7 +233,7 @@ def read_triplets(
 
 
 def _triplet(record: dict[str, Any], where: str, source: str) -> Triplet:
-    """Return the triplet of a record."""
+    """Return the triplet of a record, checked field by field."""
     name = str(field(record, "instr_id", (int, str), where))
     where = f"{source}: item {name!r}"
     poses = [
@@ -252,6 +249,7 @@ def _triplet(record: dict[str, Any], where: str, source: str) -> Triplet:
         )
     if len(tokens) < TOKENS:
         raise DataError(f"{where}: instr_encoding has {len(tokens)} ids; expected {TOKENS}, padded with 0")
+    # `type() is int`: true and 1.0 compare equal to 1, but are signs of another format.
     if not all(type(action) is int and 0 <= action <= VIEWS for action in actions) or actions[-1] != 0:
         raise DataError(f"{where}: teacher_actions must be 0 to {VIEWS} and end with 0 (stop), got {actions}")
     try:
@@ -266,7 +264,7 @@ def _triplet(record: dict[str, Any], where: str, source: str) -> Triplet:
 
 
 def _pose(entry: Any, where: str) -> Pose:
-    """Return the pose of ``[scan, viewpoint, viewIndex, heading, elevation]``."""
+    """Return the pose that ``[scan, viewpoint, viewIndex, heading, elevation]`` holds."""
     if (
         not isinstance(entry, list)
         or [type(value) for value in entry[:3]] != [str, str, int]

@@ -1,4 +1,4 @@
-"""PREVALENT triplets: what was said, where the agent was at each step, and what it did."""
+"""PREVALENT triplets: the instruction, the pose of the agent at each step, and its action."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -12,14 +12,14 @@ from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
 
 TOKENS = LONGEST + 2
-"""Token ids of an instruction, ``[CLS]`` and ``[SEP]`` among them, padded."""
+"""Token ids of an instruction with ``[CLS]`` and ``[SEP]``, padded; the length of the released ones."""
 
 ActionLabel = Literal["prevalent", "view36", "candidate"]
-_STOP_ACTION = (-1.0, 90.0, 90.0)
+_STOP_ACTION = (-1.0, 90.0, 90.0)  # as released: degrees, although moves are in radians
 
 
 class Pose(NamedTuple):
-    """Where an agent is and looks; radians."""
+    """Place and viewing direction of an agent; radians."""
 
     scan: str
     viewpoint: str
@@ -33,9 +33,11 @@ class Triplet(NamedTuple):
 
     instr_id: name of the instruction.
     path: pose at each of T steps.
-    actions: T labels; the last stops.
+    actions: T labels; the last one stops.
     directions: T times (absolute view, relative heading, elevation) of the move; (-1, 90, 90) for stop.
-    tokens: 80 token ids, or as many as were asked for, CLS .. SEP padded.
+    tokens: CLS .. SEP, padded to 80 token ids or to the requested number.
+
+    Source: arXiv 2002.10638, section 4.4: the data of the pretraining.
     """
 
     instr_id: str
@@ -46,7 +48,7 @@ class Triplet(NamedTuple):
 
 
 def triplet_item(triplet: Triplet) -> NavItem:
-    """Return the task of a triplet, with its path and without words, for `check_disjoint`."""
+    """Return the task of a triplet, with its path and without words; for `check_disjoint`."""
     path = tuple(pose.viewpoint for pose in triplet.path)
     return NavItem(triplet.instr_id, triplet.path[0].scan, 0.0, path, (), "")
 
@@ -68,15 +70,15 @@ def action_label(
 
     Args:
         world: the graphs.
-        scan: building.
+        scan: the building.
         viewpoint: where the agent is.
         view: its view, 0 to 35.
         target: a neighbour, or None to stop.
-        kind: which numbering.
+        kind: the numbering.
 
     Raises:
         ValueError: for an unknown kind.
-        DataError: when the target is no neighbour.
+        DataError: if the target is not a neighbour.
 
     Example:
         >>> from fq_toolkit.prevalent import MiniWorld
@@ -101,6 +103,8 @@ def action_label(
         shown = int(here.views[row, slot])
         return 1 + (shown - view) % 12 + 12 * (shown // 12)
     relative = np.abs(wrap(here.headings[row][here.mask[row]] - view % 12 * STEP))
+    # Rounded and stable, so that two neighbours at the same angle left and right keep the order of the file
+    # on every machine.
     return 1 + int(np.argsort(np.round(relative, 6), kind="stable").tolist().index(slot))
 
 
@@ -112,19 +116,19 @@ def collect_triplets(
     kind: ActionLabel = "prevalent",
     length: int = TOKENS,
 ) -> list[Triplet]:
-    """Walk along the annotated paths and note what the agent sees and does.
+    """Walk along the annotated paths and record the poses and actions of the agent.
 
     Args:
         world: the graphs.
         items: tasks of the training split.
         encode: instruction -> exactly ``length`` token ids, padded.
         kind: numbering of the actions.
-        length: of every encoding.
+        length: length of every encoding.
 
     Raises:
         DataError: naming the item, for an instruction of another length, or a path over a non-edge.
     """
-    found = []
+    triplets = []
     for item in items:
         try:
             tokens = tuple(int(token) for token in encode(item.instruction))
@@ -136,7 +140,7 @@ def collect_triplets(
                 f"{length}: encode must pad, and cut where that is wanted"
             )
         poses, actions, directions = [], [], []
-        heading, elevation, view = snap(item.heading, item.elevation)
+        heading, elevation, view = snap(item.heading, item.elevation)  # episodes begin at one of 36 views
         for viewpoint, target in zip(item.path, (*item.path[1:], None), strict=True):
             poses.append(Pose(item.scan, viewpoint, view, heading, elevation))
             try:
@@ -157,7 +161,7 @@ def collect_triplets(
                     float(scan.elevations[row, slot]),
                 )
             )
-            view = shown
+            view = shown  # a move turns the camera to the view that shows the target
             heading, elevation = view % 12 * STEP, (view // 12 - 1) * STEP
-        found.append(Triplet(item.instr_id, tuple(poses), tuple(actions), tuple(directions), tokens))
-    return found
+        triplets.append(Triplet(item.instr_id, tuple(poses), tuple(actions), tuple(directions), tokens))
+    return triplets

@@ -78,16 +78,6 @@ class _Distances:
         return self.table[self.flat(a, b)]
 
 
-def drop_repeats(path: Sequence[str]) -> list[str]:
-    """Return a path without immediate repetitions: turning on the spot is no step.
-
-    Example:
-        >>> drop_repeats(["a", "a", "b", "a"])
-        ['a', 'b', 'a']
-    """
-    return [viewpoint for viewpoint, _ in groupby(path)]
-
-
 def measure_paths(
     world: NavWorld,
     scans: Sequence[str],

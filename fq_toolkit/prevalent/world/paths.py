@@ -1,12 +1,23 @@
 """Sampling paths: shortest paths that are neither too short nor too long."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.world.scan import Scan
 from fq_toolkit.prevalent.world.world import NavWorld
+
+
+def drop_repeats(path: Sequence[str]) -> list[str]:
+    """Return a path without immediate repetitions: turning on the spot is not a step.
+
+    Example:
+        >>> drop_repeats(["a", "a", "b", "a"])
+        ['a', 'b', 'a']
+    """
+    return [viewpoint for viewpoint, _ in groupby(path)]
 
 
 def sample_paths(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fq_toolkit.prevalent import DataError, MiniWorld, NavWorld, PathMetrics, Scan, measure_paths
-from fq_toolkit.prevalent.metrics.path_metrics import drop_repeats
+from fq_toolkit.prevalent.world.paths import drop_repeats
 from tests.prevalent.metrics.oracles import measure
 from tests.prevalent.world.worlds import line_world, random_walk
 
