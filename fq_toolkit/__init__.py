@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         quantize,
         quantize_discriminator,
     )
-    from fq_toolkit.layers.latent.injection import inject_latent, load_latent, remove_latent
+    from fq_toolkit.layers.latent.injection import inject_latent, remove_latent
+    from fq_toolkit.layers.latent.loading import load_latent
     from fq_toolkit.layers.vln_pretraining_head import VLNPretrainingHead
 
 __version__ = "0.1.0"
@@ -34,7 +35,7 @@ _HOME = {
     "commitment_loss": "fq_toolkit.layers",
     "frozen": "fq_toolkit.layers",
     "inject_latent": "fq_toolkit.layers.latent.injection",
-    "load_latent": "fq_toolkit.layers.latent.injection",
+    "load_latent": "fq_toolkit.layers.latent.loading",
     "quantize": "fq_toolkit.layers",
     "quantize_discriminator": "fq_toolkit.layers",
     "remove_latent": "fq_toolkit.layers.latent.injection",

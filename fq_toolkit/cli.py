@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from fq_toolkit import __version__
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
 from fq_toolkit.training.reporting.memory import REMEDY, is_out_of_memory
@@ -80,7 +81,7 @@ def run_command(words: list[str]) -> int:
             sys.stdout.write(help_screen())
             return 0
         if words[0] in ("-V", "--version"):
-            sys.stdout.write(f"fq-toolkit {importlib.import_module('fq_toolkit').__version__}\n")
+            sys.stdout.write(f"fq-toolkit {__version__}\n")
             return 0
         if words[0] not in COMMANDS:
             raise ConfigError(f"unknown command {words[0]!r}; {nearest(words[0], list(COMMANDS))}")

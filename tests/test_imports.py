@@ -109,8 +109,6 @@ KNOWN: dict[str, set[str]] = {
     "circles": {
         "fq_toolkit.layers.codebook.dictionary",
         "fq_toolkit.layers.codebook.references",
-        "fq_toolkit.layers.latent.injection",
-        "fq_toolkit.layers.latent.model",
         "fq_toolkit.layers.quantizer.commitment",
         "fq_toolkit.layers.quantizer.feature_quantizer",
         "fq_toolkit.layers.quantizer.updates",
@@ -118,8 +116,6 @@ KNOWN: dict[str, set[str]] = {
     "sub-packages": {
         "fq_toolkit.fqgan: gan",
         "fq_toolkit.fqgan: ugatit",
-        "fq_toolkit.layers.latent: injection",
-        "fq_toolkit.layers.latent: model",
         "fq_toolkit.layers.quantizer: commitment",
         "fq_toolkit.layers.quantizer: feature_quantizer",
         "fq_toolkit.layers.quantizer: updates",
@@ -131,14 +127,11 @@ KNOWN: dict[str, set[str]] = {
     "folders": {
         "fq_toolkit/kernels",
         "tests/kernels",
-        "tests/layers/latent",
     },
     "silent lazy imports": {
-        "fq_toolkit/cli.py",
         "fq_toolkit/fqgan/gan/commands.py",
         "fq_toolkit/fqgan/ugatit/commands.py",
         "fq_toolkit/kernels/ops.py",
-        "fq_toolkit/layers/latent/model.py",
         "fq_toolkit/layers/quantizer/commitment.py",
         "fq_toolkit/prevalent/tasks/commands.py",
         "fq_toolkit/prevalent/tasks/hanna/commands.py",

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fq_toolkit.layers.latent.model import CHILD, LatentModel
+from fq_toolkit.layers.latent.model import LatentModel
+from fq_toolkit.layers.latent.projector import CHILD
 from fq_toolkit.layers.latent.spec import LatentSpec
 
 MEMORY_KEY = "transformer.linear.weight"

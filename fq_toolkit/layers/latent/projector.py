@@ -9,15 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fq_toolkit.layers.latent.attention.slots import Slots
 from fq_toolkit.layers.latent.spec import LatentSpec
 
-Slots = tuple[Tensor, Tensor]
-#: Key of an empty tensor among saved weights: who loads them without the latent reads how to load it.
+#: Name of the module with the projector in an injected model.
+CHILD = "latent_injection"
+#: Key of an empty tensor among saved weights. A class that loads them without the latent lists it as
+#: unexpected, and so tells its user how to load them with it.
 MARK = "is_loaded_by_fq_toolkit_load_latent"
 
 
 class Projected(NamedTuple):
-    """What a latent becomes.
+    """The memory slots and the addition to embeddings that a latent is projected to.
 
     Attributes:
         memory: key and value of each chosen layer's slots, each (B, heads, slots, head_dim); None without.
@@ -33,7 +36,9 @@ class LatentProjector(nn.Module):
 
     Memory: ``h = W_m z`` with ``W_m`` (sum over layers of slots * (key + value) width, nz), split per layer,
     then per slot, then into key and value (one vector for both with ``share_kv``), then into heads.
-    Embedding: ``W_e z`` with ``W_e`` (hidden_size, nz). Neither has a bias. Source: arXiv 2004.04092.
+    Embedding: ``W_e z`` with ``W_e`` (hidden_size, nz), added to every input embedding. Neither has a bias.
+
+    Source: arXiv 2004.04092, section 3.2: ``h_Mem = W_M z`` and ``h'_Emb = h_Emb + W_D z``.
 
     Args:
         spec: the settings.
@@ -55,7 +60,7 @@ class LatentProjector(nn.Module):
             _check_width(spec, custom)
 
     def forward(self, latent: Tensor) -> Projected:
-        """Project latents that `check_latent` accepts.
+        """Project latents that `check_latent` accepts: ``W_m z`` and ``W_e z``, section 3.2.
 
         Args:
             latent: (B, nz), (B, slots, nz), (B, layers, nz) or (B, layers, slots, nz).
@@ -72,41 +77,46 @@ class LatentProjector(nn.Module):
         return Projected(memory, embedding)
 
     def _drop(self, latent: Tensor) -> Tensor:
-        """In training, replace some samples' latents by the null latent."""
+        """Replace the latents of some samples by the null latent, in training."""
         if not self.training or self.spec.latent_dropout == 0.0:
-            return latent
+            return latent  # without a random number: dropout of 0 must not move the generator
         kept = torch.rand(latent.shape[0], device=latent.device) >= self.spec.latent_dropout
         return latent * kept.view(-1, *[1] * (latent.ndim - 1)).to(latent.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load weights, of which a mark is none."""
+        """Load weights, from among which the mark of `marked` is taken out."""
         state_dict.pop(prefix + MARK, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
-        """Mode, sizes and layers."""
+        """Return mode, sizes and layers for ``print``."""
         spec = self.spec
         return f"{spec.mode}, latent_size={spec.latent_size}, slots={spec.slots}, layers={len(spec.layers)}"
 
 
 def memory_width(spec: LatentSpec) -> int:
-    """Numbers that a projection to memory returns per latent."""
+    """Return how many numbers a projection to memory makes of a latent."""
     return sum(spec.slots * sum(_widths(spec, number)) for number in range(len(spec.sites)))
 
 
 def is_computed_in(dtype: torch.dtype) -> bool:
-    """Whether numbers are computed in this precision; those of 4 and 8 bits are stored only."""
+    """Return whether numbers are computed in this precision; those of 4 and 8 bits are only stored."""
     return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def computing_dtype(*like: Tensor) -> torch.dtype:
-    """The first precision of these that is computed in."""
+    """Return the first dtype of these tensors that is computed in, or torch's default."""
     return next((t.dtype for t in like if is_computed_in(t.dtype)), torch.get_default_dtype())
 
 
 @contextmanager
 def marked(child: nn.Module, marks: bool = True) -> Iterator[None]:
-    """Put the mark among the weights, in a block that saves them."""
+    """Put `MARK` among the weights of a projector, in a block that saves them.
+
+    Args:
+        child: the projector.
+        marks: False leaves the weights as they are, for a block that saves an adapter.
+    """
 
     def mark(_child: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
         state[prefix + MARK] = torch.zeros(0)
@@ -156,25 +166,26 @@ def check_latent(latent: Tensor, spec: LatentSpec) -> None:
 
 
 def _widths(spec: LatentSpec, number: int) -> list[int]:
-    """Lengths of the vectors of one slot: of key and value, or of the one that is both."""
+    """Return the lengths of the vectors of one slot: of key and value, or of the one that is both."""
     site = spec.sites[number]
     both = [site.heads * site.key_dim, site.heads * site.value_dim]
     return both[:1] if spec.share_kv else both
 
 
 def _projection(spec: LatentSpec, width: int) -> nn.Module:
-    """A projection of latents to ``width`` numbers, as the settings say."""
+    """Return a new projection of latents to ``width`` numbers, as the settings say."""
     if spec.projector == "mlp":
         last = nn.Linear(spec.hidden_size, width, bias=False)
         projection: nn.Module = nn.Sequential(nn.Linear(spec.latent_size, spec.hidden_size), nn.Tanh(), last)
     else:
         projection = last = nn.Linear(spec.latent_size, width, bias=False)
+    # Only the last layer, from N(0, init_std) as the released model; PyTorch's default depends on nz.
     nn.init.normal_(last.weight, std=spec.init_std)
     return projection
 
 
 def _check_width(spec: LatentSpec, custom: nn.Module) -> None:
-    """Refuse a projector of the caller's that returns something else than is needed."""
+    """Refuse a projector of the caller's that does not return what the model needs."""
     width = memory_width(spec) if spec.has_memory else spec.hidden_size
     like = next(custom.parameters(), torch.zeros(()))
     dtype = computing_dtype(like, torch.zeros(()))
@@ -188,10 +199,10 @@ def _check_width(spec: LatentSpec, custom: nn.Module) -> None:
 
 
 def _by_layer_and_slot(latent: Tensor, spec: LatentSpec) -> Tensor:
-    """The latent with an axis for layers and one for slots, each of length 1 where it is not given."""
+    """Return the latent with an axis for layers and one for slots, each of length 1 if it was not given."""
     if latent.ndim == 2:
         return latent[:, None, None]
-    if latent.ndim == 3:
+    if latent.ndim == 3:  # `check_latent` has refused what could be both
         return latent[:, None] if latent.shape[1] == spec.slots else latent[:, :, None]
     return latent
 
@@ -202,6 +213,8 @@ def _split(flat: Tensor, spec: LatentSpec) -> list[Slots]:
     slots = []
     for number, part in enumerate(flat.split(lengths, dim=-1)):
         site, widths = spec.sites[number], _widths(spec, number)
+        # Every latent was projected for all layers and slots at once: of one per layer, the l-th is read in
+        # layer l.
         of_layer = part[:, number if part.shape[1] > 1 else 0]  # (B, 1 or slots, slots * width)
         by_slot = of_layer.reshape(*of_layer.shape[:-1], spec.slots, of_layer.shape[-1] // spec.slots)
         if by_slot.shape[1] > 1:  # a latent for each slot: the s-th one makes the s-th slot
@@ -210,7 +223,7 @@ def _split(flat: Tensor, spec: LatentSpec) -> list[Slots]:
             by_slot = by_slot[:, 0]
         vectors = by_slot.split(widths, dim=-1)
         dims = (site.key_dim, site.value_dim)
-        heads = [  # contiguous: every token reads them, and torch concatenates nothing else fast
+        heads = [  # contiguous, as every token reads them and torch concatenates nothing else fast
             vector.reshape(*vector.shape[:-1], site.heads, dim).transpose(1, 2).contiguous()
             for vector, dim in zip(vectors, dims, strict=False)
         ]

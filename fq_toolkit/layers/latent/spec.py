@@ -1,4 +1,4 @@
-"""What was injected where: the settings that travel in a model's config, and their checks."""
+"""The settings of an injection, which travel in the model's config, and their checks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Site(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpec:
-    """Settings of `inject_latent`, with what it found out about the model.
+    """The settings of `inject_latent`, with what it has learnt about the model.
 
     Attributes:
         mode: "memory", "embedding" or "both".
@@ -71,16 +71,16 @@ class LatentSpec:
 
     @property
     def has_memory(self) -> bool:
-        """Whether layers read memory slots."""
+        """Return whether layers read memory slots."""
         return self.mode != "embedding"
 
     @property
     def has_embedding(self) -> bool:
-        """Whether the latent is added to the input embeddings."""
+        """Return whether the latent is added to the input embeddings."""
         return self.mode != "memory"
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
+        """Return the settings as plain JSON values."""
         return {
             "version": VERSION,
             "loaded_by": "fq_toolkit.load_latent",
@@ -91,13 +91,13 @@ class LatentSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LatentSpec:
-        """The settings that `to_dict` wrote.
+        """Read the settings that `to_dict` wrote.
 
         Raises:
             ValueError: another version, or an unknown or missing setting.
         """
         given = dict(values)
-        given.pop("loaded_by", None)  # for who reads the file
+        given.pop("loaded_by", None)  # for people who read config.json
         version = given.pop("version", None)
         if version != VERSION:
             raise ValueError(
@@ -137,7 +137,7 @@ def check_settings(
 
 
 def choose_layers(layers: Iterable[int] | None, num_layers: int) -> tuple[int, ...]:
-    """Numbers of the layers, ascending and counted from 0; negative ones count from the end.
+    """Return the numbers of the layers, ascending and counted from 0; negative ones count from the end.
 
     Raises:
         TypeError: something other than integers.
@@ -147,7 +147,7 @@ def choose_layers(layers: Iterable[int] | None, num_layers: int) -> tuple[int, .
         return tuple(range(num_layers))
     chosen = []
     for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int):
+        if isinstance(layer, bool) or not isinstance(layer, int):  # True is an int, and no layer
             raise TypeError(f"layers must be a list of integers, got {layer!r} in it")
         if not -num_layers <= layer < num_layers:
             raise ValueError(f"layers contains {layer}, but the model has layers 0 to {num_layers - 1}")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.layers.latent.injection import inject_latent
-from fq_toolkit.layers.latent.model import CHILD
 from fq_toolkit.layers.latent.original_checkpoints import EMBEDDING_KEY, MEMORY_KEY, load_original_decoder
+from fq_toolkit.layers.latent.projector import CHILD
 from fq_toolkit.optimus.model.batch import Tokenizers
 from fq_toolkit.optimus.model.hub import add_missing_tokens, load_tokenizers
 from fq_toolkit.optimus.model.original_files import OriginalRun, read_run, write_run

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fq_toolkit import inject_latent
-from fq_toolkit.layers.latent import attention as latent_attention
-from fq_toolkit.layers.latent.attention import TAG
+from fq_toolkit.layers.latent.attention import attend
+from fq_toolkit.layers.latent.attention.attend import TAG
 from tests.layers.latent.oracle import (
     DECODERS,
     ENCODER_DECODERS,
@@ -86,7 +86,7 @@ def test_a_latent_that_nobody_sees_moves_learned_positions_and_nothing_else(
     family: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hidden slots, or zeros in embeddings, are the plain model with its table of positions moved up."""
-    monkeypatch.setattr(latent_attention, "pad_mask", lambda mask, n: F.pad(mask, (n, 0), value=False))
+    monkeypatch.setattr(attend, "pad_mask", lambda mask, n: F.pad(mask, (n, 0), value=False))
     plain, slots = build(family, "sdpa"), 2 if mode == "memory" else 0
     model = inject_latent(build(family, "sdpa"), mode=mode, latent_size=NZ, init_std=1.0, slots=2)
     for name, module in plain.named_modules():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fq_toolkit import inject_latent, load_latent
-from fq_toolkit.layers.latent.model import PATIENCE
+from fq_toolkit.layers.latent.missing_latents import PATIENCE, refuse_lookalikes
 from tests.layers.latent.oracle import FAMILIES, build, gpt2
 
 NZ = 6
@@ -110,7 +110,7 @@ def test_no_family_has_a_parameter_that_looks_like_the_latent() -> None:
     for family in FAMILIES:
         model = build(family)
         names = transformers.utils.generic.inspect.signature(type(model).forward).parameters
-        inject_latent(model, "embedding")._refuse_lookalikes(dict.fromkeys(names))
+        refuse_lookalikes(inject_latent(model, "embedding"), dict.fromkeys(names))
 
 
 @settings(max_examples=50, deadline=None)
@@ -131,7 +131,7 @@ def test_one_slip_of_a_key_is_refused(word: str, letter: str, place: int, slip: 
     if name == "latent":
         return
     with pytest.raises(TypeError, match="passed as latent="):
-        MODEL._refuse_lookalikes({name: None})
+        refuse_lookalikes(MODEL, {name: None})
 
 
 MODEL = injected()

@@ -127,7 +127,7 @@ def test_status_is_one_line_with_everything() -> None:
 
 
 def test_every_layer_is_proved_to_read_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fq_toolkit.layers.latent import attention as latent_attention
+    from fq_toolkit.layers.latent import probing
 
     def deaf(
         base: Any, module: Any, query: Any, key: Any, value: Any, mask: Any, slots: Any, **options: Any
@@ -136,7 +136,7 @@ def test_every_layer_is_proved_to_read_its_slot(monkeypatch: pytest.MonkeyPatch)
             module, query, key, value, None if mask is None else mask[..., slots[0].shape[2] :], **options
         )
 
-    monkeypatch.setattr(latent_attention, "attend_with_slots", deaf)
+    monkeypatch.setattr(probing, "attend_with_slots", deaf)
     plain = gpt2()
     with pytest.raises(
         ValueError, match=r"do not read their slot: transformer\.h\.0\.attn, transformer\.h\.1"

@@ -8,8 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fq_toolkit import inject_latent
 from fq_toolkit.kernels import native
-from fq_toolkit.layers.latent import attention as latent_attention
-from fq_toolkit.layers.latent.merge import merge_slots
+from fq_toolkit.layers.latent.attention import attend
+from fq_toolkit.layers.latent.attention.merge import merge_slots
 
 
 def _written_out(query, key, value, slots, causal, scale):
@@ -95,7 +95,7 @@ def _calls(monkeypatch):
         calls.append(1)
         return merge_slots(*args, **kwargs)
 
-    monkeypatch.setattr(latent_attention, "merge_slots", counted)
+    monkeypatch.setattr(attend, "merge_slots", counted)
     return calls
 
 
@@ -126,9 +126,9 @@ def test_which_way_is_taken(model, monkeypatch):
 
 def test_cached_tokens_say_the_same_in_every_way(model, monkeypatch):
     calls, decoded = _calls(monkeypatch), []
-    attend_one = latent_attention.attend_one
+    attend_one = attend.attend_one
     monkeypatch.setattr(
-        latent_attention,
+        attend,
         "attend_one",
         lambda *args, **kwargs: decoded.append(1) or attend_one(*args, **kwargs),
     )
@@ -138,11 +138,11 @@ def test_cached_tokens_say_the_same_in_every_way(model, monkeypatch):
     tokens = model.generate(ids, **options)
     if native.problem() is None:
         assert (len(calls), len(decoded)) == (2, 2 * 4)  # in each layer: the prompt, then a token at a time
-    monkeypatch.setattr(latent_attention, "can_decode", lambda *_: False)
+    monkeypatch.setattr(attend, "can_decode", lambda *_: False)
     calls.clear()
     assert torch.equal(model.generate(ids, **options), tokens)
     assert len(calls) == 2 * 5
-    monkeypatch.setattr(latent_attention, "can_merge", lambda *_: False)
+    monkeypatch.setattr(attend, "can_merge", lambda *_: False)
     assert torch.equal(model.generate(ids, **options), tokens)
 
 
@@ -151,7 +151,7 @@ def test_both_ways_agree_in_a_model(model, monkeypatch):
     ids, z = torch.randint(0, 30, (3, 7)), torch.randn(3, 4, requires_grad=True)
     merged = model(ids, latent=z, labels=ids)
     (of_merged,) = torch.autograd.grad(merged.loss, z)
-    monkeypatch.setattr(latent_attention, "can_merge", lambda *_: False)
+    monkeypatch.setattr(attend, "can_merge", lambda *_: False)
     in_front = model(ids, latent=z, labels=ids)
     (of_front,) = torch.autograd.grad(in_front.loss, z)
     torch.testing.assert_close(merged.logits, in_front.logits, rtol=1e-5, atol=1e-5)

@@ -1,9 +1,9 @@
 """Slots beside the text instead of in front of it: nothing is copied, nothing padded.
 
-A softmax over slots and text is a weighted mean of the softmax over the slots and the one over the text, with
-the weights ``exp(log-sum-exp of its scores)``. The kernels of sdpa know the log-sum-exp of the text, so that
-the few scores of the slots can be added afterwards. The backward of the same kernels takes the log-sum-exp
-of all scores instead and then returns the text's part of the gradient.
+A softmax over slots and text is a weighted mean of the softmax over the slots and the one over the text,
+each weighted by the ``exp`` of the log-sum-exp of its scores. torch's kernel on the CPU returns the
+log-sum-exp of the text, so that the few scores of the slots can be added afterwards. Given the log-sum-exp
+of all scores instead, its backward returns the text's part of the gradient.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from torch.nn import functional as F
 
 from fq_toolkit.kernels import tracing
 from fq_toolkit.kernels.decode import can_attend_one
-from fq_toolkit.layers.latent.projector import Slots
-
-_aten = torch.ops.aten
+from fq_toolkit.layers.latent.attention.slots import Slots
+from fq_toolkit.layers.latent.private import HAS_FLASH_ON_CPU, flash_on_cpu, flash_on_cpu_backward
 
 
 def can_decode(
     base: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, slots: Slots, options: dict[str, Any]
 ) -> bool:
-    """Whether the compiled kernel can compute one query without a mask.
+    """Return whether the compiled kernel can compute one query without a mask.
 
-    Asked for every layer of every token, when the weights have pushed all else out of the processor's caches,
-    so that each line counts.
+    Every layer asks for every token, when the weights have pushed all else out of the processor's caches, so
+    that each line here is measurable.
 
     Args:
         base: the attention of the model.
@@ -47,7 +46,7 @@ def can_decode(
 
 
 def _is_plain_sdpa(base: Callable[..., Any], options: dict[str, Any]) -> bool:
-    """Whether an attention is a softmax of scaled products and no more, in the dtype of its tensors."""
+    """Return whether an attention is only a softmax of scaled products, in the dtype of its tensors."""
     return (
         base is _sdpa()
         and not options.get("dropout")
@@ -61,7 +60,8 @@ def _is_plain_sdpa(base: Callable[..., Any], options: dict[str, Any]) -> bool:
 
 @functools.cache
 def _sdpa() -> Callable[..., Any]:
-    """The attention function of transformers that calls torch's."""
+    """Return the attention function of transformers that calls torch's."""
+    # Lazy: the layer is imported without transformers.
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     return ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -75,7 +75,7 @@ def can_merge(
     mask: Tensor | None,
     options: dict[str, Any],
 ) -> bool:
-    """Whether :func:`merge_slots` can and should compute an attention: sdpa on a CPU, without a mask.
+    """Return whether `merge_slots` can and should compute an attention: sdpa on a CPU, without a mask.
 
     Args:
         base: the attention of the model.
@@ -87,10 +87,11 @@ def can_merge(
     """
     return (
         mask is None
+        and HAS_FLASH_ON_CPU
         and not torch.compiler.is_compiling()
         and not tracing.under_transform()
         and query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.float64)
+        and query.dtype in (torch.float32, torch.float64)  # halves would be rounded before the merge
         and _is_plain_sdpa(base, options)
         and key.shape == value.shape
         and query.shape[1] == key.shape[1]
@@ -99,24 +100,13 @@ def can_merge(
     )
 
 
-def in_front(slots: Slots, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values (B, heads, slots + K, head_dim) of slots and text, as the text's dtype.
-
-    As few operations as can be: every layer of every token comes here.
-    """
-    slot_key, slot_value = slots
-    if slot_key.dtype != key.dtype or slot_key.device != key.device:
-        slot_key, slot_value = slot_key.to(key), slot_value.to(value)
-    if slot_key.shape[0] != key.shape[0]:
-        slot_key = slot_key.expand(key.shape[0], -1, -1, -1)
-        slot_value = slot_value.expand(value.shape[0], -1, -1, -1)
-    return torch.cat((slot_key, key), dim=2), torch.cat((slot_value, value), dim=2)
-
-
 def merge_slots(
     query: Tensor, key: Tensor, value: Tensor, slots: Slots, *, causal: bool, scale: float | None
 ) -> Tensor:
-    """Attention over text and slots, without a copy of the text.
+    """Compute attention over text and slots without a copy of the text.
+
+    With ``a`` the log-sum-exp of the text's scores and ``b`` that of the slots', the output is
+    ``s text + (1 - s) slots``, ``s = sigmoid(a - b)``.
 
     Args:
         query: (B, heads, Q, head_dim).
@@ -131,7 +121,7 @@ def merge_slots(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     slot_key = slots[0].to(query)
-    slot_value = slot_key if slots[1] is slots[0] else slots[1].to(query)
+    slot_value = slot_key if slots[1] is slots[0] else slots[1].to(query)  # share_kv: convert once
     if torch.is_grad_enabled():
         output: Tensor = _Merged.apply(query, key, value, slot_key, slot_value, causal, scale)
     else:
@@ -148,13 +138,9 @@ def _attend(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output like the query, the text's log-sum-exp (B, heads, Q), and how far it is above the slots'.
-
-    At one token a call, each small operation counts: one slot needs no softmax of its own.
-    """
-    text, of_text = torch._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, causal, scale=scale
-    )
+    """Return the output, the text's log-sum-exp (B, heads, Q), and how far it is above that of the slots."""
+    text, of_text = flash_on_cpu(query, key, value, causal, scale)
+    # At one token a call each small operation counts, and a single slot needs no softmax of its own.
     if slot_key.shape[2] == 1:
         above, slot = torch.sub(of_text, torch.linalg.vecdot(query, slot_key), alpha=scale), slot_value
     else:
@@ -164,7 +150,7 @@ def _attend(
 
 
 class _Merged(torch.autograd.Function):
-    """The same with a backward: the text's part by the kernel, the slots' part written out."""
+    """`_attend` with a backward: the text's part by the kernel, the slots' part written out."""
 
     @staticmethod
     def forward(
@@ -178,6 +164,7 @@ class _Merged(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         output, of_text, above = _attend(query, key, value, slot_key, slot_value, causal, scale)
+        # log(exp a + exp b) = a - log sigmoid(a - b), which overflows nowhere.
         of_all = of_text - F.logsigmoid(above)
         ctx.save_for_backward(query, key, value, slot_key, slot_value, output, of_all)
         ctx.causal, ctx.scale = causal, scale
@@ -187,8 +174,10 @@ class _Merged(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, slot_key, slot_value, output, of_all = ctx.saved_tensors
-        into_query, into_key, into_value = _aten._scaled_dot_product_flash_attention_for_cpu_backward.default(
-            grad, query, key, value, output, of_all, 0.0, ctx.causal, scale=ctx.scale
+        # The kernel recomputes the shares of the text as exp(score - log-sum-exp): with the log-sum-exp of
+        # all scores these are its shares beside the slots, and the gradients are exact.
+        into_query, into_key, into_value = flash_on_cpu_backward(
+            grad, query, key, value, output, of_all, ctx.causal, ctx.scale
         )
         scores = torch.matmul(query, slot_key.transpose(-1, -2)) * ctx.scale
         shares = (scores - of_all[..., None]).exp_()
@@ -196,6 +185,7 @@ class _Merged(torch.autograd.Function):
         into_scores = torch.matmul(grad, slot_value.transpose(-1, -2)) - (grad * output).sum(-1, keepdim=True)
         into_scores = into_scores * shares * ctx.scale
         into_query = into_query + into_scores @ slot_key
+        # One latent for all texts makes slots with a batch of 1, whose gradient is the sum over the texts.
         into_slot_key = (into_scores.transpose(-1, -2) @ query).sum_to_size(slot_key.shape)
         into_slot_value = (shares.transpose(-1, -2) @ grad).sum_to_size(slot_value.shape)
         return into_query, into_key, into_value, into_slot_key, into_slot_value, None, None

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from fq_toolkit.layers.latent.attention import Memory, attend_with_slots, pad_mask, routed
+from fq_toolkit.layers.latent.attention.attend import Memory, attend_with_slots
+from fq_toolkit.layers.latent.attention.route import routed
+from fq_toolkit.layers.latent.attention.slots import pad_mask
 
 
 class Attention(nn.Module):

@@ -1,7 +1,9 @@
-"""Which forward runs when a model is called: somebody's assignment to ``model.forward`` shadows its class's.
+"""The forward that runs when a model is called: an assignment to ``model.forward`` shadows that of its class.
 
 Accelerate's mixed precision and offloading, and patches of single models, assign a forward to the model
-itself.  One that leads to ours is as good as ours; with any other, a latent would be ignored in silence.
+itself. One that leads to ours is as good as ours; with any other, a latent would be ignored in silence.
+Whether it leads there is found out by a token: a call puts it into the model, and our forward takes it
+away.
 """
 
 from __future__ import annotations
@@ -15,41 +17,52 @@ from typing import Any
 
 from torch import nn
 
-#: Attribute of a model whose forward was assigned before the injection: what our forward goes around.
+from fq_toolkit.layers.latent.missing_latents import note_training, refuse_lookalikes
+from fq_toolkit.layers.latent.private import HOOKED_FORWARD, KEPT_FORWARDS
+
+#: Attribute of a model whose forward was assigned before the injection: that forward, which ours goes around.
 INNER = "_latent_inner"
-#: Attribute by which our forward answers a call that waits to hear that it ran.
+#: Attribute with the token of a call, which our forward replaces by None to tell the call that it ran.
 WAITING = "_latent_waiting"
-#: Where accelerate keeps the forward that its hooks or its autocast were put around.
-_KEPT = ("_old_forward", "_original_forward")
 
 
 def is_ours(function: Any, model: Any) -> bool:
-    """Whether this is the injected class's own forward, perhaps bound, and bound again."""
+    """Return whether this is the injected class's own forward, perhaps bound, and bound again."""
     while isinstance(function, MethodType):
         function = function.__func__
     return function is own_forward(model)
 
 
 def own_forward(model: Any) -> Any:
-    """The forward that `injected_class` wrote, whatever was assigned since."""
+    """Return the forward that `injected_class` wrote, whatever was assigned since."""
     return type(model)._latent_forward
 
 
 def is_replaced(model: Any) -> bool:
-    """Whether another forward than ours is what a call finds first."""
+    """Return whether a call finds another forward than ours first."""
     return "forward" in model.__dict__ or type(model).forward is not type(model)._latent_forward
 
 
 def checked(model: Any, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call ``run``, which should lead to our forward.
 
+    Args:
+        model: of an injected class.
+        run: what somebody has put in place of its forward.
+        *args: of the call.
+        **kwargs: of the call.
+
+    Returns:
+        What ``run`` returns.
+
     Raises:
         RuntimeError: a latent was given, and our forward did not run.
     """
     if not hasattr(type(model), "_latent_forward"):  # removed from inside what somebody has put around this
         return run(*args, **kwargs)
-    model._refuse_lookalikes(kwargs)
-    waiting: list[None] = []  # of this call alone, so that threads do not answer for each other
+    refuse_lookalikes(model, kwargs)
+    # A new object for each call, so that calls in several threads do not answer for each other.
+    waiting: list[None] = []
     model._latent_waiting = waiting
     outputs = run(*args, **kwargs)
     if model._latent_waiting is waiting:
@@ -60,12 +73,13 @@ def checked(model: Any, run: Callable[..., Any], *args: Any, **kwargs: Any) -> A
                 "inject_latent, which then goes around it"
             )
         model._latent_waiting = None
-        model._note_training(None)
+        note_training(model, None)
     return outputs
 
 
 def guarded(model: Any, function: Any) -> Any:
-    """What to assign as a model's forward, so that it is `checked` also where it is called by its name."""
+    """Return what to assign as a model's forward, so that ``model.forward(...)`` is `checked` too."""
+    # A method stays a method, as pickle and copies bind it to the model that they make.
     if isinstance(function, MethodType) and function.__self__ is model:
         inner = function.__func__
 
@@ -75,21 +89,22 @@ def guarded(model: Any, function: Any) -> Any:
         functools.update_wrapper(forward, inner)
         forward.__signature__ = inspect.signature(own_forward(model))  # type: ignore[attr-defined]
         return MethodType(forward, model)
-    outer = functools.partial(checked, model, function)  # a partial, as copies of a model copy what it holds
+    # A partial and no closure: deepcopy of the model then copies what it holds, the model among it.
+    outer = functools.partial(checked, model, function)
     functools.update_wrapper(outer, function)
     outer.__signature__ = inspect.signature(MethodType(own_forward(model), model))  # type: ignore[attr-defined]
     return outer
 
 
 def replacement(model: Any) -> str:
-    """Module and name of the function that is a model's forward instead of ours."""
+    """Return module and name of the function that is a model's forward instead of ours, for an error."""
     function = vars(model).get("forward", type(model).forward)
     while True:
         if isinstance(function, MethodType):
             function = function.__func__
         elif isinstance(function, functools.partial):
             function = function.args[1] if function.func is checked else function.func
-        elif getattr(getattr(function, "__code__", None), "co_filename", None) == __file__:
+        elif _is_written_here(function):
             function = function.__wrapped__
         else:
             break
@@ -102,18 +117,21 @@ def replacement(model: Any) -> str:
 
 
 def suspicion(model: Any) -> str:
-    """What to add to the reason why a model does not do: that its forward is somebody else's."""
+    """Return what to add to the reason why a model was refused: that its forward is somebody else's."""
     if "forward" not in vars(model):
         return ""
     return f" (its forward was replaced by {replacement(model)}; take that back if it drops keywords)"
 
 
 @contextmanager
-def heard(model: Any) -> Iterator[Callable[[], bool]]:
-    """Hear, in a block that calls a model without an injection, whether what was assigned leads to ours.
+def watched(model: Any) -> Iterator[Callable[[], bool]]:
+    """Find out, in a block that calls a model without an injection, whether its forward leads to ours.
 
-    It does where an injection was removed from inside somebody's wrapper, which would go round in circles if
-    ours went around it again.
+    It does if an injection was removed from inside somebody's wrapper. Ours around that wrapper would then
+    call itself for ever.
+
+    Yields:
+        A function that returns whether our forward has run.
     """
     waiting: list[None] = []
     vars(model)[WAITING] = waiting
@@ -134,16 +152,18 @@ def go_around(model: Any, leads_here: bool) -> None:
     if leads_here:
         model.forward = own["forward"]
         return
-    own.pop(INNER, None)  # of an injection that was removed
+    own.pop(INNER, None)  # left by an injection that was removed
     if "forward" not in own:
         return
-    # Accelerate's hooks call what they find under this name, and stay outside.
-    hooked = "_old_forward" in own
-    inner = own.pop("_old_forward" if hooked else "forward")
+    # A hook of accelerate calls what it finds under this name: ours goes there, and the hook stays outside,
+    # where it moves the weights before anything of the model runs.
+    hooked = HOOKED_FORWARD in own
+    inner = own.pop(HOOKED_FORWARD if hooked else "forward")
+    # The class's own forward needs no keeping: ours looks it up, and so sees what is assigned to the class.
     if getattr(inner, "__func__", None) is not type(model)._latent_base.forward:
         own[INNER] = inner
     if hooked:
-        own["_old_forward"] = MethodType(own_forward(model), model)
+        own[HOOKED_FORWARD] = MethodType(own_forward(model), model)
         own["forward"] = guarded(model, own["forward"])
 
 
@@ -153,10 +173,10 @@ def come_off(model: Any) -> None:
     What somebody has put around our forward keeps calling it; it then passes on to what is inside.
     """
     own, base = vars(model), type(model)._latent_base
-    own.pop(WAITING, None)
+    own.pop(WAITING, None)  # else it would be an attribute that the base model did not have
     inner = own.get(INNER)
     plain = MethodType(base.forward, model) if inner is None else inner
-    for name in _KEPT:
+    for name in KEPT_FORWARDS:
         if name in own and is_ours(own[name], model):
             own[name] = plain
     if "forward" in own:
@@ -166,21 +186,30 @@ def come_off(model: Any) -> None:
 
 
 def _unguarded(function: Any) -> Any:
-    """What was given to `guarded`."""
+    """Return what was given to `guarded`, or the function itself if it is none of ours."""
     if isinstance(function, functools.partial) and function.func is checked:
         return function.args[1]
     if isinstance(function, MethodType):
-        inner = function.__func__
-        if getattr(getattr(inner, "__code__", None), "co_filename", None) == __file__:
-            return MethodType(inner.__wrapped__, function.__self__)  # type: ignore[attr-defined]
+        inner: Any = function.__func__
+        if _is_written_here(inner):
+            return MethodType(inner.__wrapped__, function.__self__)
     return function
 
 
-def set_attribute(model: nn.Module, name: str, value: Any, plain: Callable[[str, Any], None]) -> None:
-    """Set an attribute of an injected model; a forward is `guarded`, and our own needs none."""
-    if name != "forward":
-        plain(name, value)
-    elif is_ours(value, model):
+def _is_written_here(function: Any) -> bool:
+    """Return whether a function is one that `guarded` made: its names are copied, its code is ours."""
+    return getattr(getattr(function, "__code__", None), "co_filename", None) == __file__
+
+
+def set_forward(model: nn.Module, value: Any, assign: Callable[[str, Any], None]) -> None:
+    """Assign a forward to an injected model, `guarded`.
+
+    Args:
+        model: of an injected class.
+        value: the forward. The class's own is not assigned: that of the class is found without.
+        assign: how the class of the model sets an attribute.
+    """
+    if is_ours(value, model):
         vars(model).pop("forward", None)
     else:
-        plain(name, guarded(model, value))
+        assign("forward", guarded(model, value))

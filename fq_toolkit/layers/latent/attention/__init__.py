@@ -1,0 +1,1 @@
+"""Attention of transformers with memory slots in front of the text."""
