@@ -16,7 +16,14 @@ from benchmarks.pretraining import contenders as pretraining
 from benchmarks.pretraining import problem as steps
 from benchmarks.quantizer import discriminator, floor, ours, peers
 from benchmarks.quantizer.floor import Work
-from benchmarks.quantizer.problem import LAYOUTS, QUICK_SHAPES, REFERENCE_SHAPE, SHAPES, Problem, shapes_named
+from benchmarks.quantizer.problem import (
+    LAYOUTS,
+    QUICK_SHAPES,
+    REFERENCE_SHAPE,
+    SHAPES,
+    FeatureProblem,
+    shapes_named,
+)
 
 _SOME = shapes_named("C10 L0", "StyleGAN2", "VQGAN", "codec")
 _LAYER_GATES = ("lookup", "sums", "backward", "commit", "layer")
@@ -55,11 +62,11 @@ class Case:
     result_bytes: Callable[[Any], int] = _no_result
     memory: Literal["resident", "tensors"] | None = "resident"
     memory_shapes: tuple[str, ...] | None = None
-    problem: Callable[..., Any] = Problem
+    problem: Callable[..., Any] = FeatureProblem
     min_rounds: int = 3
 
 
-def _feature_arrays(count: int) -> Callable[[Problem], int]:
+def _feature_arrays(count: int) -> Callable[[FeatureProblem], int]:
     return lambda problem: count * problem.feature_bytes
 
 

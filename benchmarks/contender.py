@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,20 +38,24 @@ class AnyShape(Protocol):
         """Memory layout, or which data."""
 
 
-class AnyProblem(Protocol):
-    """What every case's problem tells; a contender knows the type of its own case's problems."""
+ShapeType = TypeVar("ShapeType", bound=AnyShape, covariant=True)
 
-    @property
-    def shape(self) -> AnyShape:
-        """What it was made from."""
 
-    @property
-    def device(self) -> str:
-        """Where its tensors are."""
+@dataclass(frozen=True)
+class Problem(Generic[ShapeType]):
+    """What a case measures on: a shape and what is drawn for it, the same in every process.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its features."""
+    A subclass has a `seed` and draws its tensors when they are first read.
+    """
+
+    shape: ShapeType
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    seed: ClassVar[int] = 0
+
+    def generator(self, stream: int) -> torch.Generator:
+        """Return the random numbers of one tensor, which do not depend on what was drawn before."""
+        return torch.Generator().manual_seed(self.seed + stream)
 
 
 class Unavailable(Exception):
@@ -105,7 +109,7 @@ class Contender:
     score_arrays: float = 0.0
     devices: tuple[str, ...] = ("cpu", "cuda")
 
-    def reason_to_skip(self, problem: AnyProblem, budget_bytes: int) -> str | None:
+    def reason_to_skip(self, problem: Problem[AnyShape], budget_bytes: int) -> str | None:
         """Why this contender should not even be started on this problem, or None."""
         if problem.device not in self.devices:
             return f"runs on {' and '.join(self.devices)} only"

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from benchmarks import machine, memory
-from benchmarks.cases import CASES, AnyShape, Case
-from benchmarks.contender import AnyProblem, Contender, Task, Unavailable
+from benchmarks.cases import CASES, Case
+from benchmarks.contender import AnyShape, Contender, Problem, Task, Unavailable
 from benchmarks.quantizer import floor, oracle, ours
-from benchmarks.quantizer.problem import Problem
+from benchmarks.quantizer.problem import FeatureProblem
 from benchmarks.results import FAILED, MEASURED, SKIPPED, Row
 from benchmarks.timing import Timing, as_graph, interleave, paired_ratio
 
@@ -78,7 +78,7 @@ class _Entry:
     wrong_share: float | None = None
 
 
-def _start(contender: Contender, problem: AnyProblem) -> _Entry:
+def _start(contender: Contender, problem: Problem[AnyShape]) -> _Entry:
     """Build a contender and call it once; a peer that cannot run becomes a row with the reason."""
     reason = contender.reason_to_skip(problem, memory_budget(problem.device))
     if reason:
@@ -93,7 +93,7 @@ def _start(contender: Contender, problem: AnyProblem) -> _Entry:
             raise
         return _Entry(contender, None, FAILED, f"{type(error).__name__}: {str(error)[:200]}")
     wrong = None
-    if task.indices is not None and isinstance(problem, Problem):
+    if task.indices is not None and isinstance(problem, FeatureProblem):
         found = task.indices(result).cpu().numpy()
         wrong = oracle.wrong_share(found, problem.rows.float().cpu().numpy(), problem.codebook.cpu().numpy())
     note = task.note or (f"backend {ours.backend(problem.device)}" if contender.kind == "ours" else "")
@@ -109,9 +109,9 @@ class Floor:
     gemm: tuple[str, Timing] | None = None
 
 
-def _floor_tasks(case: Case, problem: AnyProblem) -> tuple[dict[str, Task], dict[str, str]]:
+def _floor_tasks(case: Case, problem: Problem[AnyShape]) -> tuple[dict[str, Task], dict[str, str]]:
     """What the floor needs in the timed rounds, and the label of each product."""
-    if case.work is None or not isinstance(problem, Problem):
+    if case.work is None or not isinstance(problem, FeatureProblem):
         return {}, {}
     tasks, labels = {_COPY_KEY: floor.copy_task(problem)}, {}
     if case.work.gemms:
@@ -121,8 +121,10 @@ def _floor_tasks(case: Case, problem: AnyProblem) -> tuple[dict[str, Task], dict
     return tasks, labels
 
 
-def _find_floor(case: Case, problem: AnyProblem, timings: dict[str, Timing], labels: dict[str, str]) -> Floor:
-    if case.work is None or not isinstance(problem, Problem):
+def _find_floor(
+    case: Case, problem: Problem[AnyShape], timings: dict[str, Timing], labels: dict[str, str]
+) -> Floor:
+    if case.work is None or not isinstance(problem, FeatureProblem):
         return Floor()
     copy_ms = timings[_COPY_KEY].median
     bandwidth = 2 * problem.feature_bytes / copy_ms / 1e6
@@ -141,7 +143,7 @@ def _find_floor(case: Case, problem: AnyProblem, timings: dict[str, Timing], lab
 
 
 def _peak(
-    case: Case, shape: AnyShape, entry: _Entry, problem: AnyProblem, options: Options
+    case: Case, shape: AnyShape, entry: _Entry, problem: Problem[AnyShape], options: Options
 ) -> int | str | None:
     """Peak extra bytes, a reason, or None where it is not asked for."""
     wanted = case.memory is not None and options.memory and entry.contender.kind != "floor"
@@ -167,7 +169,7 @@ def _peak(
 
 def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], Floor]:
     """Rows of one case and shape, and its floor.  The gates must have been checked before."""
-    problem: AnyProblem = case.problem(shape, options.device, options.dtype)
+    problem: Problem[AnyShape] = case.problem(shape, options.device, options.dtype)
     make_row = _row_maker(case, shape, options)
     entries = [_start(contender, problem) for contender in case.contenders]
     tasks = {entry.contender.name: entry.task for entry in entries if entry.task is not None}

@@ -13,7 +13,7 @@ from benchmarks.machine import BUSY_CORES, ROOT
 from benchmarks.quantizer.discriminator import BARE
 from benchmarks.quantizer.floor import GEMM
 from benchmarks.quantizer.ours import OURS
-from benchmarks.quantizer.problem import SHAPES, Shape
+from benchmarks.quantizer.problem import SHAPES, FeatureShape
 from benchmarks.quantizer.targets import FAISS, LUCIDRAINS, RELEASED, overhead
 from benchmarks.results import DIRECTORY, Row, median, peak, read_all
 from benchmarks.studies import navigation_tasks, optimus, prevalent
@@ -64,7 +64,7 @@ def _share(rows: Sequence[Row], case: str, shape: str) -> str:
     return NOT_MEASURED
 
 
-def _train_line(rows: Sequence[Row], shape: Shape) -> list[str]:
+def _train_line(rows: Sequence[Row], shape: FeatureShape) -> list[str]:
     times = {name: median(rows, "train_step", shape.name, name) for name in (OURS, RELEASED, LUCIDRAINS)}
     peaks = [peak(rows, "train_step", shape.name, name) for name in times]
     return [
@@ -79,7 +79,7 @@ def _train_line(rows: Sequence[Row], shape: Shape) -> list[str]:
 _LOOKUP_PEERS = (FAISS, "torch.cdist", "chunked addmm, compiled", "scikit-learn")
 
 
-def _lookup_line(rows: Sequence[Row], shape: Shape) -> list[str]:
+def _lookup_line(rows: Sequence[Row], shape: FeatureShape) -> list[str]:
     mine = median(rows, "lookup", shape.name, OURS)
     return [
         shape.label,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from benchmarks.contender import Problem
 from fq_toolkit import inject_latent
 
 #: Names of the cases.
 GENERATE, TRAIN = "latent_generate", "latent_train"
-_SEED = 2004_04092
 BOS = 1
 LATENT_SIZE = 32
 
@@ -69,26 +69,21 @@ class TextShape:
 
 
 @dataclass(frozen=True)
-class TextProblem:
+class TextProblem(Problem[TextShape]):
     """A decoder's configuration, texts and latents: the same for every contender and every process."""
 
-    shape: TextShape
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-
-    def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(_SEED + stream)
+    seed: ClassVar[int] = 2004_04092
 
     @cached_property
     def tokens(self) -> Tensor:
         """(B, T) int64 texts, uniform over the vocabulary without its two special tokens."""
         size = (self.shape.batch, self.shape.length)
-        return torch.randint(2, self.shape.vocabulary, size, generator=self._generator(0)).to(self.device)
+        return torch.randint(2, self.shape.vocabulary, size, generator=self.generator(0)).to(self.device)
 
     @cached_property
     def latents(self) -> Tensor:
         """(B, 32) draws from the prior."""
-        drawn = torch.randn(self.shape.batch, LATENT_SIZE, generator=self._generator(1))
+        drawn = torch.randn(self.shape.batch, LATENT_SIZE, generator=self.generator(1))
         return drawn.to(self.device, self.dtype)
 
     @property
@@ -113,7 +108,7 @@ class TextProblem:
         if shared:
             model.load_state_dict(self._weights, assign=True)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
+            torch.manual_seed(self.seed)
             return (inject_latent(model, mode, LATENT_SIZE) if mode else model).eval()
 
     def _gpt2(self) -> Any:
@@ -121,7 +116,7 @@ class TextProblem:
 
         shape = self.shape
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
+            torch.manual_seed(self.seed)
             return GPT2LMHeadModel(
                 GPT2Config(
                     vocab_size=shape.vocabulary,

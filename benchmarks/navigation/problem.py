@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from benchmarks.contender import Problem
 
 #: The two kinds of graphs: a small generated world for smoke tests, and what is measured.
 MINI, REAL = "miniworld", "graphs"
@@ -37,12 +37,8 @@ class GraphShape:
 
 
 @dataclass(frozen=True)
-class GraphProblem:
+class GraphProblem(Problem[GraphShape]):
     """A shape; its graphs and items are made once for all problems (`benchmarks.navigation.data`)."""
-
-    shape: GraphShape
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
 
 
 # Episodes of 8 steps and paths of 6 viewpoints, as those of R2R are.

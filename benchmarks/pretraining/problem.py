@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from benchmarks.contender import Problem
 from fq_toolkit.prevalent import PrevalentConfig
 
-_SEED = 2002_10638
 LENGTH, VIEWS, ACTIONS = 80, 36, 36
 _MASKED = 0.15
 #: Words of an instruction: R2R's have 29 on average.
@@ -70,20 +71,15 @@ QUICK_SHAPES = (StepShape("tiny width 64", 2, 64, text_layers=2, cross_layers=2)
 
 
 @dataclass(frozen=True)
-class StepProblem:
+class StepProblem(Problem[StepShape]):
     """Features, texts and labels, the same for every contender and every process."""
 
-    shape: StepShape
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-
-    def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(_SEED + stream)
+    seed: ClassVar[int] = 2002_10638
 
     @cached_property
     def ids(self) -> Tensor:
         """(B, 80) int64: [CLS] words [SEP], padded with 0."""
-        generator, count = self._generator(0), self.shape.batch
+        generator, count = self.generator(0), self.shape.batch
         lengths = (torch.randn(count, generator=generator) * _SPREAD + _MEAN).round().clamp(_LEAST, LENGTH)
         ids = torch.randint(5, self.shape.config().vocab_size, (count, LENGTH), generator=generator)
         ids[:, 0] = 2
@@ -94,7 +90,7 @@ class StepProblem:
     @cached_property
     def labels(self) -> Tensor:
         """(B, 80) int64: 15 % of the words, -1 elsewhere."""
-        chosen = torch.rand(self.ids.shape, generator=self._generator(1)) < _MASKED
+        chosen = torch.rand(self.ids.shape, generator=self.generator(1)) < _MASKED
         ids = self.ids.cpu()
         return torch.where(chosen & (ids >= 5), ids, -1).to(self.device)
 
@@ -102,20 +98,20 @@ class StepProblem:
     def features(self) -> Tensor:
         """(B, 36, F) of the viewpoints, without their angles' part."""
         size = (self.shape.batch, VIEWS, self.shape.config().vision_size - self.angles.shape[2])
-        return torch.randn(size, generator=self._generator(2)).to(self.device, self.dtype)
+        return torch.randn(size, generator=self.generator(2)).to(self.device, self.dtype)
 
     @cached_property
     def angles(self) -> Tensor:
         """(12, 36, A) angle features from each of 12 headings."""
         width = self.shape.width // 8 // 4 * 4
-        return torch.randn(12, VIEWS, width, generator=self._generator(3)).to(self.device, self.dtype)
+        return torch.randn(12, VIEWS, width, generator=self.generator(3)).to(self.device, self.dtype)
 
     @cached_property
     def headings(self) -> Tensor:
         """(B,) int64 headings in steps of 30 degrees."""
-        return torch.randint(12, (self.shape.batch,), generator=self._generator(4)).to(self.device)
+        return torch.randint(12, (self.shape.batch,), generator=self.generator(4)).to(self.device)
 
     @cached_property
     def actions(self) -> Tensor:
         """(B,) int64 labels."""
-        return torch.randint(ACTIONS, (self.shape.batch,), generator=self._generator(5)).to(self.device)
+        return torch.randint(ACTIONS, (self.shape.batch,), generator=self.generator(5)).to(self.device)

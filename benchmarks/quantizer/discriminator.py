@@ -16,14 +16,14 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from benchmarks.contender import Contender, Task
 from benchmarks.quantizer import ours, peers
-from benchmarks.quantizer.problem import Problem, Shape
+from benchmarks.quantizer.problem import FeatureProblem, FeatureShape
 
 BARE = "no quantizer"
 _CLASSES = 10
 
 #: 16 real and 16 generated images; the quantized map is 16 x 16 with ``dim`` channels.
-SHAPE = Shape("BigGAN-32 D, batch 16+16", 32, (16, 16), 256, 1024)
-QUICK_SHAPE = Shape("tiny D", 2, (16, 16), 8, 16)
+SHAPE = FeatureShape("BigGAN-32 D, batch 16+16", 32, (16, 16), 256, 1024)
+QUICK_SHAPE = FeatureShape("tiny D", 2, (16, 16), 8, 16)
 
 
 class _Block(nn.Module):
@@ -70,8 +70,8 @@ class Discriminator(nn.Module):
         return self.head(pooled).squeeze(1) + (self.embed(labels) * pooled).sum(dim=1), loss
 
 
-def _step(factory: peers.LayerFactory | None) -> Callable[[Problem], Task]:
-    def build(problem: Problem) -> Task:
+def _step(factory: peers.LayerFactory | None) -> Callable[[FeatureProblem], Task]:
+    def build(problem: FeatureProblem) -> Task:
         torch.manual_seed(0)
         shape = problem.shape
         quantizer, call = factory(problem) if factory else (None, None)

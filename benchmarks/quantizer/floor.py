@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contender import Contender, Task
-from benchmarks.quantizer.problem import Problem
+from benchmarks.quantizer.problem import FeatureProblem
 from benchmarks.timing import cpu_sample, cuda_sample
 
 GEMM = "fp32 GEMM"
@@ -78,7 +78,7 @@ class GemmVariant:
     task: Task
 
 
-def gemm_variants(problem: Problem, keep: int = 2, budget_bytes: int = 12 << 30) -> list[GemmVariant]:
+def gemm_variants(problem: FeatureProblem, keep: int = 2, budget_bytes: int = 12 << 30) -> list[GemmVariant]:
     """The fastest few ways that have fp32 accuracy, by a quick trial; the timed rounds decide among them."""
     rows = problem.rows.float()
     codes = problem.codebook.t().contiguous()
@@ -105,14 +105,14 @@ def gemm_variants(problem: Problem, keep: int = 2, budget_bytes: int = 12 << 30)
 def plain_gemm() -> Contender:
     """``torch.mm`` as a user would write it, with the allocation of its N x K result."""
 
-    def build(problem: Problem) -> Task:
+    def build(problem: FeatureProblem) -> Task:
         rows, codes = problem.rows.float(), problem.codebook.t()
         return Task(lambda _: torch.mm(rows, codes))
 
     return Contender(PLAIN_GEMM, build, kind="floor", score_arrays=1)
 
 
-def copy_task(problem: Problem) -> Task:
+def copy_task(problem: FeatureProblem) -> Task:
     """One read and one write of N x D: its time gives the bandwidth."""
     source = problem.rows
     target = torch.empty_like(source)
@@ -136,7 +136,7 @@ class Work:
     update: bool = False
 
 
-def measured_floor(problem: Problem, work: Work, gemm_ms: float, copy_ms: float) -> float:
+def measured_floor(problem: FeatureProblem, work: Work, gemm_ms: float, copy_ms: float) -> float:
     """Milliseconds: the products at their measured time and the passes at the measured bandwidth."""
     pass_ms = copy_ms / 2
     shape = problem.shape
@@ -169,7 +169,7 @@ def limits_for(device_name: str) -> Limits | None:
     return next((limits for part, limits in GPU_LIMITS.items() if part in device_name), None)
 
 
-def model_floor(problem: Problem, work: Work, limits: Limits) -> float:
+def model_floor(problem: FeatureProblem, work: Work, limits: Limits) -> float:
     """Milliseconds by the limits model."""
     n, d, k = problem.shape.rows, problem.shape.dim, problem.shape.num_codes
     half = problem.dtype in (torch.bfloat16, torch.float16)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quantizer import oracle, ours
-from benchmarks.quantizer.problem import QUICK_SHAPES, Problem, Shape
+from benchmarks.quantizer.problem import QUICK_SHAPES, FeatureProblem, FeatureShape
 from fq_toolkit.kernels import ops
 
 
@@ -227,11 +227,11 @@ def check_commit(commit: Callable[..., None] | None = None, device: str = "cpu")
     return wrong
 
 
-def check_layer(factory: Callable[[Problem], Any] | None = None, device: str = "cpu") -> list[str]:
+def check_layer(factory: Callable[[FeatureProblem], Any] | None = None, device: str = "cpu") -> list[str]:
     """One training step of the layer: output, gradient and moved dictionary."""
     wrong = []
     for shape in QUICK_SHAPES:
-        problem = Problem(shape, device)
+        problem = FeatureProblem(shape, device)
         module, call = (factory or ours.layer())(problem)
         module.train()
         x = problem.features.detach().requires_grad_()
@@ -242,7 +242,7 @@ def check_layer(factory: Callable[[Problem], Any] | None = None, device: str = "
         quantized = codebook[index].astype(np.float64)
         residual = rows - quantized
 
-        def by_row(features: Tensor, shape: Shape = shape) -> Tensor:
+        def by_row(features: Tensor, shape: FeatureShape = shape) -> Tensor:
             moved = features if shape.layout == "blc" else features.movedim(1, -1)
             return moved.reshape(-1, shape.dim)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.contender import Contender, Task
 from benchmarks.quantizer.peers import DECAY, LayerCall, LayerFactory, batch_statistics
-from benchmarks.quantizer.problem import Problem
+from benchmarks.quantizer.problem import FeatureProblem
 from fq_toolkit import FeatureQuantizer
 from fq_toolkit.kernels import ops
 
@@ -23,8 +23,8 @@ def backend(device: str) -> str:
     return ops.select_backend(torch.empty(1, 1, 1, 1, device=device))
 
 
-def _lookup(exact: bool) -> Callable[[Problem], Task]:
-    def build(problem: Problem) -> Task:
+def _lookup(exact: bool) -> Callable[[FeatureProblem], Task]:
+    def build(problem: FeatureProblem) -> Task:
         rows = problem.rows[:, :, None, None]
         codebook, center = problem.codebook, problem.center
 
@@ -39,7 +39,7 @@ def _lookup(exact: bool) -> Callable[[Problem], Task]:
 def layer(mode: str = "straight_through", precision: str = "exact") -> LayerFactory:
     """The layer, holding the problem's dictionary as if it had been trained for a step."""
 
-    def make(problem: Problem) -> tuple[nn.Module, LayerCall]:
+    def make(problem: FeatureProblem) -> tuple[nn.Module, LayerCall]:
         module = FeatureQuantizer(
             problem.shape.dim, problem.shape.num_codes, mode=mode, precision=precision, decay=DECAY
         ).to(problem.device)
@@ -62,7 +62,7 @@ def layer(mode: str = "straight_through", precision: str = "exact") -> LayerFact
     return make
 
 
-def _commit(problem: Problem) -> Task:
+def _commit(problem: FeatureProblem) -> Task:
     counts, sums = batch_statistics(problem)
     codebook, moving_sums = problem.codebook.clone(), problem.codebook.clone()
     moving_counts, center = torch.ones_like(counts), problem.center.clone()
@@ -94,7 +94,7 @@ COMMITS = (Contender(OURS, _commit, kind="ours", package="fq-toolkit"),)
 
 
 def layers(
-    measure: Callable[[LayerFactory], Callable[[Problem], Task]], *, variants: bool
+    measure: Callable[[LayerFactory], Callable[[FeatureProblem], Task]], *, variants: bool
 ) -> list[Contender]:
     """Our layer under one kind of measurement; with ``variants`` also regularize and fast."""
     entries = [Contender(OURS, measure(layer()), kind="ours", package="fq-toolkit")]

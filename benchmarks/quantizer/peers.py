@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.contender import Contender, Task, Unavailable
-from benchmarks.quantizer.problem import Problem
+from benchmarks.quantizer.problem import FeatureProblem
 
 DECAY = 0.9
 _CHUNK = 1024
@@ -33,7 +33,7 @@ def _first(result: Tensor) -> Tensor:
     return result
 
 
-def _cdist(problem: Problem) -> Task:
+def _cdist(problem: FeatureProblem) -> Task:
     rows, codebook = problem.rows.float(), problem.codebook
     return Task(lambda _: torch.cdist(rows, codebook).argmin(dim=1), indices=_first)
 
@@ -43,7 +43,7 @@ def _nearest_in_chunk(rows: Tensor, codes: Tensor, half_norms: Tensor) -> Tensor
     return torch.addmm(half_norms, rows, codes, alpha=-1).argmin(dim=1)
 
 
-def _chunked(problem: Problem, nearest: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Task:
+def _chunked(problem: FeatureProblem, nearest: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Task:
     rows, codebook = problem.rows.float(), problem.codebook
     whole = rows.shape[0] // _CHUNK * _CHUNK
 
@@ -60,11 +60,11 @@ def _chunked(problem: Problem, nearest: Callable[[Tensor, Tensor, Tensor], Tenso
     return Task(run, indices=_first)
 
 
-def _plain_chunked(problem: Problem) -> Task:
+def _plain_chunked(problem: FeatureProblem) -> Task:
     return _chunked(problem, _nearest_in_chunk)
 
 
-def _compiled_chunked(problem: Problem) -> Task:
+def _compiled_chunked(problem: FeatureProblem) -> Task:
     import torch._inductor.config
 
     torch._inductor.config.compile_threads = 1  # a pool of compilers would disturb the clock and the memory
@@ -77,7 +77,7 @@ def _compiled_chunked(problem: Problem) -> Task:
     return task
 
 
-def _faiss(problem: Problem) -> Task:
+def _faiss(problem: FeatureProblem) -> Task:
     faiss = _import("faiss", "faiss-cpu")
     faiss.omp_set_num_threads(torch.get_num_threads())
     rows = problem.rows.float().numpy()
@@ -86,7 +86,7 @@ def _faiss(problem: Problem) -> Task:
     return Task(lambda _: index.search(rows, 1)[1], indices=lambda found: torch.from_numpy(found[:, 0]))
 
 
-def _sklearn(problem: Problem) -> Task:
+def _sklearn(problem: FeatureProblem) -> Task:
     metrics = _import("sklearn.metrics", "scikit-learn")
     from sklearn import config_context
 
@@ -101,7 +101,7 @@ def _sklearn(problem: Problem) -> Task:
     return Task(run, indices=torch.from_numpy)
 
 
-def _flash_kmeans(problem: Problem) -> Task:
+def _flash_kmeans(problem: FeatureProblem) -> Task:
     assign = _import("flash_kmeans.assign_euclid_triton", "flash-kmeans").euclid_assign_triton
     rows = problem.rows[None]
     codes = problem.codebook.to(rows.dtype)[None]
@@ -169,10 +169,10 @@ class ReleasedFormula(nn.Module):
 
 LayerCall = Callable[[Tensor], tuple[Tensor, Tensor]]
 #: Makes the module and the call that takes features in the shape's layout to (quantized, loss).
-LayerFactory = Callable[[Problem], tuple[nn.Module, LayerCall]]
+LayerFactory = Callable[[FeatureProblem], tuple[nn.Module, LayerCall]]
 
 
-def released_layer(problem: Problem) -> tuple[nn.Module, LayerCall]:
+def released_layer(problem: FeatureProblem) -> tuple[nn.Module, LayerCall]:
     """The released formula; it takes four-dimensional features only."""
     module = ReleasedFormula(problem.codebook)
 
@@ -186,7 +186,7 @@ def released_layer(problem: Problem) -> tuple[nn.Module, LayerCall]:
     return module, call
 
 
-def lucidrains_layer(problem: Problem) -> tuple[nn.Module, LayerCall]:
+def lucidrains_layer(problem: FeatureProblem) -> tuple[nn.Module, LayerCall]:
     """VectorQuantize with the straight-through gradient, like the others."""
     package = _import("vector_quantize_pytorch", "vector-quantize-pytorch")
     module = package.VectorQuantize(
@@ -209,13 +209,18 @@ def lucidrains_layer(problem: Problem) -> tuple[nn.Module, LayerCall]:
     return module, call
 
 
-def train_step(factory: LayerFactory) -> Callable[[Problem], Task]:
+def _in_training(factory: LayerFactory, problem: FeatureProblem) -> tuple[LayerCall, Tensor]:
+    """Return the call of a layer in training mode, and features that take a gradient."""
+    module, call = factory(problem)
+    module.train()
+    return call, problem.features.detach().requires_grad_()
+
+
+def train_step(factory: LayerFactory) -> Callable[[FeatureProblem], Task]:
     """Forward with dictionary update, then backward from a given gradient and the commitment loss."""
 
-    def build(problem: Problem) -> Task:
-        module, call = factory(problem)
-        module.train()
-        x = problem.features.detach().requires_grad_()
+    def build(problem: FeatureProblem) -> Task:
+        call, x = _in_training(factory, problem)
         grad = problem.grad
 
         def run(_: object) -> tuple[Tensor, Tensor]:
@@ -228,10 +233,10 @@ def train_step(factory: LayerFactory) -> Callable[[Problem], Task]:
     return build
 
 
-def eval_forward(factory: LayerFactory) -> Callable[[Problem], Task]:
+def eval_forward(factory: LayerFactory) -> Callable[[FeatureProblem], Task]:
     """Forward in evaluation mode without gradients."""
 
-    def build(problem: Problem) -> Task:
+    def build(problem: FeatureProblem) -> Task:
         module, call = factory(problem)
         module.eval()
         x = problem.features
@@ -245,13 +250,11 @@ def eval_forward(factory: LayerFactory) -> Callable[[Problem], Task]:
     return build
 
 
-def backward_only(factory: LayerFactory) -> Callable[[Problem], Task]:
+def backward_only(factory: LayerFactory) -> Callable[[FeatureProblem], Task]:
     """Backward of one training forward, which is not timed."""
 
-    def build(problem: Problem) -> Task:
-        module, call = factory(problem)
-        module.train()
-        x = problem.features.detach().requires_grad_()
+    def build(problem: FeatureProblem) -> Task:
+        call, x = _in_training(factory, problem)
         grad = problem.grad
 
         def setup() -> tuple[Tensor, Tensor]:
@@ -266,7 +269,7 @@ def backward_only(factory: LayerFactory) -> Callable[[Problem], Task]:
     return build
 
 
-def layer_peers(measure: Callable[[LayerFactory], Callable[[Problem], Task]]) -> Iterator[Contender]:
+def layer_peers(measure: Callable[[LayerFactory], Callable[[FeatureProblem], Task]]) -> Iterator[Contender]:
     """Both peer layers under one kind of measurement."""
     yield Contender("released layer", measure(released_layer), score_arrays=4.1)
     yield Contender(
@@ -277,14 +280,14 @@ def layer_peers(measure: Callable[[LayerFactory], Callable[[Problem], Task]]) ->
 # ---------------------------------------------------------------------------------------------- commit
 
 
-def batch_statistics(problem: Problem) -> tuple[Tensor, Tensor]:
+def batch_statistics(problem: FeatureProblem) -> tuple[Tensor, Tensor]:
     """Counts (K,) float32 and sums (K, D) of an assignment that gives row n to code n mod K."""
     codes = torch.arange(problem.shape.rows, device=problem.device) % problem.shape.num_codes
     counts = torch.bincount(codes, minlength=problem.shape.num_codes).float()
     return counts, torch.zeros_like(problem.codebook).index_add_(0, codes, problem.rows.float())
 
 
-def _eager_commit(problem: Problem) -> Task:
+def _eager_commit(problem: FeatureProblem) -> Task:
     counts, sums = batch_statistics(problem)
     codebook, moving_sums = problem.codebook.clone(), problem.codebook.clone()
     moving_counts = torch.ones_like(counts)

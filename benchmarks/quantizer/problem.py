@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-_SEED = 2004_02088
+from benchmarks.contender import Problem
+
 LAYOUTS = ("nchw", "channels_last", "blc")
 
 
@@ -19,7 +21,7 @@ def describe_sizes(n: int, dim: int, num_codes: int) -> str:
 
 
 @dataclass(frozen=True)
-class Shape:
+class FeatureShape:
     """Features of one layer: ``batch`` samples with ``positions``, ``dim`` channels, ``num_codes`` codes.
 
     Layouts: "nchw" (B, C, H, W) contiguous, "channels_last" the same with channels innermost in memory, "blc"
@@ -43,12 +45,12 @@ class Shape:
         """Name and the sizes that apply, for tables: ``C10 L0 (N 32768, D 256, K 1024)``."""
         return f"{self.name} ({describe_sizes(self.rows, self.dim, self.num_codes)})"
 
-    def with_layout(self, layout: str) -> Shape:
+    def with_layout(self, layout: str) -> FeatureShape:
         """The same sizes in another layout, under a name that says so."""
         positions = self.positions if layout != "blc" else (prod(self.positions),)
         return replace(self, name=f"{self.name} {layout}", positions=positions, layout=layout)
 
-    def with_few_rows(self) -> Shape:
+    def with_few_rows(self) -> FeatureShape:
         """One sample of the same kind, at most 256 positions: runs the same code with little memory."""
         if self.layout == "blc":
             return replace(self, batch=1, positions=(min(prod(self.positions), 256),))
@@ -58,45 +60,42 @@ class Shape:
 #: The layers named by the papers: FQ-GAN on CIFAR-10, CIFAR-100 and ImageNet 128, StyleGAN2, an image
 #: tokenizer, codecs.
 SHAPES = (
-    Shape("C10 L0", 128, (16, 16), 256, 1024),
-    Shape("C100 L0", 128, (16, 16), 256, 64),
-    Shape("I128 L0", 128, (64, 64), 64, 1024),
-    Shape("I128 L3", 128, (16, 16), 512, 1024),
-    Shape("StyleGAN2", 8, (32, 32), 512, 128),
-    Shape("VQGAN", 32, (16, 16), 256, 16384),
-    Shape("codec", 32, (1500,), 128, 1024, layout="blc"),
-    Shape("DAC", 50, (1100,), 8, 1024, layout="blc"),
+    FeatureShape("C10 L0", 128, (16, 16), 256, 1024),
+    FeatureShape("C100 L0", 128, (16, 16), 256, 64),
+    FeatureShape("I128 L0", 128, (64, 64), 64, 1024),
+    FeatureShape("I128 L3", 128, (16, 16), 512, 1024),
+    FeatureShape("StyleGAN2", 8, (32, 32), 512, 128),
+    FeatureShape("VQGAN", 32, (16, 16), 256, 16384),
+    FeatureShape("codec", 32, (1500,), 128, 1024, layout="blc"),
+    FeatureShape("DAC", 50, (1100,), 8, 1024, layout="blc"),
 )
 #: For smoke tests: same code paths, milliseconds.
 QUICK_SHAPES = (
-    Shape("tiny NCHW", 2, (8, 8), 16, 32),
-    Shape("tiny BLC", 2, (50,), 7, 20, layout="blc"),
+    FeatureShape("tiny NCHW", 2, (8, 8), 16, 32),
+    FeatureShape("tiny BLC", 2, (50,), 7, 20, layout="blc"),
 )
 #: The shape whose memory and layouts are reported.
 REFERENCE_SHAPE = SHAPES[0]
 
 
-def shapes_named(*names: str) -> tuple[Shape, ...]:
+def shapes_named(*names: str) -> tuple[FeatureShape, ...]:
     """The shapes of section "Shapes" by name, in the order given."""
     known = {shape.name: shape for shape in SHAPES}
     return tuple(known[name] for name in names)
 
 
 @dataclass(frozen=True)
-class Problem:
+class FeatureProblem(Problem[FeatureShape]):
     """Features after a leaky ReLU, and a dictionary of slightly moved feature rows.
 
     Such a dictionary resembles a trained one: every code is used, and the nearest code is usually, not
     always, clear.
     """
 
-    shape: Shape
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
+    seed: ClassVar[int] = 2004_02088
 
-    def _randn(self, *size: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(_SEED + seed)
-        return torch.randn(*size, generator=generator)
+    def _randn(self, *size: int, stream: int) -> Tensor:
+        return torch.randn(*size, generator=self.generator(stream))
 
     def _arranged(self, rows: Tensor) -> Tensor:
         """(N, D) rows as a tensor of the shape's layout."""
@@ -110,7 +109,7 @@ class Problem:
     @cached_property
     def rows(self) -> Tensor:
         """(N, D) contiguous features."""
-        raw = self._randn(self.shape.rows, self.shape.dim, seed=0)
+        raw = self._randn(self.shape.rows, self.shape.dim, stream=0)
         return torch.nn.functional.leaky_relu(raw.add_(0.25), 0.2, inplace=True).to(self.device, self.dtype)
 
     @cached_property
@@ -119,7 +118,7 @@ class Problem:
         count = self.shape.num_codes
         stride = max(1, self.shape.rows // count)
         picked = self.rows[(torch.arange(count) * stride) % self.shape.rows].float()
-        return picked + 0.1 * self._randn(count, self.shape.dim, seed=1).to(self.device)
+        return picked + 0.1 * self._randn(count, self.shape.dim, stream=1).to(self.device)
 
     @cached_property
     def center(self) -> Tensor:
@@ -135,7 +134,7 @@ class Problem:
     def grad(self) -> Tensor:
         """A gradient that arrives at the output, in the shape's layout."""
         return self._arranged(
-            self._randn(self.shape.rows, self.shape.dim, seed=2).to(self.device, self.dtype)
+            self._randn(self.shape.rows, self.shape.dim, stream=2).to(self.device, self.dtype)
         )
 
     @property
@@ -148,9 +147,9 @@ class Problem:
         """Make the inputs, so that they do not count as a call's memory."""
         self.rows, self.codebook, self.features, self.grad  # noqa: B018 - made once, then kept
 
-    def small(self) -> Problem:
+    def small(self) -> FeatureProblem:
         """The same problem on few rows."""
-        return Problem(self.shape.with_few_rows(), self.device, self.dtype)
+        return FeatureProblem(self.shape.with_few_rows(), self.device, self.dtype)
 
     @property
     def feature_bytes(self) -> int:

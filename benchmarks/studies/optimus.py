@@ -237,15 +237,9 @@ def table(figures: Figures, arms: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def plot(figures: Figures, arms: Sequence[str], path: Path) -> None:
-    """Write the picture.
-
-    Raises:
-        RunError: when the file cannot be written.
-        MissingExtraError: without matplotlib.
-    """
-    metrics = _PANELS + (_ANALOGIES,) * bool(figures.by_arm(_ANALOGIES))
-    draw(figures, arms, [Panel(metric) for metric in metrics], path, samples="held-out sentences")
+def panels(figures: Figures) -> list[Panel]:
+    """Return the metrics of the picture; analogies where the case has them."""
+    return [Panel(metric) for metric in _PANELS + (_ANALOGIES,) * bool(figures.by_arm(_ANALOGIES))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -285,7 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             figures = Figures(rows, rows[-1].setting)
             arms = tuple(arms_of(options.case))
             console.print(table(figures, arms), markup=False, highlight=False, soft_wrap=True)
-            plot(figures, arms, path.with_suffix(".png"))
+            picture = path.with_suffix(".png")
+            draw(figures, arms, panels(figures), picture, samples="held-out sentences")
     return code
 
 

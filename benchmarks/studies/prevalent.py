@@ -77,6 +77,7 @@ FINE_TUNING = R2RConfig(
 AUGMENTED_PATHS = 1000
 LAST = "SPL unseen"
 COLUMNS = ("SR unseen", LAST, "nDTW unseen", "SR seen", "NE unseen", "CPU seconds")
+PANELS = tuple(Panel(metric, 100) for metric in COLUMNS[:2])
 _PERCENT = ("SR", "SPL", "nDTW", "OSR")
 Config = TypeVar("Config", PretrainingConfig, SpeakerConfig, R2RConfig)
 _SEEDS = 8
@@ -226,17 +227,6 @@ def table(figures: Figures, arms: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def plot(figures: Figures, arms: Sequence[str], path: Path) -> None:
-    """Write the picture.
-
-    Raises:
-        RunError: when the file cannot be written.
-        MissingExtraError: without matplotlib.
-    """
-    panels = [Panel(metric, 100) for metric in COLUMNS[:2]]
-    draw(figures, arms, panels, path, samples="instructions in unseen worlds")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study; returns the exit status."""
     command = argparse.ArgumentParser(prog="python -m benchmarks.studies.prevalent", description=__doc__)
@@ -268,7 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rows:
             figures = Figures(rows, rows[-1].setting)
             console.print(table(figures, tuple(ARMS)), markup=False, highlight=False, soft_wrap=True)
-            plot(figures, tuple(ARMS), path.with_suffix(".png"))
+            picture = path.with_suffix(".png")
+            draw(figures, tuple(ARMS), PANELS, picture, samples="instructions in unseen worlds")
     return code
 
 

@@ -7,30 +7,30 @@ import torch
 
 from benchmarks.cases import CASES
 from benchmarks.quantizer import floor
-from benchmarks.quantizer.problem import QUICK_SHAPES, SHAPES, Problem
+from benchmarks.quantizer.problem import QUICK_SHAPES, SHAPES, FeatureProblem
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.work], ids=lambda case: case.name)
 def test_the_floor_is_positive(case):
     for shape in SHAPES:
-        problem = Problem(shape)
+        problem = FeatureProblem(shape)
         assert floor.measured_floor(problem, case.work, gemm_ms=3.0, copy_ms=1.0) > 0
         assert floor.model_floor(problem, case.work, floor.GPU_LIMITS["H100"]) > 0
 
 
 def test_more_work_needs_more_time():
-    problem = Problem(SHAPES[0])
+    problem = FeatureProblem(SHAPES[0])
     lookup, step = floor.Work(gemms=1), floor.Work(gemms=1, feature_passes=5, update=True)
     assert floor.measured_floor(problem, step, 3.0, 1.0) > floor.measured_floor(problem, lookup, 3.0, 1.0)
     limits = floor.GPU_LIMITS["H100"]
-    larger = Problem(replace(SHAPES[0], num_codes=4096))
+    larger = FeatureProblem(replace(SHAPES[0], num_codes=4096))
     assert floor.model_floor(larger, lookup, limits) > floor.model_floor(problem, lookup, limits)
     assert floor.model_floor(problem, step, limits) > floor.model_floor(problem, lookup, limits)
 
 
 def test_half_precision_lowers_the_limit():
     limits = floor.GPU_LIMITS["H100"]
-    full, half = (Problem(SHAPES[3], dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    full, half = (FeatureProblem(SHAPES[3], dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
     assert floor.model_floor(half, floor.Work(), limits) < floor.model_floor(full, floor.Work(), limits)
 
 
@@ -40,7 +40,7 @@ def test_limits_are_found_by_device_name():
 
 
 def test_products_are_right_and_the_setting_is_restored():
-    problem = Problem(QUICK_SHAPES[0])
+    problem = FeatureProblem(QUICK_SHAPES[0])
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision
     variants = floor.gemm_variants(problem, keep=9)

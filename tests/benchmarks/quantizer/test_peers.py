@@ -7,12 +7,12 @@ from benchmarks.cases import CASES
 from benchmarks.contender import Contender, Task, Unavailable
 from benchmarks.quantizer import peers
 from benchmarks.quantizer.oracle import nearest_code
-from benchmarks.quantizer.problem import QUICK_SHAPES, SHAPES, Problem
+from benchmarks.quantizer.problem import QUICK_SHAPES, SHAPES, FeatureProblem
 
 
 @pytest.mark.parametrize("contender", peers.LOOKUPS, ids=lambda contender: contender.name)
 def test_lookups_agree_on_easy_data(contender):
-    problem = Problem(QUICK_SHAPES[0])
+    problem = FeatureProblem(QUICK_SHAPES[0])
     reason = contender.reason_to_skip(problem, 1 << 30)
     if reason:
         pytest.skip(reason)
@@ -27,7 +27,7 @@ def test_lookups_agree_on_easy_data(contender):
 @pytest.mark.parametrize("shape", QUICK_SHAPES, ids=lambda shape: shape.name)
 def test_the_released_formula(shape):
     """Output, loss and dictionary against the formulas, written with loops."""
-    problem = Problem(shape)
+    problem = FeatureProblem(shape)
     module, call = peers.released_layer(problem)
     out, loss = call(problem.features)
     index = nearest_code(problem.rows.numpy(), problem.codebook.numpy())
@@ -45,7 +45,7 @@ def test_the_released_formula(shape):
 def test_both_layers_give_the_straight_through_gradient():
     for name in ("released layer", "lucidrains"):
         contender = next(entry for entry in peers.layer_peers(peers.train_step) if entry.name == name)
-        problem = Problem(QUICK_SHAPES[0])
+        problem = FeatureProblem(QUICK_SHAPES[0])
         try:
             _, dx = (task := contender.build(problem)).run(task.setup())
         except Unavailable:
@@ -61,8 +61,8 @@ def test_both_layers_give_the_straight_through_gradient():
 def test_too_large_for_the_memory_is_a_reason():
     huge = next(shape for shape in SHAPES if shape.name == "I128 L0")
     released = next(iter(peers.layer_peers(peers.train_step)))
-    assert "does not fit: about 8.2 GiB" in released.reason_to_skip(Problem(huge), 8 << 30)
-    assert released.reason_to_skip(Problem(huge), 12 << 30) is None
+    assert "does not fit: about 8.2 GiB" in released.reason_to_skip(FeatureProblem(huge), 8 << 30)
+    assert released.reason_to_skip(FeatureProblem(huge), 12 << 30) is None
 
 
 def test_a_missing_package_is_a_reason():
@@ -72,7 +72,7 @@ def test_a_missing_package_is_a_reason():
 
 def test_a_gpu_only_peer_says_so_on_a_cpu():
     contender = Contender("x", lambda problem: Task(lambda _: None), devices=("cuda",))
-    assert contender.reason_to_skip(Problem(QUICK_SHAPES[0]), 1 << 30) == "runs on cuda only"
+    assert contender.reason_to_skip(FeatureProblem(QUICK_SHAPES[0]), 1 << 30) == "runs on cuda only"
 
 
 def test_contenders_are_unique_within_a_case():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.quantizer.problem import LAYOUTS, QUICK_SHAPES, SHAPES, Problem
+from benchmarks.quantizer.problem import LAYOUTS, QUICK_SHAPES, SHAPES, FeatureProblem
 
 SPECIFIED = {
     "C10 L0": (32768, 256, 1024),
@@ -23,18 +23,18 @@ def test_the_shapes_are_the_specified_ones():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_holds_the_same_rows(layout):
-    problem = Problem(QUICK_SHAPES[0].with_layout(layout))
+    problem = FeatureProblem(QUICK_SHAPES[0].with_layout(layout))
     by_row = problem.canonical.permute(0, 2, 3, 1).reshape(-1, problem.shape.dim)
     assert torch.equal(by_row, problem.rows)
-    assert torch.equal(problem.rows, Problem(QUICK_SHAPES[0]).rows)
+    assert torch.equal(problem.rows, FeatureProblem(QUICK_SHAPES[0]).rows)
 
 
 def test_features_have_the_memory_order_of_their_layout():
     shape = QUICK_SHAPES[0]
-    assert Problem(shape).features.is_contiguous()
-    last = Problem(shape.with_layout("channels_last")).features
+    assert FeatureProblem(shape).features.is_contiguous()
+    last = FeatureProblem(shape.with_layout("channels_last")).features
     assert last.is_contiguous(memory_format=torch.channels_last)
-    assert last.shape == Problem(shape).features.shape
+    assert last.shape == FeatureProblem(shape).features.shape
 
 
 def test_few_rows_keep_the_sizes_that_choose_the_code():

@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.studies.panels import draw
 from benchmarks.studies.prevalent import (
     ARMS,
     FINE_TUNING,
     LAST,
+    PANELS,
     PRETRAINED,
     PRETRAINING,
     SCRATCH,
     SPEAKER,
     SPEAKING,
     main,
-    plot,
     runs_of,
     table,
 )
@@ -65,7 +66,8 @@ def test_the_table_pairs_by_seed(tmp_path: Path) -> None:
     text = table(figures, tuple(ARMS))
     assert "-20.0 (-20.0 to -20.0)" in text
     assert "| pretrained | 40.0 (15.2 to 64.8) |" in text
-    plot(figures, tuple(ARMS), tmp_path / "study.png")
+    draw(figures, tuple(ARMS), PANELS, tmp_path / "study.png", samples="instructions")
+    assert (tmp_path / "study.png").stat().st_size > 1000
 
 
 def test_all_parts_of_a_study_share_their_worlds() -> None:
