@@ -93,10 +93,7 @@ def action_label(
         return 0
     here = world.scan(scan)
     row = here.locate(viewpoint)
-    slots = np.nonzero((here.neighbors[row] == here.locate(target)) & here.mask[row])[0]
-    if not len(slots):
-        raise DataError(f"scan {scan!r}: there is no edge from {viewpoint!r} to {target!r}")
-    slot = int(slots[0])
+    slot = here.slot(row, here.locate(target))
     if kind == "candidate":
         return 1 + slot
     if kind == "view36":
@@ -152,7 +149,7 @@ def collect_triplets(
                 continue
             scan = world.scan(item.scan)
             row = scan.locate(viewpoint)
-            slot = int(np.nonzero(scan.neighbors[row] == scan.locate(target))[0][0])
+            slot = scan.slot(row, scan.locate(target))
             shown = int(scan.views[row, slot])
             directions.append(
                 (

@@ -125,7 +125,7 @@ def describe_path(
     """
     clauses = []
     for here, there in pairwise(path):
-        slot = int(np.nonzero(scan.neighbors[here] == there)[0][0])
+        slot = scan.slot(here, there)
         way = ""
         if generator.random() < turns:
             turn = float(scan.headings[here, slot]) - heading

@@ -1,4 +1,7 @@
-"""Headings, the 36 views, and angle features. Angles are radians; headings run clockwise from +y."""
+"""Headings, the 36 views, and angle features. Angles are radians; headings run clockwise from +y.
+
+View ``v`` looks at heading ``30 (v mod 12)`` degrees and elevation ``30 (v div 12 - 1)`` degrees.
+"""
 
 import math
 from typing import Any, Literal
@@ -20,7 +23,7 @@ LAYOUTS = ("blocked", "interleaved")
 
 
 def wrap(angle: Any) -> Any:
-    """Return angles in [-pi, pi): ``(a + pi) mod 2 pi - pi``. Works on floats, arrays and tensors.
+    """Wrap angles into [-pi, pi): ``(a + pi) mod 2 pi - pi``; floats, arrays or tensors.
 
     Example:
         >>> round(wrap(1.5 * math.pi) / math.pi, 6)
@@ -32,8 +35,8 @@ def wrap(angle: Any) -> Any:
 def snap(heading: float, elevation: float) -> tuple[float, float, int]:
     """Snap a direction to the nearest of the 36 views, as the simulator does.
 
-    The heading goes to the nearest multiple of 30 degrees, halves away from zero; the elevation to -30, 0 or
-    30 degrees with borders at -15 and 15, which themselves belong to 0.
+    The heading is rounded to the nearest multiple of 30 degrees, halves away from zero; the elevation to -30,
+    0 or 30 degrees with borders at -15 and 15, which themselves belong to 0.
 
     Args:
         heading: radians, any.
@@ -50,18 +53,22 @@ def snap(heading: float, elevation: float) -> tuple[float, float, int]:
 
     Source: Matterport3DSimulator with discretized viewing angles.
     """
+    # In this order, and with fmod instead of %, every bit is that of the simulator: near a border between two
+    # views one rounding more would choose the other view.
     steps = math.fmod(heading, 2 * math.pi)
     if steps < 0:
         steps += 2 * math.pi
     steps /= STEP
     whole = math.floor(steps)
-    step = (whole + (steps - whole >= 0.5)) % 12
+    step = (whole + (steps - whole >= 0.5)) % 12  # Python's round() would round halves to even
     row = 1 + (elevation > STEP / 2) - (elevation < -STEP / 2)
     return step * STEP, (row - 1) * STEP, step + 12 * row
 
 
 def nearest_view(heading: np.ndarray, elevation: np.ndarray) -> np.ndarray:
-    """Return the view with the least ``sqrt(rel_heading^2 + rel_elevation^2)``; of equals the lowest.
+    """Return the view closest to a direction: the least ``sqrt(rel_heading^2 + rel_elevation^2)``.
+
+    Among equally close views the lowest number wins.
 
     Args:
         heading: radians, any shape.
@@ -83,7 +90,7 @@ def check_layout(layout: str, dim: int) -> None:
     """Check the settings of angle features.
 
     Raises:
-        ValueError: for an unknown layout or a width that is no multiple of 4.
+        ValueError: for an unknown layout, or a width that is not a multiple of 4.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
@@ -94,8 +101,8 @@ def check_layout(layout: str, dim: int) -> None:
 def angle_features(heading: Any, elevation: Any, *, layout: Layout, dim: int = 128) -> Any:
     """Return the sines and cosines of a direction, each repeated ``dim / 4`` times.
 
-    ``blocked`` is ``[sin h]*32, [cos h]*32, [sin e]*32, [cos e]*32`` (pretraining, HANNA); ``interleaved``
-    is ``[sin h, cos h, sin e, cos e]*32`` (fine-tuning on R2R). Headings are relative to the agent's,
+    ``blocked`` is ``[sin h]*32, [cos h]*32, [sin e]*32, [cos e]*32`` (pretraining, HANNA); ``interleaved`` is
+    ``[sin h, cos h, sin e, cos e]*32`` (fine-tuning on R2R). Headings are relative to the agent's heading,
     elevations are absolute.
 
     Args:
@@ -119,7 +126,7 @@ def angle_features(heading: Any, elevation: Any, *, layout: Layout, dim: int = 1
     Source: blocked from speaker_follower and the pretraining code, interleaved from R2R-EnvDrop.
     """
     check_layout(layout, dim)
-    repeats = dim // 4
+    repeats = dim // 4  # four numbers would drown in the 2048 of the image
     if isinstance(heading, torch.Tensor):
         four = torch.stack([heading.sin(), heading.cos(), elevation.sin(), elevation.cos()], dim=-1).float()
         if layout == "blocked":
@@ -133,10 +140,10 @@ def angle_features(heading: Any, elevation: Any, *, layout: Layout, dim: int = 1
 
 
 def view_angle_features(*, layout: Layout, dim: int = 128) -> np.ndarray:
-    """Return the angle features of all views as seen from each of the 12 headings.
+    """Return the angle features of all views, relative to each of the 12 headings.
 
-    Row ``[s, v]`` describes view ``v`` (absolute order) to an agent with heading ``30 s`` degrees; the law of
-    rotation ``[s, (v + s) turned] = [0, v]`` holds exactly, because the steps are subtracted as integers.
+    Row ``[s, v]`` describes view ``v`` (absolute order) to an agent with heading ``30 s`` degrees. Turning
+    the agent permutes the rows exactly, because the steps are subtracted as integers.
 
     Args:
         layout: as in `angle_features`.

@@ -1,26 +1,24 @@
 """Connectivity files in the Matterport format: one JSON list of viewpoints per scan."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fq_toolkit.prevalent.files import DataError, check_readable, field, read_records
+from fq_toolkit.prevalent.files import DataError, check_readable, field, read_records, write_json
 from fq_toolkit.prevalent.world.scan import Scan
-from fq_toolkit.training.storage.atomic import write_atomic
 
 
 def connectivity_path(folder: Path, scan: str) -> Path:
-    """Return the file of a scan."""
+    """Return the path of the file of a scan."""
     return folder / f"{scan}_connectivity.json"
 
 
 def list_scans(folder: Path) -> list[str]:
-    """Return the scans of a folder: those of scans.txt, else every ``*_connectivity.json``.
+    """Return the scans of a folder: those in scans.txt, or else every ``*_connectivity.json``.
 
     Raises:
-        DataError: when the folder is missing or names none.
+        DataError: if the folder is missing or names no scan.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; expected one with SCAN_connectivity.json files")
@@ -41,7 +39,7 @@ def read_scan(folder: Path, name: str) -> Scan:
     """Read one scan; viewpoints that are not included are left out of the graph.
 
     Raises:
-        DataError: when the file is missing, damaged or inconsistent; file and viewpoint are named.
+        DataError: if the file is missing, damaged or inconsistent; the message names file and viewpoint.
     """
     path = connectivity_path(folder, name)
     records = read_records(path)
@@ -62,6 +60,7 @@ def read_scan(folder: Path, name: str) -> Scan:
             raise DataError(f"{where}: unobstructed has {len(rows[-1])} entries; expected {len(records)}")
     try:
         pose = np.array(poses, dtype=np.float64).reshape(-1, 16)
+        # Some exports write 0 and 1; 0.5 or "no" would pass for an edge if it were only cast to bool.
         entries = np.array(rows).reshape(len(records), len(records))
         if entries.dtype.kind not in "bi" and len(records):
             raise ValueError("an edge is true or false")
@@ -70,12 +69,12 @@ def read_scan(folder: Path, name: str) -> Scan:
             raise ValueError("an edge is true or false")
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: a pose or a row of unobstructed holds something else ({error})") from error
-    np.fill_diagonal(unobstructed, False)
+    np.fill_diagonal(unobstructed, False)  # some files mark a viewpoint as visible from itself
     kept = np.nonzero(np.array(included))[0]
     return Scan(
         name,
         [names[i] for i in kept],
-        pose[kept][:, [3, 7, 11]],
+        pose[kept][:, [3, 7, 11]],  # the translation of the 4 x 4 matrix
         unobstructed[np.ix_(kept, kept)],
         excluded=[names[i] for i, real in enumerate(included) if not real],
         source=str(path),
@@ -89,7 +88,7 @@ def write_scan(scan: Scan, folder: Path) -> Path:
         The file.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: if it cannot be written.
     """
     records = [
         {
@@ -104,6 +103,4 @@ def write_scan(scan: Scan, folder: Path) -> Path:
             scan.viewpoints, scan.positions.tolist(), scan.adjacent.tolist(), strict=True
         )
     ]
-    path = connectivity_path(folder, scan.name)
-    write_atomic(path, json.dumps(records).encode())
-    return path
+    return write_json(connectivity_path(folder, scan.name), records)

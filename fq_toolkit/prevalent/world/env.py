@@ -1,4 +1,8 @@
-"""BatchedNavEnv: many navigation episodes at once, by gathering from tables."""
+"""BatchedNavEnv: many navigation episodes at once.
+
+A step is a fixed number of gathers from flat tables, so its time hardly depends on the batch. Everything that
+needs a graph search (distances, the teacher) is looked up when an episode starts.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,11 +27,11 @@ from fq_toolkit.prevalent.world.scan import Scan
 from fq_toolkit.prevalent.world.tables import TableBuilder
 from fq_toolkit.prevalent.world.world import NavWorld
 
-_KEPT_GOALS = 20000
+_KEPT_GOALS = 20000  # goals whose distances are remembered: more than R2R has, tens of megabytes
 
 
 class Step(NamedTuple):
-    """What one step returns: the new observation, the reward float64 (B,), and which agents have stopped."""
+    """Result of one step: the new observation, the reward float64 (B,), and which agents have stopped."""
 
     observation: Observation
     reward: Any
@@ -35,7 +39,7 @@ class Step(NamedTuple):
 
 
 class _Goal(NamedTuple):
-    """What a goal, or the nearest of several, means to each viewpoint of a scan."""
+    """Distance and first action from each viewpoint of a scan to a goal, or to the nearest of several."""
 
     distance: np.ndarray
     action: np.ndarray
@@ -44,21 +48,23 @@ class _Goal(NamedTuple):
 class BatchedNavEnv:
     """Navigation episodes in a batch; every array has the batch as its first axis.
 
-    Actions are numbers: 0 stops, k goes to the k-th neighbour of the viewpoint (the order of
-    ``Scan.neighbors``). Moving turns the camera to the one of 36 views that shows the target. A stopped agent
-    never moves again, whatever its later actions. A step costs a fixed number of gathers.
+    Actions are numbers: 0 stops, k moves to the k-th neighbour of the viewpoint (the order of
+    ``Scan.neighbors``). Moving turns the camera to the one of the 36 views that shows the target. A stopped
+    agent never moves again, whatever its later actions.
 
-    The reward is +1 or -1 for a move that comes closer to the goal or goes away (0 if neither), and +2 or -2
-    for stopping closer than ``success_radius`` or not. The teacher's action is the first step on a shortest
-    path to the nearest goal, 0 at a goal, -1 for a stopped agent. Items without goals have distance NaN,
-    teacher -1 and reward 0.
+    With ``d`` the distance to the nearest goal, the reward of a step is::
+
+        move: sign(d before - d after)        stop: +2 if d < success_radius, else -2
+
+    The teacher's action is the first step on a shortest path to the nearest goal, 0 at a goal, and -1 for a
+    stopped agent. Items without goals have distance NaN, teacher -1 and reward 0.
 
     Args:
         world: the graphs.
-        features: of the views; needed for `Observation.candidate_features` and `view_features` only.
-        device: None for numpy arrays; a torch device for tensors there.
+        features: features of the views; only `Observation.candidate_features` and `view_features` need them.
+        device: None for numpy arrays; a torch device for tensors on it.
         success_radius: metres; stopping succeeds strictly inside.
-        layout: of the angle features.
+        layout: layout of the angle features.
         angle_dim: width of the angle features.
 
     Raises:
@@ -75,7 +81,7 @@ class BatchedNavEnv:
         >>> obs.candidate_features().shape[:2] == obs.action_mask.shape
         True
 
-    Source: semantics of Matterport3DSimulator; rewards of "R2R-EnvDrop", arXiv 1904.04195, appendix.
+    Source: semantics of Matterport3DSimulator; rewards of R2R-EnvDrop, arXiv 1904.04195, appendix.
     """
 
     def __init__(
@@ -105,11 +111,12 @@ class BatchedNavEnv:
         self._history: list[tuple[Any, Any, Any]] = []
 
     def _put(self, array: np.ndarray) -> Any:
-        """Return an array as this environment keeps it."""
+        """Return an array in the kind this environment uses: numpy, or a tensor on its device."""
         return array if self.device is None else torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def _refresh_tables(self, scans: set[str]) -> EnvTables:
         """Return tables that cover these scans and all earlier ones."""
+        # Rebuilt only when a new scan appears: after the first epoch a reset copies nothing to the device.
         if self._builder.add(scans) or self._tables is None:
             tables = self._builder.build()
             rows = None
@@ -128,13 +135,13 @@ class BatchedNavEnv:
         return self._tables
 
     def _goal(self, item: NavItem) -> _Goal:
-        """Return distances to the nearest goal of an item, and the teacher's actions, per viewpoint."""
+        """Return the distance to the nearest goal and the teacher's action from every viewpoint."""
         key = (item.scan, item.goals)
         if key not in self._goals:
             scan = self.world.scan(item.scan)
             if item.goals:
                 remaining = scan.distances[:, [scan.locate(goal) for goal in item.goals]].min(axis=1)
-                action = 1 + scan.next_slots(remaining)
+                action = 1 + scan.next_slots(remaining)  # next_slots is -1 at a goal, which makes "stop"
                 action[~np.isfinite(remaining)] = -1
                 self._goals[key] = _Goal(remaining, action)
             else:
@@ -144,7 +151,7 @@ class BatchedNavEnv:
         return self._goals[key]
 
     def _resolve(self, item: NavItem) -> tuple[Scan, int, _Goal]:
-        """Return scan, start and goal of an item, or say what is wrong with it."""
+        """Return scan, start and goal of an item, or raise an error that names it."""
         try:
             scan = self.world.scan(item.scan)
             start, goal = scan.locate(item.start), self._goal(item)
@@ -158,13 +165,13 @@ class BatchedNavEnv:
         """Start one episode per item; headings and elevations are snapped to the 36 views.
 
         Args:
-            items: B tasks, of any scans of the world.
+            items: B tasks, in any scans of the world.
 
         Returns:
             The first observation.
 
         Raises:
-            TypeError: for something else than NavItems.
+            TypeError: for anything but NavItems.
             ValueError: without items.
             DataError: for an unknown scan or viewpoint, an unreachable goal, or a viewpoint without features.
         """
@@ -180,6 +187,8 @@ class BatchedNavEnv:
         scans, start, goals = zip(*(self._resolve(item) for item in items), strict=True)
         tables = self._refresh_tables({item.scan for item in items})
         offset = np.array([self._builder.offsets[scan.name] for scan in scans])
+        # One row per episode over the viewpoints of its scan, laid flat: `goal_row + node` is the place of
+        # the agent's viewpoint in it, so that a step needs one gather and no search.
         widest = max(map(len, scans))
         distance, action = np.full((len(items), widest), np.inf), np.full((len(items), widest), -1)
         for row, goal in enumerate(goals):
@@ -190,7 +199,7 @@ class BatchedNavEnv:
         self._goal_distance, self._goal_action = self._put(distance.ravel()), self._put(action.ravel())
         self._goal_row = self._put(np.arange(len(items)) * widest - offset)
         known = np.array([bool(item.goals) for item in items])
-        self._has_goal = None if known.all() else self._put(known)
+        self._has_goal = None if known.all() else self._put(known)  # None saves a `where` in each step
         self._node, self._view = self._put(np.array(start) + offset), self._put(view)
         self._ended = self._put(np.zeros(len(items), dtype=bool))
         self._distance = self._goal_distance[self._goal_row + self._node]
@@ -201,6 +210,7 @@ class BatchedNavEnv:
         return self._observe(tables)
 
     def _observe(self, tables: EnvTables) -> Observation:
+        """Return the observation of the current state."""
         teacher = self._goal_action[self._goal_row + self._node]
         return Observation(
             tables,
@@ -232,23 +242,24 @@ class BatchedNavEnv:
         xp, ended = self._xp, self._ended
         moving = (actions > 0) & ~ended
         stopping = (actions == 0) & ~ended
+        # Action 0 leads to the viewpoint itself, so agents that stop or have stopped stay without a branch.
         where = self._node * self._width + xp.where(moving, actions, 0)
         self._node = self._target[where]
         self._view = xp.where(moving, self._views[where], self._view)
         distance = self._goal_distance[self._goal_row + self._node]
         progress = xp.sign(self._distance - distance)
-        final = 4.0 * (distance < self.success_radius) - 2.0
+        final = 4.0 * (distance < self.success_radius) - 2.0  # +2 or -2
         # A stopped agent keeps its distance, so its progress is 0.
         reward = xp.where(stopping, final, progress)
         if self._has_goal is not None:
-            reward = xp.where(self._has_goal, reward, 0.0)
+            reward = xp.where(self._has_goal, reward, 0.0)  # the distance is NaN there
         self._distance = distance
         self._ended = ended | stopping
         self._history.append((self._node, self._view, self._ended))
         return Step(self._observe(self._tables), reward, self._ended)
 
     def _check_actions(self, actions: Any, tables: EnvTables) -> Any:
-        """Return the actions on the device, or say which one is impossible."""
+        """Return the actions on the device, or raise an error that names the first impossible one."""
         if self.device is None:
             actions = np.asarray(actions)
             integral = actions.dtype.kind in "iu"
@@ -277,7 +288,7 @@ class BatchedNavEnv:
         return actions
 
     def trajectories(self) -> list[dict[str, Any]]:
-        """Return what the agents did since `reset`, in the official submission format.
+        """Return the paths of the agents since `reset`, in the official submission format.
 
         Returns:
             B times ``{"instr_id", "trajectory": [[viewpoint, heading, elevation], ...]}``, for
@@ -292,15 +303,15 @@ class BatchedNavEnv:
             np.stack([np.asarray(part.cpu() if self.device else part) for part in parts])
             for parts in zip(*self._history, strict=True)
         )
-        found = []
+        records = []
         for row, item in enumerate(self._items):
             steps = int((~ended[:, row]).sum())  # states before the agent stopped; stopping adds none
             path = [
                 [self._tables.names[node][1], *self.direction(view)]
                 for node, view in zip(nodes[:steps, row], views[:steps, row], strict=True)
             ]
-            found.append({"instr_id": item.instr_id, "trajectory": path})
-        return found
+            records.append({"instr_id": item.instr_id, "trajectory": path})
+        return records
 
     @staticmethod
     def direction(view: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Environment dropout: one mask over the channels of all features, so that a world looks like another one."""
+"""Environment dropout: one mask over the channels of all features, which makes a new environment."""
 
 import torch
 from torch import Tensor
@@ -8,16 +8,23 @@ from torch.nn import functional as F
 def draw_feature_mask(
     dim: int, rate: float, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw which channels of the view features exist, the same for all views of all viewpoints.
+    """Draw a mask over the channels of the view features, shared by all views of all viewpoints.
+
+    ::
+
+        mask ~ Bernoulli(1 - rate) / (1 - rate);   feature' = mask * feature
+
+    Ordinary dropout draws a new mask for each view, so that an object looks different from every viewpoint;
+    one mask for all of them makes a consistent environment that nobody has seen.
 
     Args:
         dim: D, channels of a view feature without its angles.
-        rate: share of channels that is missing.
-        device: of the mask.
-        generator: of the draw; on the CPU.
+        rate: share of channels that is dropped.
+        device: device of the mask.
+        generator: random source of the draw, on the CPU.
 
     Returns:
-        (D,): 0, or 1 / (1 - rate).
+        (D,): 0 or 1 / (1 - rate).
 
     Raises:
         ValueError: for a rate outside [0, 1).
@@ -26,12 +33,12 @@ def draw_feature_mask(
     """
     if not 0 <= rate < 1:
         raise ValueError(f"the rate of environment dropout must be in [0, 1), got {rate}")
-    kept = torch.rand(dim, generator=generator) >= rate
+    kept = torch.rand(dim, generator=generator) >= rate  # drawn on the CPU: the same mask on every device
     return (kept / (1 - rate)).to(device)
 
 
 def mask_features(features: Tensor, mask: Tensor | None) -> Tensor:
-    """Apply a mask to the view features and leave their angles.
+    """Apply a mask to the view features and leave their angles unchanged.
 
     Args:
         features: (..., D + angles).

@@ -6,16 +6,14 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fq_toolkit.prevalent.files import DataError, check_readable
 from fq_toolkit.prevalent.world.angles import VIEWS
+from fq_toolkit.prevalent.world.world import NavWorld
 from fq_toolkit.training.errors import require
-
-if TYPE_CHECKING:
-    from fq_toolkit.prevalent.world.world import NavWorld
 
 TSV_FIELDS = ("scanId", "viewpointId", "image_w", "image_h", "vfov", "features")
 
@@ -34,10 +32,10 @@ def check_width(found: int, expected: int | None, where: str) -> None:
 
 
 def kept_width(found: int, columns: int | None, where: str) -> int:
-    """Return how many columns are features: all, or the first ones that were asked for.
+    """Return how many columns are features: all, or as many of the first ones as requested.
 
     Raises:
-        DataError: when there are not as many.
+        DataError: if there are fewer.
     """
     if columns is None:
         return found
@@ -49,10 +47,10 @@ def kept_width(found: int, columns: int | None, where: str) -> int:
 
 
 def check_finite(rows: np.ndarray, where: str) -> np.ndarray:
-    """Return features, or say that some are no numbers.
+    """Return features, checked to be finite.
 
     Raises:
-        DataError: for NaN or infinity, such as half precision makes of numbers above 65504.
+        DataError: for NaN or infinity, which half precision makes of numbers above 65504.
     """
     if not np.isfinite(rows).all():
         raise DataError(f"{where}: features are not all finite in {rows.dtype}: NaN, infinite or too large")
@@ -65,16 +63,17 @@ def half(rows: np.ndarray, where: str) -> np.ndarray:
     Raises:
         DataError: as `check_finite`.
     """
-    with np.errstate(over="ignore"):  # the check says it
+    with np.errstate(over="ignore"):  # the check reports it
         return check_finite(rows.astype(np.float16), where)
 
 
-def split_key(key: str, where: str, world: "NavWorld | None" = None) -> tuple[str, str]:
+def split_key(key: str, where: str, world: NavWorld | None = None) -> tuple[str, str]:
     """Split ``SCAN_VIEWPOINT`` where the world knows the scan, or else at its last underscore.
 
     Raises:
-        DataError: when there is none, or two scans have such a viewpoint.
+        DataError: if there is no underscore, or two scans have such a viewpoint.
     """
+    # Names of scans and viewpoints may hold underscores themselves; Matterport's do not.
     if world is not None and key.count("_") > 1:
         places = [i for i, letter in enumerate(key) if letter == "_" and i + 1 < len(key)]
         fits = [(key[:i], key[i + 1 :]) for i in places if key[:i] in world.names]
@@ -96,15 +95,15 @@ def split_key(key: str, where: str, world: "NavWorld | None" = None) -> tuple[st
 def read_tsv(
     path: Path, dim: int | None, columns: int | None = None
 ) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """Read a TSV of six columns, the last of which is base64 of float32 (36, D), row by row.
+    """Read a TSV of six columns, the last of which is base64 of float32 (36, D).
 
     Args:
         path: the file, without a header.
-        dim: width D; that of the first row by default.
-        columns: keep this many of the first columns.
+        dim: width D; by default that of the first row.
+        columns: number of leading columns to keep.
 
     Returns:
-        (scan, viewpoint) of each row, and float16 (n, 36, D): half the memory, and what features are worth.
+        (scan, viewpoint) of each row, and float16 (n, 36, D): half the memory at sufficient precision.
 
     Raises:
         DataError: naming the file, the line and the viewpoint.
@@ -143,17 +142,19 @@ def read_tsv(
 
 
 def map_npz(
-    path: Path, dim: int | None, columns: int | None = None, world: "NavWorld | None" = None
+    path: Path, dim: int | None, columns: int | None = None, world: NavWorld | None = None
 ) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """Map a npz with ``keys`` and ``features`` (n, 36, D) into memory; pages are read on use.
+    """Map an npz with ``keys`` and ``features`` (n, 36, D) into memory; pages are read on use.
+
+    Own code, because ``np.load(mmap_mode=...)`` ignores the mode for npz files and would read gigabytes.
 
     Keys are (n, 2), scan and viewpoint, or (n,) of the form SCAN_VIEWPOINT.
 
     Args:
         path: an uncompressed npz, as `FeatureStore.save_npz` writes it.
-        dim: width D that is expected.
-        columns: keep this many of the first columns.
-        world: tells where the scan ends in a key.
+        dim: expected width D.
+        columns: number of leading columns to keep.
+        world: the graphs, which tell where the scan ends in a key.
 
     Returns:
         (scan, viewpoint) of each row, and the read-only array.
@@ -172,6 +173,8 @@ def map_npz(
                     f"{path} is compressed and cannot be mapped: write it with FeatureStore.save_npz"
                 )
         with open(path, "rb") as file:
+            # The data of a zip entry follow its local header: 30 bytes, of which the last four hold the
+            # lengths of the name and of the extra field. The central directory's lengths may be others.
             file.seek(entry.header_offset + 26)
             name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
             file.seek(name_length + extra_length, 1)
@@ -208,10 +211,10 @@ class Hdf5Rows:
 
     Args:
         path: the file.
-        dim: width D; that of the first dataset by default. The others are checked when they are read: to ask
-            each of 200,000 for its shape takes minutes.
-        columns: keep this many of the first columns.
-        world: tells where the scan ends in a name.
+        dim: width D; by default that of the first dataset. The others are checked when they are read, because
+            asking each of 200,000 for its shape takes minutes.
+        columns: number of leading columns to keep.
+        world: the graphs, which tell where the scan ends in a name.
 
     Raises:
         DataError: naming the file and the dataset.
@@ -223,7 +226,7 @@ class Hdf5Rows:
         path: Path,
         dim: int | None,
         columns: int | None = None,
-        world: "NavWorld | None" = None,
+        world: NavWorld | None = None,
     ) -> None:
         check_readable(path)
         h5py = require("h5py", purpose="reading HDF5 features", extra="vln")
@@ -247,14 +250,14 @@ class Hdf5Rows:
         self.shape = (len(self._names), VIEWS, dim)
 
     def _checked_width(self, name: str, size: Any) -> int:
-        """Return how many columns of a dataset are features."""
+        """Return how many columns of a dataset are features, after checking its shape."""
         where = f"{self._path}: dataset {name!r}"
         if size is None or len(size) != 2 or size[0] != VIEWS or not size[1]:
             raise DataError(f"{where} has shape {size}; expected ({VIEWS}, D)")
         return kept_width(size[1], self._columns, where)
 
     def _file(self) -> Any:
-        """Return the open file; a process that was forked off opens its own."""
+        """Return the open file; a forked process opens its own, as HDF5 files must not be shared."""
         if self._open is None or self._open[0] != os.getpid():
             h5py = require("h5py", purpose="reading HDF5 features", extra="vln")
             self._open = (os.getpid(), h5py.File(self._path, "r"))
@@ -267,7 +270,7 @@ class Hdf5Rows:
         """Return one panorama, float32 (36, D).
 
         Raises:
-            DataError: when its data cannot be read, or are not finite.
+            DataError: if its data cannot be read or are not finite.
         """
         name = self._names[index]
         where = f"{self._path}: dataset {name!r}"
@@ -275,7 +278,7 @@ class Hdf5Rows:
             dataset = self._file()[name]
             kept = self._checked_width(name, getattr(dataset, "shape", None))
             check_width(kept, self.shape[2], where)
-            with np.errstate(over="ignore"):  # the check below says it
+            with np.errstate(over="ignore"):  # the check below reports it
                 row = np.asarray(dataset[:, :kept], dtype=np.float32)
         except DataError:
             raise
@@ -285,12 +288,12 @@ class Hdf5Rows:
 
 
 class SyntheticRows:
-    """Standard normal rows that depend on seed, scan and viewpoint only.
+    """Standard normal rows that depend only on seed, scan and viewpoint.
 
     Args:
         keys: (scan, viewpoint) of each row.
         dim: width D.
-        seed: of the numbers.
+        seed: seed of the numbers.
     """
 
     def __init__(self, keys: list[tuple[str, str]], dim: int, seed: int) -> None:
@@ -299,5 +302,5 @@ class SyntheticRows:
 
     def row(self, index: int) -> np.ndarray:
         """Return one panorama, float32 (36, D)."""
-        name = zlib.crc32("_".join(self.keys[index]).encode())
+        name = zlib.crc32("_".join(self.keys[index]).encode())  # hash() differs from process to process
         return np.random.default_rng([self.seed, name]).standard_normal(self.shape[1:], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""FeatureStore: the 36 view features of every viewpoint, from files or from a seed."""
+"""FeatureStore: the 36 view features of every viewpoint, read from files or generated from a seed."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -23,17 +23,18 @@ from fq_toolkit.training.errors import ConfigError, RunError
 
 SYNTHETIC = "synthetic"
 FEATURE_DIM = 256
-"""Default width of features, the same for every trainer, so that one goes on where another ended. Features
-must outweigh the 128 numbers of their angles: with 64 small models connect no words with views."""
+"""Default width of features, the same for every trainer, so that a run can continue from a model of another.
+Features must outweigh the 128 numbers of their angles: with 64, small models do not connect words with
+views."""
 
 RELEASED_DIM = 2048
 """Width of the features that the papers use."""
 
-_KEPT_ROWS = 256
+_KEPT_ROWS = 256  # panoramas that are remembered when rows are read one by one: 75 MB at width 2048
 
 
 class FeatureStore:
-    """Features (36, D) of viewpoints: an array, a memory map, or rows that are made when needed.
+    """Features (36, D) of viewpoints: an array, a memory map, or rows that are produced when needed.
 
     Args:
         keys: (scan, viewpoint) of each row.
@@ -56,6 +57,7 @@ class FeatureStore:
         self._made: Hdf5Rows | SyntheticRows | None = None
 
     def _start(self, keys: Iterable[tuple[str, str]], shape: Sequence[int], source: str) -> None:
+        """Set up what does not depend on where the rows come from."""
         self.keys = [(str(scan), str(viewpoint)) for scan, viewpoint in keys]
         self._index = {key: row for row, key in enumerate(self.keys)}
         if len(self.keys) != shape[0]:
@@ -65,12 +67,13 @@ class FeatureStore:
             raise DataError(f"{source}: viewpoint {scan}_{viewpoint} occurs twice")
         self.dim = int(shape[2])
         self._source = source
-        self._finite = np.zeros(len(self.keys), dtype=bool)
+        self._finite = np.zeros(len(self.keys), dtype=bool)  # rows that `check` has seen
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._resident: dict[torch.device, torch.Tensor] = {}
 
     @classmethod
     def _from_rows(cls, rows: Hdf5Rows | SyntheticRows, source: str) -> "FeatureStore":
+        """Return a store whose rows are produced when needed; there is no array for `__init__` to check."""
         store = cls.__new__(cls)
         store._start(rows.keys, rows.shape, source)
         store._array, store._made = None, rows
@@ -84,8 +87,8 @@ class FeatureStore:
 
         Args:
             path: the file.
-            dim: width that is expected, 2048 for the released features; any by default.
-            columns: keep this many of the first columns.
+            dim: expected width, 2048 for the released features; by default any.
+            columns: number of leading columns to keep.
 
         Raises:
             DataError: for a missing, truncated or damaged file, or another width.
@@ -108,9 +111,9 @@ class FeatureStore:
 
         Args:
             path: the file.
-            dim: width that is expected; any by default.
-            columns: keep this many of the first columns; behind the features many files hold logits.
-            world: tells where the scan ends in a key that holds several underscores.
+            dim: expected width; by default any.
+            columns: number of leading columns to keep; many files hold logits behind the features.
+            world: the graphs, which tell where the scan ends in a key with several underscores.
 
         Raises:
             DataError: for a missing, truncated or damaged file, or another shape.
@@ -131,9 +134,9 @@ class FeatureStore:
 
         Args:
             path: the file.
-            dim: width that is expected; any by default.
-            columns: keep this many of the first columns; behind the features many files hold logits.
-            world: tells where the scan ends in a key that holds several underscores.
+            dim: expected width; by default any.
+            columns: number of leading columns to keep; many files hold logits behind the features.
+            world: the graphs, which tell where the scan ends in a key with several underscores.
 
         Raises:
             DataError: for a missing, truncated, damaged or compressed file, or another width.
@@ -144,12 +147,12 @@ class FeatureStore:
 
     @classmethod
     def synthetic(cls, world: NavWorld, *, dim: int = 2048, seed: int = 0) -> "FeatureStore":
-        """Make up features: standard normal numbers that depend on seed, scan and viewpoint only.
+        """Generate features: standard normal numbers that depend only on seed, scan and viewpoint.
 
         Args:
-            world: whose viewpoints to cover; all its scans are read.
+            world: the graphs whose viewpoints get features; all scans are read.
             dim: width D.
-            seed: of the numbers.
+            seed: seed of the numbers.
 
         Raises:
             ValueError: for a width below 1.
@@ -184,7 +187,7 @@ class FeatureStore:
             ) from error
 
     def check(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Check that viewpoints have finite features; those that were checked are not read again.
+        """Check that viewpoints have finite features; viewpoints checked before are not read again.
 
         Args:
             keys: (scan, viewpoint) pairs.
@@ -193,15 +196,15 @@ class FeatureStore:
             DataError: naming source and viewpoint.
         """
         rows = self.rows(keys)
-        for row in np.unique(rows[~self._finite[rows]]):
+        for row in np.unique(rows[~self._finite[rows]]):  # in the order of the file, which reads fastest
             if self._array is not None:
                 check_finite(self._array[row], f"{self._source}: viewpoint {'_'.join(self.keys[row])}")
             elif isinstance(self._made, Hdf5Rows):
-                self._made.row(int(row))
+                self._made.row(int(row))  # reading checks
             self._finite[row] = True
 
     def _row(self, row: int) -> np.ndarray:
-        """Return a made row, keeping the most recent ones."""
+        """Return a row that is produced when needed; the most recently used ones are kept."""
         if row in self._recent:
             self._recent.move_to_end(row)
             return self._recent[row]
@@ -225,7 +228,7 @@ class FeatureStore:
         return np.stack([self._row(int(row)) for row in rows])
 
     def views(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Return chosen views of some rows.
+        """Return some views of some rows.
 
         Args:
             rows: int (B,).
@@ -239,7 +242,7 @@ class FeatureStore:
         return np.stack([self._row(int(row))[chosen] for row, chosen in zip(rows, views, strict=True)])
 
     def resident(self, device: torch.device) -> torch.Tensor | None:
-        """Return all features on a device, copied once; None for rows that are made when needed."""
+        """Return all features on a device, copied once; None for rows that are produced when needed."""
         if self._array is None:
             return None
         if device not in self._resident:
@@ -247,7 +250,7 @@ class FeatureStore:
         return self._resident[device]
 
     def save_npz(self, path: str | Path) -> Path:
-        """Write the features as float16, uncompressed, for `from_npz`.
+        """Write the features as float16, uncompressed so that `from_npz` can map them into memory.
 
         Args:
             path: the file, ending in .npz.
@@ -258,7 +261,7 @@ class FeatureStore:
         Raises:
             ValueError: for another ending.
             DataError: for features that are not finite in float16.
-            RunError: when it cannot be written.
+            RunError: if the file cannot be written.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -266,7 +269,7 @@ class FeatureStore:
         array = np.empty((len(self), VIEWS, self.dim), dtype=np.float16)
         for row in range(len(self)):
             array[row] = half(self.panorama(np.array([row]))[0], "_".join(self.keys[row]))
-        temporary = path.with_name(f".{path.stem}.tmp.npz")
+        temporary = path.with_name(f".{path.stem}.tmp.npz")  # an interrupted write leaves no half file
         try:
             np.savez(temporary, keys=np.array(self.keys), features=array)
             temporary.replace(path)
@@ -284,23 +287,24 @@ def open_features(
     synthetic_dim: int = FEATURE_DIM,
     columns: int | None = None,
 ) -> FeatureStore:
-    """Return the features that an option names.
+    """Open the features that an option names.
 
     Args:
         source: a file ending in .tsv, .npz, .hdf5 or .h5; or ``"synthetic"``: seeded noise per viewpoint,
-            made once and kept in memory.
-        world: whose viewpoints synthetic features cover.
-        dim: width that a file is expected to have; that of the file by default.
+            generated once and kept in memory.
+        world: the graphs whose viewpoints synthetic features cover.
+        dim: expected width of a file; by default that of the file.
         synthetic_dim: width of synthetic features.
-        columns: keep this many of the first columns of a file.
+        columns: number of leading columns of a file to keep.
 
     Raises:
         DataError: for a damaged file, or one of another width.
         ConfigError: for a file of an unknown kind.
     """
     if source == SYNTHETIC:
+        # An array, because generating rows anew in each step would be slower than training.
         made = FeatureStore.synthetic(world, dim=synthetic_dim, seed=0)
-        array = np.empty((len(made), 36, made.dim), dtype=np.float16)
+        array = np.empty((len(made), VIEWS, made.dim), dtype=np.float16)
         for row in range(len(made)):
             array[row] = made.panorama(np.array([row]))[0]
         return FeatureStore(made.keys, array)
@@ -317,7 +321,7 @@ def open_features(
 
 
 def check_columns(source: str, dim: int | None, columns: int | None) -> None:
-    """Check the options that say how wide features are.
+    """Check the options for the width of features.
 
     Raises:
         ConfigError: naming the option.

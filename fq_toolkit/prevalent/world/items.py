@@ -1,4 +1,4 @@
-"""NavItem: one instruction with its start, its path and its goals, whatever dataset it comes from."""
+"""NavItem: one instruction with its start, path and goals, independent of the dataset."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,12 +13,12 @@ class NavItem(NamedTuple):
     """One navigation task.
 
     instr_id: name of the instruction, unique in its dataset.
-    scan: building.
-    heading: of the start, radians clockwise from +y.
-    path: viewpoints of the annotated path, the first is the start.
-    goals: viewpoints of which the nearest counts; empty where the annotations keep them secret.
-    instruction: text.
-    elevation: of the start, radians.
+    scan: the building.
+    heading: initial heading, radians clockwise from +y.
+    path: viewpoints of the annotated path; the first is the start.
+    goals: viewpoints of which the nearest counts; empty if the annotations keep them secret.
+    instruction: the text.
+    elevation: initial elevation, radians.
     regions: viewpoints that count for goal progress (NDH).
     """
 
@@ -46,7 +46,7 @@ def unreachable(item: NavItem, where: str) -> DataError:
 
 
 def check_items(items: Iterable[NavItem], world: NavWorld, *, source: str = "items") -> None:
-    """Check that all viewpoints exist, and that of each item a goal and a region can be reached.
+    """Check that all viewpoints exist and that each item can reach one of its goals and regions.
 
     Args:
         items: the tasks.
@@ -60,7 +60,7 @@ def check_items(items: Iterable[NavItem], world: NavWorld, *, source: str = "ite
         where = f"{source}: item {item.instr_id!r}"
         try:
             scan = world.scan(item.scan)
-            numbers = [scan.locate(v) for v in item.path + item.goals + item.regions]
+            numbers = [scan.locate(v) for v in item.path + item.goals + item.regions]  # one message for all
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
         after = len(item.path) + len(item.goals)

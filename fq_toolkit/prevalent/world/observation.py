@@ -1,4 +1,4 @@
-"""What the agents of a batch see: small arrays at once, features when asked for."""
+"""Observations of a batch of agents: small arrays at once, features on request."""
 
 from typing import Any, NamedTuple
 
@@ -12,10 +12,10 @@ from fq_toolkit.prevalent.world.tables import WorldTables
 
 
 class EnvTables(NamedTuple):
-    """What an environment and its observations gather from.
+    """The tables from which an environment and its observations gather.
 
     names: (scan, viewpoint) of each node.
-    world: graph tables.
+    world: the graph tables.
     view_angles: float32 (12, 36, angle_dim).
     rows: int64 (N,), row of each node in the features; None without features.
     """
@@ -41,7 +41,7 @@ class Observation:
         distance: float64 (B,) metres to the nearest goal.
         teacher: int64 (B,), the teacher's action; -1 for a stopped agent or an item without goal.
 
-    All arrays are numpy arrays or tensors, as the environment was asked for.
+    All arrays are numpy arrays or tensors, depending on the environment.
     """
 
     __slots__ = ("_tables", "distance", "ended", "items", "node", "teacher", "view")
@@ -65,6 +65,7 @@ class Observation:
         return len(self.items)
 
     def _real(self, values: Any) -> Any:
+        """Return integers as float64."""
         return values.astype(np.float64) if self._tables.device is None else values.double()
 
     @property
@@ -96,7 +97,7 @@ class Observation:
 
     @property
     def candidate_headings(self) -> Any:
-        """Return the direction of each neighbour from the agent's heading, float64 (B, A), in [-pi, pi)."""
+        """Return the heading of each neighbour relative to the agent's, float64 (B, A), in [-pi, pi)."""
         return (self._tables.world.headings[self.node] - self.heading[:, None] + np.pi) % (2 * np.pi) - np.pi
 
     @property
@@ -105,6 +106,7 @@ class Observation:
         return self._tables.world.elevations[self.node]
 
     def _arange(self, count: int) -> Any:
+        """Return 0 .. count - 1 where the other arrays are."""
         return (
             np.arange(count)
             if self._tables.device is None
@@ -112,7 +114,7 @@ class Observation:
         )
 
     def _gather(self, views: Any) -> Any:
-        """Return features (B, 36, D), or (B, M, D) of chosen views."""
+        """Return features (B, 36, D), or (B, M, D) of the given views."""
         tables = self._tables
         if tables.features is None:
             raise ValueError("the environment has no features: BatchedNavEnv(world, features)")
@@ -120,9 +122,9 @@ class Observation:
         if tables.device is None:
             return tables.features.panorama(rows) if views is None else tables.features.views(rows, views)
         resident = tables.features.resident(tables.device)
-        if resident is not None:
+        if resident is not None:  # gathered on the device: no copy from the host in a step
             return (resident[rows] if views is None else resident[rows[:, None], views]).float()
-        numbers = rows.cpu().numpy()
+        numbers = rows.cpu().numpy()  # features too large for the device are read on the host
         if views is None:
             made = tables.features.panorama(numbers)
         else:
@@ -130,15 +132,16 @@ class Observation:
         return torch.from_numpy(made).to(tables.device)
 
     def _join(self, features: Any, angles: Any) -> Any:
+        """Return features with their angles behind them."""
         if self._tables.device is None:
             return np.concatenate([features, angles], axis=-1)
         return torch.cat([features, angles], dim=-1)
 
     def view_features(self) -> Any:
-        """Return all 36 views, angles relative to the heading, float32 (B, 36, D + angle); absolute order.
+        """Return all 36 views in absolute order, angles relative to the heading, float32 (B, 36, D + angle).
 
         Raises:
-            ValueError: when the environment has no features.
+            ValueError: if the environment has no features.
         """
         return self._join(self._gather(None), self._tables.view_angles[self.view % 12])
 
@@ -148,10 +151,10 @@ class Observation:
         Rows of stop and of padding are zero.
 
         Raises:
-            ValueError: when the environment has no features.
+            ValueError: if the environment has no features.
         """
         views = self.candidate_views
-        features = self._gather(views.clip(0))
+        features = self._gather(views.clip(0))  # stop and padding (-1) read view 0 and are zeroed below
         angles = angle_features(
             self.candidate_headings,
             self.candidate_elevations,

@@ -1,4 +1,4 @@
-"""What one sees on the way along an annotated path: the input of the speaker."""
+"""The views along annotated paths: the input of the speaker."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,9 +15,9 @@ from fq_toolkit.prevalent.world.world import NavWorld
 
 
 class PathViews(NamedTuple):
-    """Paths of a batch, T steps with the stop at the end; F is the width of features with their angles.
+    """Paths of a batch with T steps, the last of which stops; F is the width of features with their angles.
 
-    chosen: (B, T, F), features of the neighbour that the path goes to; zeros for stop and padding.
+    chosen: (B, T, F), features of the neighbour that the path moves to; zeros for stop and padding.
     views: (B, T, 36, F), the panorama, angles relative to the heading.
     mask: bool (B, T), true for steps.
     """
@@ -28,7 +28,7 @@ class PathViews(NamedTuple):
 
 
 def path_actions(world: NavWorld, item: NavItem) -> list[int]:
-    """Return the actions of `BatchedNavEnv` that follow the annotated path, the last stops.
+    """Return the actions of `BatchedNavEnv` that follow the annotated path; the last one stops.
 
     Raises:
         DataError: naming the item, for a step over a non-edge or an unknown viewpoint.
@@ -43,33 +43,24 @@ def path_actions(world: NavWorld, item: NavItem) -> list[int]:
     try:
         scan = world.scan(item.scan)
         nodes = [scan.locate(viewpoint) for viewpoint in item.path]
+        return [*(1 + scan.slot(here, there) for here, there in pairwise(nodes)), 0]
     except DataError as error:
         raise DataError(f"item {item.instr_id!r}: {error}") from error
-    actions = []
-    for here, there in pairwise(nodes):
-        slots = ((scan.neighbors[here] == there) & scan.mask[here]).nonzero()[0]
-        if not len(slots):
-            raise DataError(
-                f"item {item.instr_id!r}: scan {item.scan!r} has no edge from {scan.viewpoints[here]!r} to "
-                f"{scan.viewpoints[there]!r}"
-            )
-        actions.append(1 + int(slots[0]))
-    return [*actions, 0]
 
 
 def observe_paths(
     env: BatchedNavEnv, items: Sequence[NavItem], *, feature_mask: Tensor | None = None
 ) -> PathViews:
-    """Walk along the annotated paths of a batch and keep what is seen.
+    """Walk along the annotated paths of a batch and record what is seen.
 
     Args:
-        env: gives tensors with features, interleaved angles.
+        env: an environment that returns tensors, with features and interleaved angles.
         items: B tasks.
-        feature_mask: (D,) of environment dropout.
+        feature_mask: (D,), mask of environment dropout.
 
     Raises:
-        ValueError: for an environment that gives arrays.
-        DataError: naming the item, for a path that is none.
+        ValueError: for an environment that returns arrays.
+        DataError: naming the item, for a step over a non-edge or an unknown viewpoint.
     """
     if env.device is None or env.layout != "interleaved":
         raise ValueError("the speaker needs BatchedNavEnv(..., device=..., layout='interleaved')")
@@ -86,6 +77,7 @@ def observe_paths(
         mask.append(~observation.ended)
         observation, _, _ = env.step(step)
     walked = torch.stack(mask, dim=1)
+    # The row of "stop" is zero, and so is padding after the multiplication: shorter paths add nothing.
     picked = mask_features(torch.stack(chosen, dim=1), feature_mask)
     return PathViews(
         picked * walked[..., None], mask_features(torch.stack(views, dim=1), feature_mask), walked

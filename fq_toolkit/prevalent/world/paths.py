@@ -1,4 +1,4 @@
-"""Sampling paths: shortest paths that are neither too short nor too long."""
+"""Sampling of shortest paths within bounds of length and edges."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -29,24 +29,24 @@ def sample_paths(
     min_edges: int = 4,
     max_edges: int = 6,
 ) -> list[tuple[str, list[str]]]:
-    """Draw shortest paths with at least some length and some number of edges.
+    """Draw shortest paths within bounds of length and number of edges.
 
-    Scans are drawn evenly, then pairs of viewpoints; pairs may repeat.
+    A scan is drawn uniformly, then a pair of viewpoints; pairs may repeat.
 
     Args:
         world: the graphs.
-        count: how many.
-        seed: of the draw.
-        min_length: metres.
-        min_edges: of a path.
-        max_edges: of a path.
+        count: number of paths.
+        seed: seed of the draw.
+        min_length: least length of a path, metres.
+        min_edges: least number of edges of a path.
+        max_edges: largest number of edges of a path.
 
     Returns:
         ``count`` times (scan, viewpoints).
 
     Raises:
         ValueError: for impossible bounds.
-        DataError: when a thousand draws for one path find none.
+        DataError: if a thousand draws for one path find none.
 
     Example:
         >>> from fq_toolkit.prevalent import MiniWorld
@@ -58,7 +58,7 @@ def sample_paths(
     """
     _check_edges(min_edges, max_edges)
     generator = np.random.default_rng(seed)
-    found: list[tuple[str, list[str]]] = []
+    paths: list[tuple[str, list[str]]] = []
     for _ in range(count):
         for _ in range(1000):
             scan = world.scan(world.names[generator.integers(len(world.names))])
@@ -67,14 +67,14 @@ def sample_paths(
                 continue
             path = scan.shortest_path(int(start), int(goal))
             if min_edges <= len(path) - 1 <= max_edges:
-                found.append((scan.name, [scan.viewpoints[i] for i in path]))
+                paths.append((scan.name, [scan.viewpoints[i] for i in path]))
                 break
         else:
             raise DataError(
                 f"no path of at least {min_length:g} m and {min_edges} to {max_edges} edges in a thousand "
                 "draws: the scans are too small; lower min_length or min_edges"
             )
-    return found
+    return paths
 
 
 def path_ends(scan: Scan, *, min_length: float, min_edges: int, max_edges: int) -> np.ndarray:
@@ -82,12 +82,13 @@ def path_ends(scan: Scan, *, min_length: float, min_edges: int, max_edges: int) 
 
     Args:
         scan: the graph.
-        min_length: metres.
-        min_edges: of a path as `Scan.shortest_path` gives it.
-        max_edges: of a path.
+        min_length: least length, metres.
+        min_edges: least number of edges of the path that `Scan.shortest_path` returns.
+        max_edges: largest number of edges.
     """
     count = len(scan)
-    # The first step from i to j as `shortest_path` takes it, slot by slot: (n, n), no (n, degree, n) array.
+    # The first step from i to j that `shortest_path` takes, slot by slot: an (n, degree, n) array would take
+    # 13 times the memory. `<` keeps the lowest of equal slots, as argmin in `shortest_path` does.
     best = np.full((count, count), np.inf)
     step = np.repeat(np.arange(count)[:, None], count, axis=1)
     for slot in range(scan.neighbors.shape[1]):
@@ -98,7 +99,7 @@ def path_ends(scan: Scan, *, min_length: float, min_edges: int, max_edges: int) 
     goal = np.arange(count)[None]
     here = np.repeat(np.arange(count)[:, None], count, axis=1)
     edges = np.zeros((count, count), dtype=np.int64)
-    for _ in range(max_edges + 1):
+    for _ in range(max_edges + 1):  # all pairs walk at once; more than max_edges need not be told apart
         away = here != goal
         edges += away
         here = np.where(away, step[here, goal], here)
@@ -118,15 +119,15 @@ def distinct_paths(
 ) -> list[tuple[str, list[str]]]:
     """Draw shortest paths as `sample_paths` does, each at most once.
 
-    Scans are drawn evenly while they have paths left.
+    Scans are drawn uniformly among those that have paths left.
 
     Args:
         world: the graphs.
-        count: how many; None for all. All of them are returned, in drawn order, where there are no more.
-        seed: of the draw.
-        min_length: metres.
-        min_edges: of a path.
-        max_edges: of a path.
+        count: number of paths; None for all. If there are fewer, all are returned, in the order of the draw.
+        seed: seed of the draw.
+        min_length: least length of a path, metres.
+        min_edges: least number of edges of a path.
+        max_edges: largest number of edges of a path.
         accept: (scan, viewpoints) -> whether the path may be drawn.
 
     Raises:
@@ -141,9 +142,9 @@ def distinct_paths(
     _check_edges(min_edges, max_edges)
     generator = np.random.default_rng(seed)
     left: dict[str, list[tuple[int, int]]] = {}
-    found: list[tuple[str, list[str]]] = []
+    paths: list[tuple[str, list[str]]] = []
     open_scans = list(world.names)
-    while open_scans and (count is None or len(found) < count):
+    while open_scans and (count is None or len(paths) < count):
         place = int(generator.integers(len(open_scans)))
         scan = world.scan(open_scans[place])
         if scan.name not in left:
@@ -152,14 +153,14 @@ def distinct_paths(
         while left[scan.name]:
             path = [scan.viewpoints[i] for i in scan.shortest_path(*left[scan.name].pop())]
             if accept(scan.name, tuple(path)):
-                found.append((scan.name, path))
+                paths.append((scan.name, path))
                 break
         else:
             open_scans.pop(place)
-    return found
+    return paths
 
 
 def _check_edges(min_edges: int, max_edges: int) -> None:
-    """Raise ValueError for bounds that no path keeps."""
+    """Raise ValueError for bounds that no path can satisfy."""
     if not 0 < min_edges <= max_edges:
         raise ValueError(f"expected 0 < min_edges <= max_edges, got {min_edges} and {max_edges}")

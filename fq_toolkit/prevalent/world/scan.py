@@ -1,4 +1,10 @@
-"""One scan: viewpoints, edges, and all that follows from them, as arrays."""
+"""The navigation graph of one building as arrays: edges, directions, views and shortest paths.
+
+For a viewpoint at ``p`` and a neighbour at ``q``, with ``(dx, dy, dz) = q - p`` and ``z`` up::
+
+    heading   = atan2(dx, dy)                 clockwise from +y
+    elevation = atan2(dz, sqrt(dx^2 + dy^2))  positive upwards
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,16 +19,16 @@ from fq_toolkit.training.errors import require
 class Scan:
     """The navigation graph of one building.
 
-    Slots are the neighbours of a viewpoint in the order of the viewpoints; rows are padded to the largest
+    The slots of a viewpoint are its neighbours in the order of the viewpoints. Rows are padded to the largest
     degree with the viewpoint itself.
 
     Args:
-        name: of the scan.
+        name: name of the scan.
         viewpoints: n names.
         positions: (n, 3) metres, z up.
         unobstructed: bool (n, n), symmetric, with a false diagonal.
-        excluded: names of viewpoints that the source file holds and excludes from the graph.
-        source: file or object it comes from, for error messages.
+        excluded: names of viewpoints that the source file contains but excludes from the graph.
+        source: file or object that the scan comes from, for error messages.
 
     Attributes:
         neighbors: int64 (n, degree).
@@ -30,7 +36,7 @@ class Scan:
         headings: float64 (n, degree), direction of each neighbour, clockwise from +y, in (-pi, pi].
         elevations: float64 (n, degree).
         lengths: float64 (n, degree) metres, infinite for padding.
-        views: int64 (n, degree), the one of 36 views that shows the neighbour best.
+        views: int64 (n, degree), which of the 36 views shows the neighbour best.
 
     Raises:
         DataError: for repeated names, positions that are not finite, asymmetric edges, or edges of length 0.
@@ -40,7 +46,7 @@ class Scan:
         >>> scan.neighbors.tolist(), scan.lengths.tolist(), scan.views.tolist()
         ([[1], [0]], [[2.0], [2.0]], [[12], [18]])
 
-    Directions come from float32 positions, as in the simulator; lengths and distances from float64
+    Directions are computed from float32 positions, as in the simulator; lengths and distances from float64
     positions, as in the official metrics.
     """
 
@@ -73,6 +79,7 @@ class Scan:
 
     def _check_edges(self) -> None:
         """Raise DataError unless the edges are symmetric and have a length."""
+        # Shortest paths and the pretraining's labels assume that an agent can always walk back.
         oneway = np.argwhere(self.adjacent & ~self.adjacent.T)
         if len(oneway):
             a, b = (self.viewpoints[i] for i in oneway[0])
@@ -81,6 +88,7 @@ class Scan:
                 f"({len(oneway)} such edges)"
             )
         i, j = np.nonzero(self.adjacent)
+        # In float32, because that is what directions are computed from: atan2(0, 0) is no direction.
         same = np.nonzero(
             (self.positions[i].astype(np.float32) == self.positions[j].astype(np.float32)).all(1)
         )
@@ -93,11 +101,12 @@ class Scan:
         count = len(self.viewpoints)
         degrees = self.adjacent.sum(axis=1)
         width = max(1, int(degrees.max(initial=0)))
-        i, j = np.nonzero(self.adjacent)
+        i, j = np.nonzero(self.adjacent)  # row by row, so the edges of a viewpoint follow each other
         slot = np.arange(len(i)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
         self.neighbors = np.repeat(np.arange(count)[:, None], width, axis=1)
         self.neighbors[i, slot] = j
         self.mask = np.arange(width) < degrees[:, None]
+        # The simulator subtracts in float32 and takes the angles in float64; so borders between views agree.
         single = self.positions.astype(np.float32)
         offset = (single[j] - single[i]).astype(np.float64)
         heading = np.arctan2(offset[:, 0], offset[:, 1])
@@ -119,7 +128,7 @@ class Scan:
         """Return the number of a viewpoint.
 
         Raises:
-            DataError: when the scan has none of that name, or excludes it.
+            DataError: if the scan has none of that name, or excludes it.
         """
         if viewpoint not in self.index:
             if viewpoint in self.excluded:
@@ -127,9 +136,27 @@ class Scan:
             raise DataError(f"scan {self.name!r} has no viewpoint {viewpoint!r}; it has {len(self)} others")
         return self.index[viewpoint]
 
+    def slot(self, here: int, there: int) -> int:
+        """Return the slot of a neighbour.
+
+        Args:
+            here: number of a viewpoint.
+            there: number of its neighbour.
+
+        Raises:
+            DataError: if there is no such edge.
+        """
+        slots = np.nonzero((self.neighbors[here] == there) & self.mask[here])[0]  # padding repeats `here`
+        if not len(slots):
+            raise DataError(
+                f"scan {self.name!r}: there is no edge from {self.viewpoints[here]!r} to "
+                f"{self.viewpoints[there]!r}"
+            )
+        return int(slots[0])
+
     @cached_property
     def distances(self) -> np.ndarray:
-        """Lengths of all shortest paths, float64 (n, n) metres; infinite where there is no path."""
+        """Return the lengths of all shortest paths, float64 (n, n) metres; infinite where there is none."""
         sparse = require("scipy.sparse", purpose="finding shortest paths", extra="vln")
         csgraph = require("scipy.sparse.csgraph", purpose="finding shortest paths", extra="vln")
         i, slot = np.nonzero(self.mask)
@@ -142,11 +169,13 @@ class Scan:
         """Return, for every viewpoint, the slot of the first step on a shortest path.
 
         Args:
-            remaining: (n,) distance of each viewpoint to the goal or the nearest of several goals.
+            remaining: (n,) distance of each viewpoint to the goal or to the nearest of several goals.
 
         Returns:
-            int64 (n,); of equally short ways the lowest slot; -1 at a goal and where no goal can be reached.
+            int64 (n,); among equally short paths the lowest slot; -1 at a goal and where no goal can be
+            reached.
         """
+        # Length of the path over each slot; padding has infinite length and never wins.
         ways = self.lengths + remaining[self.neighbors]
         slots = np.argmin(ways, axis=1)
         return np.where((remaining > 0) & np.isfinite(remaining), slots, -1)
@@ -155,7 +184,7 @@ class Scan:
         """Return the viewpoints of a shortest path, both ends included.
 
         Raises:
-            DataError: when there is none.
+            DataError: if there is none.
         """
         remaining = self.distances[:, goal]
         if not np.isfinite(remaining[start]):

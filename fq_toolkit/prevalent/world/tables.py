@@ -1,4 +1,4 @@
-"""Flat tables over the viewpoints of several scans: what a batched environment gathers from."""
+"""Flat tables over the viewpoints of several scans, from which a batched environment gathers."""
 
 from typing import Any, NamedTuple
 
@@ -9,13 +9,13 @@ from fq_toolkit.prevalent.world.world import NavWorld
 
 
 class WorldTables(NamedTuple):
-    """One row per viewpoint, one column per action: 0 stops, k goes to the k-th neighbour.
+    """One row per viewpoint and one column per action: 0 stops, k goes to the k-th neighbour.
 
-    target: int64 (N, A), where the action leads; padding and 0 stay.
+    target: int64 (N, A), where the action leads; 0 and padding stay at the viewpoint.
     actions: int64 (N,), number of real actions, stop included.
     headings: float64 (N, A), direction of the neighbour; 0 for stop and padding.
-    elevations: float64 (N, A).
-    views: int64 (N, A), view that shows the neighbour; -1 for stop and padding.
+    elevations: float64 (N, A), in the same way.
+    views: int64 (N, A), the view that shows the neighbour; -1 for stop and padding.
     """
 
     target: Any
@@ -26,7 +26,7 @@ class WorldTables(NamedTuple):
 
 
 class TableBuilder:
-    """Tables that grow by a scan when it is first needed; rows of a scan stay where they are.
+    """Tables that grow when a scan is first needed; the rows of earlier scans keep their numbers.
 
     Args:
         world: the graphs.
@@ -39,11 +39,12 @@ class TableBuilder:
         self._scans: list[Scan] = []
 
     def add(self, names: set[str]) -> bool:
-        """Take in scans; return whether any was new.
+        """Add scans and return whether any of them was new.
 
         Raises:
             DataError: for an unknown scan.
         """
+        # Sorted: the order of a set of strings differs from process to process.
         new = [self._world.scan(name) for name in sorted(names - set(self.offsets))]
         for scan in new:
             self.offsets[scan.name] = len(self.names)
@@ -52,10 +53,10 @@ class TableBuilder:
         return bool(new)
 
     def build(self) -> WorldTables:
-        """Return the tables of all scans that were added."""
+        """Build the tables of all scans that were added."""
         width = 1 + max(scan.mask.shape[1] for scan in self._scans)
         count = len(self.names)
-        target = np.repeat(np.arange(count)[:, None], width, axis=1)
+        target = np.repeat(np.arange(count)[:, None], width, axis=1)  # stop and padding stay
         headings, elevations = np.zeros((2, count, width))
         views = np.full((count, width), -1)
         actions = np.ones(count, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""NavWorld: the navigation graphs of several scans, read when they are first needed."""
+"""NavWorld: the navigation graphs of several scans, each read when it is first needed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class NavWorld:
     """Navigation graphs by scan, without a simulator.
 
-    Build one with `from_connectivity` (Matterport files), `from_networkx`, or `MiniWorld`; the constructor
-    takes scans that are there already.
+    Build one with `from_connectivity` (Matterport files), `from_networkx` or `MiniWorld`; the constructor
+    takes existing scans.
 
     Args:
         scans: the scans.
 
     Raises:
-        DataError: when two have the same name.
+        DataError: if two have the same name.
 
     Example:
         >>> from fq_toolkit.prevalent import MiniWorld
@@ -50,21 +50,21 @@ class NavWorld:
 
     @classmethod
     def from_connectivity(cls, folder: str | Path, scans: Sequence[str] | None = None) -> "NavWorld":
-        """Make a world of Matterport connectivity files; a scan is parsed when it is first needed.
+        """Build a world from Matterport connectivity files; a scan is parsed when it is first needed.
 
         Args:
-            folder: holds ``SCAN_connectivity.json`` files.
-            scans: names; by default those of ``scans.txt``, else all files.
+            folder: folder of ``SCAN_connectivity.json`` files.
+            scans: names; by default those in ``scans.txt``, or else all files.
 
         Raises:
-            DataError: when the folder or the file of a scan is missing.
+            DataError: if the folder or the file of a scan is missing.
         """
         folder = Path(folder)
         if isinstance(scans, str):
             raise TypeError(f"scans must be a list of names, got the string {scans!r}; write [{scans!r}]")
-        world = NavWorld()
+        world = NavWorld()  # not cls(): MiniWorld's constructor would generate buildings
         world._names = tuple(dict.fromkeys(connectivity.list_scans(folder) if scans is None else scans))
-        for name in world._names:
+        for name in world._names:  # a missing file is found now, not hours into a run
             if not connectivity.connectivity_path(folder, name).exists():
                 raise DataError(f"scan {name!r} is missing: {connectivity.connectivity_path(folder, name)}")
         world._load = partial(connectivity.read_scan, folder)
@@ -72,13 +72,13 @@ class NavWorld:
 
     @classmethod
     def from_networkx(cls, graphs: "Mapping[str, networkx.Graph]") -> "NavWorld":
-        """Make a world of networkx graphs, undirected or with both directions of every edge.
+        """Build a world from networkx graphs, undirected or with both directions of every edge.
 
         Args:
-            graphs: scan -> graph, whose nodes are named by strings and have a ``position`` of three metres.
+            graphs: scan -> graph; its nodes are strings and have a ``position`` of three numbers, in metres.
 
         Raises:
-            DataError: for a node without position, or an edge in one direction only.
+            DataError: for a node without a position, or an edge in only one direction.
 
         Example:
             >>> import networkx
@@ -105,23 +105,23 @@ class NavWorld:
                 adjacent[index[a], index[b]] = True
                 if not graph.is_directed():
                     adjacent[index[b], index[a]] = True
-            np.fill_diagonal(adjacent, False)
+            np.fill_diagonal(adjacent, False)  # a loop is no move
             scans.append(Scan(name, nodes, positions, adjacent))
         return NavWorld(scans)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all scans, read or not."""
+        """Return the names of all scans, read or not."""
         return self._names
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(scans={len(self.names)}, read={len(self._scans)})"
 
     def scan(self, name: str) -> Scan:
-        """Return a scan, reading it if need be.
+        """Return a scan, reading it if necessary.
 
         Raises:
-            DataError: when the world has none of that name, or its file is damaged.
+            DataError: if the world has none of that name, or its file is damaged.
         """
         if name not in self._scans:
             if name not in self._names or self._load is None:
@@ -154,11 +154,8 @@ class NavWorld:
             DataError: for an unknown scan or viewpoint, or where there is no edge.
         """
         here = self.scan(scan)
-        i, j = here.locate(viewpoint), here.locate(neighbor)
-        slots = np.nonzero((here.neighbors[i] == j) & here.mask[i])[0]
-        if not len(slots):
-            raise DataError(f"scan {scan!r}: there is no edge from {viewpoint!r} to {neighbor!r}")
-        return float(here.headings[i, slots[0]])
+        row = here.locate(viewpoint)
+        return float(here.headings[row, here.slot(row, here.locate(neighbor))])
 
     def to_networkx(self, scan: str) -> "networkx.Graph":
         """Return a scan as a networkx graph with ``position`` (3,) on nodes and ``weight`` (metres) on edges.
@@ -181,18 +178,18 @@ class NavWorld:
         return graph
 
     def to_connectivity_json(self, folder: str | Path) -> list[Path]:
-        """Write the world as connectivity files and scans.txt, which `from_connectivity` and others read.
+        """Write the world as connectivity files and scans.txt, for `from_connectivity` and other programs.
 
-        Only what the graph needs is written: rotations are the identity, excluded viewpoints are gone.
+        Only what the graph needs is written: rotations are the identity, excluded viewpoints are left out.
 
         Args:
-            folder: made if need be.
+            folder: created if it does not exist.
 
         Returns:
             The files of the scans.
 
         Raises:
-            RunError: when it cannot be written.
+            RunError: if something cannot be written.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ from fq_toolkit.prevalent import (
     score_ndh,
     score_r2r,
 )
-from fq_toolkit.prevalent.world.simulator import view_state, visible_viewpoints
+from fq_toolkit.prevalent.world.simulator import visible_viewpoints
+from tests.prevalent.world.worlds import view_state
 
 
 def test_the_graphs_are_those_of_the_simulator(real_world: NavWorld) -> None:

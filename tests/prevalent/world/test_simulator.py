@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fq_toolkit.prevalent import MiniWorld, NavWorld, Scan, move_camera, place_camera, visible_viewpoints
 from fq_toolkit.prevalent.world.angles import STEP, snap, wrap
-from fq_toolkit.prevalent.world.simulator import view_state
-from tests.prevalent.world.worlds import line_world
+from tests.prevalent.world.worlds import line_world, view_state
 
 WORLD = MiniWorld(5, num_scans=1)
 NAME = WORLD.names[0]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fq_toolkit.prevalent import NavWorld, Scan
+from fq_toolkit.prevalent import CameraState, NavWorld, Scan
+from fq_toolkit.prevalent.world.angles import VIEW_ELEVATIONS, VIEW_HEADINGS
 
 
 def line_world(*lengths: float, scan: str = "line") -> NavWorld:
@@ -16,6 +17,11 @@ def line_world(*lengths: float, scan: str = "line") -> NavWorld:
     positions = np.stack([np.zeros_like(y), y, np.zeros_like(y)], axis=1)
     adjacent = np.abs(np.subtract.outer(range(len(y)), range(len(y)))) == 1
     return NavWorld([Scan(scan, [chr(ord("a") + i) for i in range(len(y))], positions, adjacent)])
+
+
+def view_state(scan: str, viewpoint: str, view: int) -> CameraState:
+    """Return the state that looks at one of the 36 views."""
+    return CameraState(scan, viewpoint, float(VIEW_HEADINGS[view]), float(VIEW_ELEVATIONS[view]), view)
 
 
 def random_walk(
