@@ -99,7 +99,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Gates, measurements, results file, targets."""
+    """Check the gates, measure, write the results file and judge the targets."""
     _prepare(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     cases = [BY_NAME[name] for name in arguments.case] if arguments.case else list(CASES)
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    """One process of `compare`: medians of our contenders as a line of JSON."""
+    """Measure our contenders in one process of `compare` and print the medians as a line of JSON."""
     _prepare(arguments)
     case = BY_NAME[arguments.case]
     findings = run_gates(case.gates, arguments.device)
@@ -158,7 +158,7 @@ def sample(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Ratios against another commit."""
+    """Print how many times as fast the working tree is as another commit."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         lines = compare_trees(
@@ -181,7 +181,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def plot(arguments: argparse.Namespace) -> int:
-    """Pictures from the results files."""
+    """Draw pictures from the results files."""
     from benchmarks.plot import plot_all  # matplotlib, which no other command waits for
 
     written = plot_all(Path(arguments.results), arguments.case)
@@ -193,7 +193,7 @@ def plot(arguments: argparse.Namespace) -> int:
 
 
 def table(arguments: argparse.Namespace) -> int:
-    """The generated sections of the pages, from the results files."""
+    """Write the generated sections of the pages from the results files."""
     from benchmarks.table import PAGES, update  # every study with its trainer, slow to import
 
     pages = [Path(page) for page in arguments.page] if arguments.page else list(PAGES)
@@ -211,7 +211,7 @@ def table(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="run | compare | plot | table")
 

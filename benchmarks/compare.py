@@ -19,7 +19,7 @@ from benchmarks.machine import ROOT
 
 @contextmanager
 def worktree(reference: str) -> Iterator[Path]:
-    """A temporary checkout of a commit.
+    """Check out a commit in a temporary folder.
 
     Raises:
         ValueError: git does not know the commit.
@@ -50,7 +50,7 @@ class ChildError(RuntimeError):
 
 
 def sample(package_root: Path, harness_root: Path, case: str, device: str, quick: bool) -> dict[str, float]:
-    """Medians by ``shape / contender`` of our contenders: one tree's package, today's benchmarks."""
+    """Return the medians of our contenders by ``shape / contender``: a tree's package, today's benchmarks."""
     command = [sys.executable, "-m", "benchmarks", "sample", "--case", case, "--device", device]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(harness_root), str(package_root)])}
     done = subprocess.run(
@@ -71,7 +71,7 @@ def sample(package_root: Path, harness_root: Path, case: str, device: str, quick
 def compare(
     reference: str, case: str, *, device: str = "cpu", rounds: int = 5, quick: bool = False
 ) -> list[Line]:
-    """Lines (what, reference ms, working tree ms, ratio reference / working tree)."""
+    """Return lines (what, reference ms, working tree ms, ratio reference / working tree)."""
     with worktree(reference) as tree, tempfile.TemporaryDirectory(prefix="fq-harness-") as directory:
         # Both sides run today's benchmarks from a folder that holds nothing else.
         harness = Path(directory)
@@ -83,6 +83,7 @@ def compare(
         collected: dict[str, dict[str, list[float]]] = {"reference": {}, "here": {}}
         sides = [("reference", tree), ("here", ROOT)]
         for index in range(rounds):
+            # The order flips each round, so that neither side always runs on the warmer machine.
             for name, root in sides if index % 2 == 0 else sides[::-1]:
                 for key, value in sample(root, harness, case, device, quick).items():
                     collected[name].setdefault(key, []).append(value)

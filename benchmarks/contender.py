@@ -73,7 +73,8 @@ class Task:
     ``indices`` extracts the nearest-code indices from what ``run`` returns, so that wrong ones can be
     counted. ``note`` says what the rows should know, such as the data; empty: the backend of our layers.
     ``scale`` calls in a row make the work that the shape names; rows hold a call's time times that.
-    ``every``: takes part in one round of so many, where it is much slower than those compared closely.
+    ``every``: takes part in one of so many rounds, for what is far slower than contenders that differ by
+    percents.
     """
 
     run: Callable[[Any], Any]
@@ -98,8 +99,9 @@ class Contender:
         build: makes the `Task`; raises `Unavailable` with a reason.
         kind: "ours", "peer", "base" (the same without ours) or "floor".
         package: distribution whose version goes into the results.
-        score_arrays: how many float32 arrays of N x K are alive at the peak; decides beforehand whether it
-        fits. devices: where it can run.
+        score_arrays: how many float32 arrays of N x K are alive at the peak; tells before it is started
+            whether it fits.
+        devices: where it can run.
     """
 
     name: str
@@ -110,7 +112,7 @@ class Contender:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def reason_to_skip(self, problem: Problem[AnyShape], budget_bytes: int) -> str | None:
-        """Why this contender should not even be started on this problem, or None."""
+        """Return why this contender should not even be started on this problem, or None."""
         if problem.device not in self.devices:
             return f"runs on {' and '.join(self.devices)} only"
         needed = self.score_arrays * 4 * problem.shape.rows * problem.shape.num_codes

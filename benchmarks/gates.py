@@ -22,7 +22,7 @@ GATES: dict[str, Callable[..., list[str]]] = {
 
 
 def run_gates(names: Iterable[str], device: str = "cpu") -> dict[str, list[str]]:
-    """What is wrong per gate; a gate that raises is red with the error as its finding."""
+    """Return what is wrong by gate; a gate that raises is red with the error as its finding."""
     findings = {}
     for name in dict.fromkeys(names):
         try:

@@ -23,7 +23,7 @@ def _slug(text: str) -> str:
 
 
 def _cpu_facts() -> tuple[str, str]:
-    """Model name and widest vector extension."""
+    """Return the model name and the widest vector extension."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -48,12 +48,12 @@ def _cpu_facts() -> tuple[str, str]:
 
 
 def core_count() -> int:
-    """Cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def machine_name(device: str) -> str:
-    """Readable name of the results file: ``2-core-amd-epyc-avx512`` or ``nvidia-h100-80gb-hbm3``."""
+    """Return the stem of the results file: ``2-core-amd-epyc-avx512``, ``nvidia-h100-80gb-hbm3``."""
     if device == "cuda":
         return _slug(torch.cuda.get_device_name())
     model, widest = _cpu_facts()
@@ -68,7 +68,7 @@ class OtherLoad:
 
     @staticmethod
     def _read() -> tuple[float, float, float] | None:
-        """Seconds: wall clock, busy time of all cores, busy time of this process."""
+        """Return seconds: wall clock, busy time of all cores, busy time of this process."""
         try:
             fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         except (OSError, ValueError):
@@ -78,7 +78,7 @@ class OtherLoad:
         return time.perf_counter(), busy, time.process_time()
 
     def cores(self) -> float | None:
-        """Busy cores of others, None where the system does not tell."""
+        """Return the busy cores of others, None where the system does not tell."""
         now, before = self._read(), self._started
         if now is None or before is None or now[0] - before[0] < 0.05:  # the system counts in hundredths
             return None
@@ -87,7 +87,7 @@ class OtherLoad:
 
 
 def package_version(package: str) -> str:
-    """``name version``, or an empty string when it is not installed."""
+    """Return ``name version``, or an empty string when it is not installed."""
     try:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
@@ -101,6 +101,6 @@ def _git(*arguments: str) -> str:
 
 @lru_cache
 def commit() -> tuple[str, bool]:
-    """Short commit and whether code that is measured or measures differs from it."""
+    """Return the short commit, and whether code that is measured or measures differs from it."""
     dirty = _git("status", "--porcelain", "--", "fq_toolkit", "benchmarks", ":!benchmarks/results")
     return _git("rev-parse", "--short=12", "HEAD") or "unknown", bool(dirty)

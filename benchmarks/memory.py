@@ -30,7 +30,7 @@ from benchmarks.contender import Task
 
 
 def _status(field: str) -> int:
-    """A field of /proc/self/status in bytes."""
+    """Return a field of /proc/self/status in bytes."""
     found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     if not found:
         raise OSError(f"/proc/self/status has no {field}")
@@ -38,7 +38,7 @@ def _status(field: str) -> int:
 
 
 def can_measure_cpu() -> bool:
-    """Whether this system has the high-water mark and lets a process reset it."""
+    """Return whether this system has the high-water mark and lets a process reset it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         _status("VmHWM")
@@ -48,9 +48,10 @@ def can_measure_cpu() -> bool:
 
 
 def resident_peak(task: Task) -> int:
-    """Bytes by which one call raises the resident memory of this process at its peak, results included."""
+    """Return the bytes by which one call raises the peak of this process's resident memory, with results."""
     state = task.setup()
     gc.collect()
+    # Free pages that the heap holds back would take the call's allocations and hide them from the mark.
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -62,7 +63,7 @@ def resident_peak(task: Task) -> int:
 
 
 def allocated_peak(task: Task) -> int:
-    """Bytes of tensors on the CPU by which one call raises what is alive at its peak, results included.
+    """Return the bytes of CPU tensors by which one call raises what is alive at its peak, results included.
 
     What was alive before the call neither counts nor makes room when it is freed, which the profiler does not
     see: a first call, which has no gradients of an earlier one to drop, is what can be compared.
@@ -80,7 +81,7 @@ def allocated_peak(task: Task) -> int:
 
 
 def _allocations(profiler: profile) -> list[int]:
-    """Bytes that were allocated (above 0) and freed (below), in order.
+    """Return the bytes that were allocated (above 0) and freed (below), in order.
 
     From the trace, since that is what the profiler documents: its tables hold sums of operations, no peaks.
     """
@@ -93,7 +94,7 @@ def _allocations(profiler: profile) -> list[int]:
 
 
 def cuda_peak(task: Task) -> int:
-    """Bytes by which one call raises the CUDA allocator's peak, results included."""
+    """Return the bytes by which one call raises the CUDA allocator's peak, results included."""
     state = task.setup()
     gc.collect()
     torch.cuda.synchronize()
@@ -109,7 +110,7 @@ def cuda_peak(task: Task) -> int:
 def _probe(
     connection: Connection, case_name: str, shape_name: str, contender_name: str, threads: int
 ) -> None:
-    """Body of the fresh process: send the peak in bytes, or the reason why there is none."""
+    """Send, from the fresh process, the peak in bytes or the reason why there is none."""
     try:
         torch.set_num_threads(threads)
         case, shape, contender = find(case_name, shape_name, contender_name)
@@ -126,9 +127,10 @@ def _probe(
 def peak_in_fresh_process(
     case_name: str, shape_name: str, contender_name: str, threads: int, timeout_s: float = 180.0
 ) -> int | str:
-    """Peak extra bytes on the CPU, or the reason why it could not be measured."""
+    """Return the peak extra bytes on the CPU, or the reason why it could not be measured."""
     if not can_measure_cpu():
         return "this system has no resettable high-water mark of memory"
+    # A child of this process would inherit its heap; the fork server has only loaded torch.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])
     ours, theirs = context.Pipe(duplex=False)

@@ -15,7 +15,7 @@ _COLOURS = {"ours": "#1b6ca8", "peer": "#8c8c8c", "floor": "#e0a030", "base": "#
 
 
 def caption(rows: Sequence[Row]) -> str:
-    """Machine, threads, versions and commit of the rows."""
+    """Return machine, threads, versions and commit of the rows."""
     commits = sorted({row.commit + (" (modified)" if row.dirty else "") for row in rows})
     versions = sorted({row.version for row in rows if row.version} | {f"python {rows[0].python}"})
     return (
@@ -99,7 +99,7 @@ def plot_case(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_all(directory: Path = DIRECTORY, case: str | None = None) -> list[Path]:
-    """Pictures of every results file, as ``<machine>/<case>.png`` beside it."""
+    """Draw pictures of every results file, as ``<machine>/<case>.png`` beside it."""
     written = []
     for source in machine_files(directory):
         rows = read(source)

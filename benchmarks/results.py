@@ -94,7 +94,7 @@ def _read_cell(name: str, text: str) -> object:
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of a results file; none when it does not exist.
+    """Return the rows of a results file; none when it does not exist.
 
     Raises:
         ValueError: the columns are not those of this version.
@@ -119,21 +119,21 @@ def write(path: Path, rows: Iterable[Row]) -> None:
         writer = csv.DictWriter(file, list(_TYPES), lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _write_cell(value) for name, value in asdict(row).items()} for row in rows)
-    os.replace(temporary, path)
+    os.replace(temporary, path)  # in one step: whoever reads meanwhile sees the old file or the new one
 
 
 def machine_files(directory: Path = DIRECTORY) -> list[Path]:
-    """The results files of every machine, without those of studies."""
+    """Return the results files of every machine, without those of studies."""
     return sorted(path for path in directory.glob("*.csv") if not path.name.startswith(STUDY))
 
 
 def read_all(directory: Path = DIRECTORY) -> list[Row]:
-    """Rows of every machine."""
+    """Return the rows of every machine."""
     return [row for path in machine_files(directory) for row in read(path)]
 
 
 def median(rows: Iterable[Row], case: str, shape: str, contender: str) -> float | None:
-    """Measured median of one contender, or None."""
+    """Return the measured median of one contender, or None."""
     for row in rows:
         if (row.case, row.shape, row.contender, row.status) == (case, shape, contender, MEASURED):
             return row.median_ms
@@ -141,7 +141,7 @@ def median(rows: Iterable[Row], case: str, shape: str, contender: str) -> float 
 
 
 def over_base(rows: Iterable[Row], case: str, shape: str, contender: str) -> float | None:
-    """Measured time over the base contender's, round by round where rows have that, else of the medians."""
+    """Return the time over the base contender's: round by round where rows have that, else of the medians."""
     here = [row for row in rows if (row.case, row.shape, row.status) == (case, shape, MEASURED)]
     mine = next((row for row in here if row.contender == contender), None)
     base = next((row for row in here if row.kind == "base"), None)
@@ -151,7 +151,7 @@ def over_base(rows: Iterable[Row], case: str, shape: str, contender: str) -> flo
 
 
 def peak(rows: Iterable[Row], case: str, shape: str, contender: str) -> int | None:
-    """Peak extra bytes of one contender, or None."""
+    """Return the peak extra bytes of one contender, or None."""
     for row in rows:
         if (row.case, row.shape, row.contender) == (case, shape, contender):
             return row.peak_extra_bytes

@@ -36,10 +36,10 @@ class Options:
 
 
 def memory_budget(device: str) -> int:
-    """Bytes that a contender may use: what is free, less a fifth, and at most 12 GiB on a CPU."""
+    """Return the bytes that a contender may use: 80 % of what is free, and at most 12 GiB on a CPU."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0] * 0.8)
-    try:
+    try:  # MemAvailable counts what the system can reclaim, which MemFree leaves out
         with open("/proc/meminfo") as file:
             facts = dict(line.split(":") for line in file)
         return min(_BUDGET, int(int(facts["MemAvailable"].split()[0]) * 1024 * 0.8))
@@ -90,7 +90,7 @@ def _start(contender: Contender, problem: Problem[AnyShape]) -> _Entry:
         return _Entry(contender, None, SKIPPED, str(error))
     except Exception as error:
         if contender.kind == "ours":
-            raise
+            raise  # a peer that fails is a row of the results; we have to work
         return _Entry(contender, None, FAILED, f"{type(error).__name__}: {str(error)[:200]}")
     wrong = None
     if task.indices is not None and isinstance(problem, FeatureProblem):
@@ -110,7 +110,7 @@ class Floor:
 
 
 def _floor_tasks(case: Case, problem: Problem[AnyShape]) -> tuple[dict[str, Task], dict[str, str]]:
-    """What the floor needs in the timed rounds, and the label of each product."""
+    """Return what the floor needs in the timed rounds, and the label of each product."""
     if case.work is None or not isinstance(problem, FeatureProblem):
         return {}, {}
     tasks, labels = {_COPY_KEY: floor.copy_task(problem)}, {}
@@ -145,7 +145,7 @@ def _find_floor(
 def _peak(
     case: Case, shape: AnyShape, entry: _Entry, problem: Problem[AnyShape], options: Options
 ) -> int | str | None:
-    """Peak extra bytes, a reason, or None where it is not asked for."""
+    """Return the peak extra bytes, a reason, or None where it is not asked for."""
     wanted = case.memory is not None and options.memory and entry.contender.kind != "floor"
     wanted = wanted and (case.memory_shapes is None or shape.name in case.memory_shapes)
     if options.quick:
@@ -168,12 +168,14 @@ def _peak(
 
 
 def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], Floor]:
-    """Rows of one case and shape, and its floor.  The gates must have been checked before."""
+    """Return the rows of one case and shape, and its floor; the gates must have been checked before."""
+    # One problem for all: contenders read the same tensors, and their caches start alike.
     problem: Problem[AnyShape] = case.problem(shape, options.device, options.dtype)
     make_row = _row_maker(case, shape, options)
     entries = [_start(contender, problem) for contender in case.contenders]
     tasks = {entry.contender.name: entry.task for entry in entries if entry.task is not None}
     floor_tasks, labels = _floor_tasks(case, problem)
+    # Contenders whose calls need fresh state are not replayed, so their rows keep the ordinary clock.
     replayed = set()
     if options.graph and options.device == "cuda":
         for name, task in tasks.items():
@@ -183,6 +185,7 @@ def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], F
                 replayed.add(name)
     base_name = next((e.contender.name for e in entries if e.task and e.contender.kind == "base"), None)
     others = machine.OtherLoad()
+    # The floor is timed in the same rounds: a slower clock then slows both, and the share stays true.
     timings = interleave(
         {**tasks, **floor_tasks},
         device=options.device,
@@ -250,7 +253,7 @@ def measure(case: Case, shape: AnyShape, options: Options) -> tuple[list[Row], F
 
 
 def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Return new rows, and old ones of groups not measured anew, ordered by case and shape."""
+    """Return the new rows and the old ones of groups that were not measured again, by case and shape."""
     replaced = {row.group for row in new}
     kept = [row for row in old if row.group not in replaced]
     case_order = {case.name: position for position, case in enumerate(CASES)}

@@ -37,7 +37,7 @@ class Timing:
 
 
 def paired_ratio(above: Timing, below: Timing) -> float | None:
-    """Median over the rounds of one's time over the other's; None where they took part in different rounds.
+    """Return the median over the rounds of one's time over the other's; None if their rounds differ.
 
     A disturbance that outlasts a round changes both times of a pair, and hardly their ratio.
     """
@@ -47,7 +47,7 @@ def paired_ratio(above: Timing, below: Timing) -> float | None:
 
 
 def rotation(names: Sequence[str], round_index: int) -> list[str]:
-    """Order of one round: all start equally often, and the direction flips so that predecessors vary."""
+    """Return the order of one round: all start equally often, and predecessors vary by flipping it."""
     start = round_index % len(names)
     order = [*names[start:], *names[:start]]
     return order if (round_index // len(names)) % 2 == 0 else order[::-1]
@@ -57,8 +57,8 @@ Sampler = Callable[[Task, int], float]
 
 
 def cpu_sample(task: Task, calls: int) -> float:
-    """Milliseconds per call by the performance counter, over ``calls`` calls in a row."""
-    states = [task.setup() for _ in range(calls)]
+    """Return milliseconds per call by the performance counter, over ``calls`` calls in a row."""
+    states = [task.setup() for _ in range(calls)]  # before the clock starts
     begin = time.perf_counter()
     for state in states:
         task.run(state)
@@ -66,7 +66,7 @@ def cpu_sample(task: Task, calls: int) -> float:
 
 
 def cuda_sample(task: Task, calls: int) -> float:
-    """Milliseconds per call by CUDA events; the calls are queued back to back."""
+    """Return milliseconds per call by CUDA events; the calls are queued back to back."""
     states = [task.setup() for _ in range(calls)]
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
@@ -79,8 +79,9 @@ def cuda_sample(task: Task, calls: int) -> float:
 
 
 def as_graph(task: Task) -> Task | None:
-    """The task as the replay of a CUDA graph, or None when it cannot be captured."""
+    """Return the task as the replay of a CUDA graph, or None when it cannot be captured."""
     try:
+        # A capture needs warm kernels and a stream of its own; three calls, as torch's own helper makes.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -102,7 +103,7 @@ def as_graph(task: Task) -> Task | None:
 
 
 def calls_per_sample(first_ms: float) -> int:
-    """Calls in one sample, so that even the shortest sample is far above the clock's resolution."""
+    """Return how many calls make a sample, far above the clock's resolution."""
     return max(1, min(200, math.ceil(_SHORTEST_SAMPLE_MS / max(first_ms, 1e-3))))
 
 
@@ -138,6 +139,7 @@ def interleave(
         # The first call also loads code and fills caches; of a short call a second one tells the real size.
         estimate[name] = take(task, 1) if first < 50 else first
         calls[name] = calls_per_sample(estimate[name])
+    # A contender that takes part in every fifth round costs a fifth of its time per round.
     costs = (estimate[name] * calls[name] / task.every for name, task in tasks.items())
     round_s = sum(costs) / 1e3 + _PAUSE_S * len(tasks)
     if rounds is None:

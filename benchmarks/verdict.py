@@ -39,6 +39,6 @@ class Verdict:
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:
-    """Geometric mean, None of nothing."""
+    """Return the geometric mean; None of no values."""
     listed = list(values)
     return float(np.exp(np.mean(np.log(listed)))) if listed else None

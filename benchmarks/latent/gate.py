@@ -11,7 +11,7 @@ _LENGTH = 12
 
 
 def check_latent(device: str = "cpu") -> list[str]:
-    """Tokens are those of the original's loop, the latent matters; without one the model is the plain one.
+    """Check the tokens against the original's loop, and that a latent matters and its absence does not.
 
     Each mode at batch 3: greedy tokens with a cache against the whole prefix again for each token; logits and
     tokens without a latent bit for bit against the model that nothing was injected into; a training step's
@@ -43,7 +43,7 @@ def check_latent(device: str = "cpu") -> list[str]:
 
 
 def _gradient(problem: TextProblem, model: torch.nn.Module, mode: str) -> list[str]:
-    """Gradients of a batch against those of its texts alone, in float64."""
+    """Compare the gradients of a batch with those of each of its texts on its own, in float64."""
     model = model.double()
     tokens, latents = problem.tokens, problem.latents.double().requires_grad_()
     (together,) = torch.autograd.grad(_nll(model, tokens, latents), latents)

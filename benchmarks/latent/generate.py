@@ -36,13 +36,13 @@ _LOOP_ROUNDS = 5
 
 
 def versions() -> str:
-    """What the rows of our contenders note."""
+    """Return what the rows of our contenders note."""
     return f"sdpa, {package_version('transformers')}"
 
 
 @torch.no_grad()
 def original_loop(model: Any, start: Tensor, latent: Tensor, length: int) -> Tensor:
-    """Greedy decoding as the original release does it: one text, and the whole prefix again for each token.
+    """Decode greedily as the original release does: one text, the whole prefix again for each token.
 
     Args:
         model: an injected decoder.
@@ -63,7 +63,7 @@ def original_loop(model: Any, start: Tensor, latent: Tensor, length: int) -> Ten
 
 
 def generate(model: Any, start: Tensor, length: int, **latent: Tensor) -> Tensor:
-    """Greedy tokens (B, 1 + length) of transformers' own generate."""
+    """Return greedy tokens (B, 1 + length) of transformers' own generate."""
     mask = torch.ones_like(start)
     return model.generate(
         start, attention_mask=mask, max_new_tokens=length, do_sample=False, use_cache=True, **latent
@@ -81,7 +81,7 @@ def _injected(problem: TextProblem) -> Task:
 
 
 def _original(problem: TextProblem) -> Task:
-    """One text per call, each in turn: the loop takes them one after another, so B take B times as long."""
+    """Decode one text per call, each in turn: the loop has no batches, so B texts take B times as long."""
     model, length = problem.decoder("memory", shared=True), problem.shape.length
     turns: Iterator[int] = cycle(range(problem.shape.batch))
 

@@ -54,7 +54,7 @@ class TextShape:
         return text if (self.layers, self.width) == usual else f"{text}, {self.layers} x {self.width}"
 
     def with_few_rows(self) -> TextShape:
-        """Two tokens of the same kind of text: runs the same code with little memory."""
+        """Return two tokens of the same kind of text, which run the same code with little memory."""
         return replace(self, batch=min(self.batch, 2), length=2, layers=1, width=64, vocabulary=64)
 
     @property
@@ -96,7 +96,7 @@ class TextProblem(Problem[TextShape]):
         return self._gpt2().state_dict()
 
     def decoder(self, mode: str | None = None, *, shared: bool = False) -> Any:
-        """A GPT-2 from scratch in eval mode, always with the same weights.
+        """Return a GPT-2 from scratch in eval mode, always with the same weights.
 
         Args:
             mode: injects a latent.
@@ -112,12 +112,12 @@ class TextProblem(Problem[TextShape]):
             return (inject_latent(model, mode, LATENT_SIZE) if mode else model).eval()
 
     def _gpt2(self) -> Any:
-        from transformers import GPT2Config, GPT2LMHeadModel
+        from transformers import GPT2Config, GPT2LMHeadModel  # slow to import, and few cases need it
 
         shape = self.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return GPT2LMHeadModel(
+            model: Any = GPT2LMHeadModel(
                 GPT2Config(
                     vocab_size=shape.vocabulary,
                     n_layer=shape.layers,
@@ -130,14 +130,15 @@ class TextProblem(Problem[TextShape]):
                     eos_token_id=None,  # so that every text gets its full length
                     pad_token_id=0,
                 )
-            ).to(self.device, self.dtype)
+            )
+        return model.to(self.device, self.dtype)
 
     def prepare(self) -> None:
         """Make the inputs, so that they do not count as a call's memory."""
         self.tokens, self.latents  # noqa: B018 - made once, then kept
 
     def small(self) -> TextProblem:
-        """The same problem with few and short texts on a tiny decoder."""
+        """Return the same problem with few and short texts on a tiny decoder."""
         return TextProblem(self.shape.with_few_rows(), self.device, self.dtype)
 
 

@@ -27,7 +27,7 @@ def _ratio(rows: Sequence[Row], case: str, shape: TextShape, above: str, below: 
 
 
 def _worst(text: str, limit: float, values: dict[str, float | None]) -> Verdict:
-    """At most ``limit`` times as long, on every shape."""
+    """Judge whether something takes at most ``limit`` times as long on every shape."""
     found = {name: value for name, value in values.items() if value is not None}
     wanted = f"<= {limit:g}x"
     if len(found) < len(values):
@@ -39,13 +39,13 @@ def _worst(text: str, limit: float, values: dict[str, float | None]) -> Verdict:
 
 
 def _times(rows: Sequence[Row], text: str, limit: float, shape: TextShape) -> Verdict:
-    """At least ``limit`` times as fast as the original's loop."""
+    """Judge whether we are at least ``limit`` times as fast as the original's loop."""
     value = _ratio(rows, GENERATE, shape, ORIGINAL, INJECTED)
     return Verdict(text, f">= {limit:g}x", value, None if value is None else value >= limit, shape.label)
 
 
 def _memory(rows: Sequence[Row], case: str, shape: TextShape, adapters: int) -> Verdict:
-    """Against plain, ``adapters`` arrays of the adapter's size, and a slot."""
+    """Judge the memory beside that of plain, ``adapters`` arrays of the adapter's size, and a slot."""
     mine, plain = (peak(rows, case, shape.name, name) for name in (INJECTED, PLAIN))
     what = "training" if adapters else "generation"
     text = f"{what}, peak memory over plain + adapter + one slot, {shape.label}"
@@ -57,7 +57,7 @@ def _memory(rows: Sequence[Row], case: str, shape: TextShape, adapters: int) -> 
 
 
 def latent_targets(rows: Sequence[Row]) -> list[Verdict]:
-    """Targets over the rows of one device."""
+    """Return the verdicts over the rows of one device."""
     judged = [shape for shape in GENERATION_SHAPES if shape != RELEASED_SHAPE]
     by_size = {(shape.batch, shape.length): shape for shape in judged}
     small = [shape for shape in judged if shape.batch in (1, 8)]

@@ -13,7 +13,7 @@ from benchmarks.latent.problem import TextProblem
 
 
 def _step(mode: str | None) -> Callable[[TextProblem], Task]:
-    """Forward, backward and AdamW in training mode."""
+    """Return a task of forward, backward and AdamW in training mode."""
 
     def build(problem: TextProblem) -> Task:
         model = problem.decoder(mode).train()

@@ -30,7 +30,7 @@ class Graphs(NamedTuple):
 
 
 def data_folder() -> Path:
-    """Folder of the Matterport graphs and R2R annotations, whether or not it exists."""
+    """Return the folder of the Matterport graphs and R2R annotations, whether or not it exists."""
     return Path(os.environ.get("FQ_TOOLKIT_DATA", ROOT.parent / "shared" / "data")) / "vln"
 
 
@@ -52,12 +52,12 @@ def _load(kind: str) -> Graphs:
 
 
 def graphs(shape: GraphShape) -> Graphs:
-    """Graphs and items for a shape; quick shapes take a small MiniWorld."""
+    """Return graphs and items for a shape; quick shapes take a small MiniWorld."""
     return _load(shape.layout)
 
 
 def walk(env: BatchedNavEnv, items: list[NavItem], steps: int, *, teacher: float = 0.0) -> list[np.ndarray]:
-    """Actions (steps, B) that wander about: never a stop, and a share of them the teacher's moves."""
+    """Return actions (steps, B) that wander about: never a stop, and a share of them the teacher's moves."""
     generator, actions = np.random.default_rng(7), []
     observation = env.reset(items)
     for _ in range(steps):
@@ -70,18 +70,18 @@ def walk(env: BatchedNavEnv, items: list[NavItem], steps: int, *, teacher: float
 
 
 def walkable(data: Graphs, count: int) -> list[NavItem]:
-    """As many items as asked for, repeated where there are fewer."""
+    """Return as many items as asked for, repeated where there are fewer."""
     return [data.items[row % len(data.items)] for row in range(count)]
 
 
 def equal_paths(data: Graphs, count: int, steps: int) -> list[NavItem]:
-    """Items whose annotated paths have just so many viewpoints, repeated where there are fewer."""
+    """Return items whose annotated paths have exactly so many viewpoints, repeated where there are fewer."""
     chosen = [item for item in data.items if len(item.path) == steps]
     return [chosen[row % len(chosen)] for row in range(count)]
 
 
 def wandering_paths(data: Graphs, count: int) -> tuple[list[NavItem], list[list[str]]]:
-    """Items, and paths of 10 steps that follow the teacher in four of five steps."""
+    """Return items, and paths of 10 steps that follow the teacher in four of five steps."""
     items = walkable(data, count)
     env = BatchedNavEnv(data.world)
     walk(env, items, 10, teacher=0.8)
@@ -90,7 +90,7 @@ def wandering_paths(data: Graphs, count: int) -> tuple[list[NavItem], list[list[
 
 @lru_cache(maxsize=1)
 def feature_store(kind: str, scans: tuple[str, ...]) -> FeatureStore:
-    """Noise of the released width, float16 in memory."""
+    """Return noise of the released width, float16 in memory."""
     world = _load(kind).world
     keys = [(scan, viewpoint) for scan in scans for viewpoint in world.scan(scan).viewpoints]
     noise = np.random.default_rng(3).random((len(keys), 36, _FEATURE_DIM), dtype=np.float32)

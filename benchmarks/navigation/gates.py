@@ -15,20 +15,20 @@ from fq_toolkit.prevalent import BatchedNavEnv, NavWorld, collect_triplets, meas
 
 
 def _both() -> Iterator[navigation_data.Graphs]:
-    """The small MiniWorld, and what is measured."""
+    """Yield the small MiniWorld, then the graphs that are measured."""
     yield navigation_data.graphs(ENV_QUICK[0])
     yield navigation_data.graphs(ENV_SHAPES[0])
 
 
 def check_env(factory: Callable[[NavWorld], Any] = BatchedNavEnv, *, device: str = "cpu") -> list[str]:
-    """Walks with stops: place, view, distance, teacher, reward and end of every agent at every step."""
+    """Compare walks with stops: place, view, distance, teacher, reward, end of every agent at each step."""
     wrong = []
     for data in _both():
         items = navigation_data.walkable(data, 40)
         actions = navigation_data.walk(BatchedNavEnv(data.world), items, 12, teacher=0.5)
-        for row, column in enumerate(np.random.default_rng(5).integers(0, 14, len(items))):
-            if column < 12:
-                actions[column][row] = 0
+        for agent, step in enumerate(np.random.default_rng(5).integers(0, 14, len(items))):
+            if step < 12:  # those of the others come after the walk: they never stop
+                actions[step][agent] = 0
         env, loop = factory(data.world), navigation_peers.LoopEnv(data.world, items)
         env.reset(items)
         loop.reset()
@@ -54,7 +54,7 @@ def check_env(factory: Callable[[NavWorld], Any] = BatchedNavEnv, *, device: str
 def check_world(
     factory: Callable[..., NavWorld] = NavWorld.from_connectivity, *, device: str = "cpu"
 ) -> list[str]:
-    """Edges with their lengths and all shortest distances, against networkx."""
+    """Compare edges with their lengths, and all shortest distances, with those of networkx."""
     wrong = []
     for data in _both():
         name = min(
@@ -80,7 +80,7 @@ def check_world(
 
 
 def check_triplets(collect: Callable[..., list[Any]] = collect_triplets, *, device: str = "cpu") -> list[str]:
-    """Moves and labels, against looking into all 36 views."""
+    """Compare moves and labels with those found by looking into all 36 views."""
     wrong = []
     for data in _both():
         items = navigation_data.equal_paths(data, 8, 6)
@@ -96,7 +96,7 @@ def check_triplets(collect: Callable[..., list[Any]] = collect_triplets, *, devi
 
 
 def check_metrics(measure: Callable[..., Any] = measure_paths, *, device: str = "cpu") -> list[str]:
-    """Every metric of every item, against its definition."""
+    """Compare every metric of every item with its definition."""
     wrong = []
     for data in _both():
         items, paths = navigation_data.wandering_paths(data, 60)

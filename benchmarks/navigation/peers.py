@@ -1,7 +1,7 @@
 """What navigation is measured against: one agent, one scan, one step, one item at a time, in plain Python.
 
-Written the way the programs of the field do it: dictionaries filled beforehand and loops, networkx for
-graphs, 36 turns of the camera to find the candidates of a viewpoint.
+Written as programs of the field are: loops over dictionaries that are filled first, networkx for graphs, and
+36 turns of the camera to find the candidates of a viewpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _VIEWS = [(view % 12 * (math.pi / 6), (view // 12 - 1) * (math.pi / 6)) for view
 
 
 class LoopEnv:
-    """Agents in a list; what each needs is looked up in dictionaries made beforehand.
+    """Agents in a list; what each needs is looked up in dictionaries that are made first.
 
     Args:
         world: the graphs.
@@ -88,7 +88,7 @@ class LoopEnv:
 
 
 def load_networkx(folder: Path, scans: Sequence[str], *, paths: bool) -> dict[str, Any]:
-    """Graphs of scans, edge by edge, with ``paths`` also all their shortest distances (Dijkstra)."""
+    """Load graphs of scans edge by edge, with ``paths`` also all their shortest distances (Dijkstra)."""
     import networkx
 
     loaded = {}
@@ -107,7 +107,7 @@ def load_networkx(folder: Path, scans: Sequence[str], *, paths: bool) -> dict[st
 
 
 def candidates_by_turning(world: NavWorld, scan: str, viewpoint: str) -> dict[str, tuple[int, float, float]]:
-    """Neighbour -> (view, heading, elevation), found by looking into each of the 36 views."""
+    """Return neighbour -> (view, heading, elevation), found by looking into each of the 36 views."""
     best: dict[str, tuple[float, int, float, float]] = {}
     for view in range(36):
         state = CameraState(scan, viewpoint, *_VIEWS[view], view)
@@ -120,7 +120,7 @@ def candidates_by_turning(world: NavWorld, scan: str, viewpoint: str) -> dict[st
 
 
 def triplets_by_turning(world: NavWorld, items: Sequence[NavItem]) -> list[tuple[list[Any], list[int]]]:
-    """Per item: [absolute view, relative heading, elevation] of every move, and the action labels."""
+    """Return per item [absolute view, relative heading, elevation] of every move, and the action labels."""
     collected = []
     for item in items:
         moves: list[Any] = []
@@ -158,7 +158,7 @@ def _wrap(angle: float) -> float:
 
 
 def distance_tables(world: NavWorld, scans: Sequence[str]) -> dict[str, Table]:
-    """Shortest distances as dictionaries of dictionaries."""
+    """Return shortest distances as dictionaries of dictionaries."""
     found = {}
     for name in dict.fromkeys(scans):
         scan = world.scan(name)
@@ -173,7 +173,7 @@ def distance_tables(world: NavWorld, scans: Sequence[str]) -> dict[str, Table]:
 def measure_one(
     distance: Table, path: Sequence[str], reference: Sequence[str], goal: str
 ) -> dict[str, float]:
-    """All metrics of one item, by their definitions; paths without immediate repetitions."""
+    """Compute all metrics of one item by their definitions; paths have no immediate repetitions."""
     length = sum(distance[a][b] for a, b in pairwise(path))
     error = distance[path[-1]][goal]
     oracle = min(distance[viewpoint][goal] for viewpoint in path)

@@ -20,7 +20,7 @@ _WANTED = (
 
 
 def _amount(row: Row, unit: str) -> float:
-    """The median of a row in a unit."""
+    """Return the median of a row in a unit."""
     milliseconds = float(row.median_ms or 0.0)
     if unit == "steps/s":
         return 1e3 * row.n / milliseconds
@@ -35,7 +35,7 @@ def _found(rows: Sequence[Row], case: str, shape: str, contender: str) -> Row | 
 
 
 def navigation_targets(rows: Sequence[Row]) -> list[Verdict]:
-    """Verdicts on what was measured; those of cases that were not are left out."""
+    """Return verdicts on what was measured; those of cases that were not are left out."""
     verdicts = []
     for case, shape, contender, peer, limit, unit in _WANTED:
         mine, theirs = _found(rows, case, shape, contender), _found(rows, case, shape, peer)

@@ -31,13 +31,13 @@ class Pretraining(nn.Module):
         )
 
     def forward(self, ids: Tensor, mask: Tensor, views: Tensor, labels: Tensor, actions: Tensor) -> Tensor:
-        """The sum of both losses; only labelled words and the first position are read, as when training."""
+        """Return the sum of both losses; only labelled words and the first position are read."""
         out = self.model(ids, mask, views, needed=labels >= 0)
         return self.head(out.language, out.pooled, labels, actions).loss
 
 
 def batch_of_arrays(problem: StepProblem) -> tuple[Tensor, ...]:
-    """A batch as `PretrainingSteps` makes one: gathered at once, cut after the longest instruction."""
+    """Make a batch as `PretrainingSteps` does: gathered at once, cut after the longest instruction."""
     length = int((problem.ids != 0).sum(dim=1).max())
     ids, labels = problem.ids[:, :length], problem.labels[:, :length]
     views = torch.cat([problem.features, problem.angles[problem.headings]], dim=-1)
@@ -45,7 +45,7 @@ def batch_of_arrays(problem: StepProblem) -> tuple[Tensor, ...]:
 
 
 def batch_of_samples(problem: StepProblem) -> tuple[Tensor, ...]:
-    """A batch as a dataset of samples makes one: four gathers for each, then stacked, 80 tokens long."""
+    """Make a batch as a dataset of samples does: four gathers for each, then stacked, 80 tokens long."""
     samples = []
     for row in range(problem.shape.batch):
         ids = problem.ids[row]
@@ -59,7 +59,7 @@ def _ours(problem: StepProblem) -> Task:
     torch.manual_seed(0)
     network = Pretraining(problem.shape.config(), ACTIONS).to(problem.device, problem.dtype).train()
     weights = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=5e-5, fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=5e-5, fused=True)  # part of what our trainer does
 
     def run(_: object) -> Tensor:
         loss = network(*batch_of_arrays(problem))
@@ -76,6 +76,7 @@ def _port(problem: StepProblem) -> Task:
     torch.manual_seed(0)
     network = ReleasedPretraining(problem.shape.config(), ACTIONS).to(problem.device, problem.dtype).train()
     weights = list(network.parameters())
+    # As released: the optimizer takes one weight after another.
     optimizer = torch.optim.AdamW(weights, lr=5e-5, foreach=False)
 
     def run(_: object) -> Tensor:
@@ -96,7 +97,7 @@ CONTENDERS = (
 
 
 def check_pretraining(device: str = "cpu", factory: type[nn.Module] = Pretraining) -> list[str]:
-    """The loss and the gradient of every weight, against the port with the same weights, in float64.
+    """Compare the loss and each weight's gradient with those of a port with the same weights, in float64.
 
     Args:
         device: where.

@@ -53,13 +53,13 @@ class Rows(NamedTuple):
 
 
 def port_rows(problem: StepProblem) -> Rows:
-    """All of it, padding included."""
+    """Return all of the batch, padding included."""
     texts = problem.shape.batch
     return Rows(texts, texts * LENGTH, LENGTH, texts * LENGTH, LENGTH, texts * LENGTH, idle_views=True)
 
 
 def our_rows(problem: StepProblem) -> Rows:
-    """Tokens alone, and after the last layer the masked words and the first positions."""
+    """Return only tokens, and after the last layer the masked words and the first positions."""
     lengths, masked = (problem.ids != 0).sum(dim=1), problem.labels >= 0
     read = masked.sum(dim=1) + ~masked[:, 0]
     return Rows(
@@ -74,7 +74,7 @@ def our_rows(problem: StepProblem) -> Rows:
 
 
 def trimmed_rows(problem: StepProblem) -> Rows:
-    """Padding up to the longest text, only masked words projected to the vocabulary, no idle views."""
+    """Return padding up to the longest text, only masked words projected to the vocabulary, no idle views."""
     ours = our_rows(problem)
     every = ours.texts * ours.longest
     return ours._replace(tokens=every, read=every, most_read=ours.longest)
@@ -113,7 +113,7 @@ def products(config: PrevalentConfig, rows: Rows) -> Products:
 
 
 def table() -> str:
-    """Products of every size as a Markdown table, and how many times as many the port makes."""
+    """Return the products of every size as a Markdown table, with the port's multiple of each."""
     head = (
         "size",
         "computed",

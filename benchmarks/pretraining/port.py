@@ -203,7 +203,7 @@ class ReleasedPretraining(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, ids: Tensor, mask: Tensor, views: Tensor, labels: Tensor, actions: Tensor) -> Tensor:
-        """The sum of both losses; all positions are projected."""
+        """Return the sum of both losses; all positions are projected."""
         text, pooled = self.bert(ids, mask, views)
         words = self.mlmhead.predictions(text)
         words_loss = functional.cross_entropy(words.flatten(0, 1), labels.flatten(), ignore_index=-1)

@@ -50,11 +50,11 @@ class StepShape:
         return f"B {self.batch}, width {self.width}, {self.text_layers} + {self.cross_layers} layers"
 
     def with_few_rows(self) -> StepShape:
-        """One time step of a small model: runs the same code with little memory."""
+        """Return one time step of a small model, which runs the same code with little memory."""
         return replace(self, batch=1, width=64, text_layers=1, cross_layers=1)
 
     def config(self) -> PrevalentConfig:
-        """Sizes in the released proportions: heads of 64, FFN 4x, vocabulary and features per width."""
+        """Return sizes in the released proportions: heads of 64, FFN 4x, vocabulary, features per width."""
         return PrevalentConfig(
             vocab_size=30_522 * self.width // 768,
             hidden_size=self.width,

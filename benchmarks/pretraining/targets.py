@@ -13,7 +13,7 @@ LEAST = 2.0
 
 
 def pretraining_targets(rows: Sequence[Row]) -> list[Verdict]:
-    """The verdict over the rows of one machine, on the size with the least gain."""
+    """Return the verdict over the rows of one machine, on the size with the least gain."""
     text, wanted = "pretraining, samples/s over a literal port", f">= {LEAST:g}x"
     found = {}
     for shape in SHAPES:

@@ -61,7 +61,7 @@ class Discriminator(nn.Module):
         self.quantize = quantize
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, 32, 32) and labels (B,) to scores (B,) and the quantizer's loss."""
+        """Map images (B, 3, 32, 32) and labels (B,) to scores (B,) and the quantizer's loss."""
         x = self.first(images)
         loss = x.new_zeros(())
         if self.quantize is not None:

@@ -43,7 +43,7 @@ def onednn_matmul() -> Iterator[None]:
 
 
 def _product(rows: Tensor, codes: Tensor, chunk: int | None, onednn: bool) -> Callable[[object], Tensor]:
-    """``rows @ codes`` into an existing array; in chunks, every chunk overwrites the same small array."""
+    """Compute ``rows @ codes`` into an existing array; in chunks, each overwrites the same small array."""
     total = rows.shape[0]
     step = min(chunk or total, total)
     out = rows.new_empty(step, codes.shape[1])
@@ -62,7 +62,7 @@ def _product(rows: Tensor, codes: Tensor, chunk: int | None, onednn: bool) -> Ca
 
 
 def _is_fp32(run: Callable[[object], Tensor], rows: Tensor, codes: Tensor, step: int) -> bool:
-    """Whether the product has fp32 accuracy: a faster format is not the floor of an fp32 op."""
+    """Return whether the product has fp32 accuracy: a faster format is not the floor of an fp32 op."""
     got = run(None)
     last = rows[(rows.shape[0] - 1) // step * step :][:64]
     exact = last.double() @ codes.double()
@@ -79,7 +79,7 @@ class GemmVariant:
 
 
 def gemm_variants(problem: FeatureProblem, keep: int = 2, budget_bytes: int = 12 << 30) -> list[GemmVariant]:
-    """The fastest few ways that have fp32 accuracy, by a quick trial; the timed rounds decide among them."""
+    """Return the fastest few ways that have fp32 accuracy, by a quick trial; the timed rounds decide."""
     rows = problem.rows.float()
     codes = problem.codebook.t().contiguous()
     sample = cuda_sample if problem.device == "cuda" else cpu_sample
@@ -103,7 +103,7 @@ def gemm_variants(problem: FeatureProblem, keep: int = 2, budget_bytes: int = 12
 
 
 def plain_gemm() -> Contender:
-    """``torch.mm`` as a user would write it, with the allocation of its N x K result."""
+    """Return ``torch.mm`` as a user would write it, with the allocation of its N x K result."""
 
     def build(problem: FeatureProblem) -> Task:
         rows, codes = problem.rows.float(), problem.codebook.t()
@@ -113,7 +113,7 @@ def plain_gemm() -> Contender:
 
 
 def copy_task(problem: FeatureProblem) -> Task:
-    """One read and one write of N x D: its time gives the bandwidth."""
+    """Return a task of one read and one write of N x D, whose time gives the bandwidth."""
     source = problem.rows
     target = torch.empty_like(source)
     return Task(lambda _: target.copy_(source))
@@ -137,7 +137,7 @@ class Work:
 
 
 def measured_floor(problem: FeatureProblem, work: Work, gemm_ms: float, copy_ms: float) -> float:
-    """Milliseconds: the products at their measured time and the passes at the measured bandwidth."""
+    """Return milliseconds: the products at their measured time, the passes at the measured bandwidth."""
     pass_ms = copy_ms / 2
     shape = problem.shape
     return work.gemms * gemm_ms + pass_ms * (
@@ -165,12 +165,12 @@ _BLOCK_ROWS = 128  # rows of a tile: the codebook is read from level 2 once for 
 
 
 def limits_for(device_name: str) -> Limits | None:
-    """Limits of a GPU by its name, or None when they are not in the table."""
+    """Return the limits of a GPU by its name, or None when they are not in the table."""
     return next((limits for part, limits in GPU_LIMITS.items() if part in device_name), None)
 
 
 def model_floor(problem: FeatureProblem, work: Work, limits: Limits) -> float:
-    """Milliseconds by the limits model."""
+    """Return milliseconds by the limits model."""
     n, d, k = problem.shape.rows, problem.shape.dim, problem.shape.num_codes
     half = problem.dtype in (torch.bfloat16, torch.float16)
     size = problem.feature_bytes / (n * d)

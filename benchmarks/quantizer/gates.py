@@ -46,7 +46,7 @@ class Awkward:
 
 
 def awkward_inputs(device: str = "cpu") -> Iterator[Awkward]:
-    """The inputs of every gate."""
+    """Yield the inputs of every gate."""
     generator = torch.Generator().manual_seed(11)
 
     def randn(*size: int) -> Tensor:
@@ -98,12 +98,12 @@ Forward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 
 def _by_row(x: Tensor) -> Tensor:
-    """(B, C, P, Q) to (N, C)."""
+    """Turn (B, C, P, Q) into (N, C) on the CPU."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0] * x.shape[2] * x.shape[3], x.shape[1]).cpu()
 
 
 def _close(got: Tensor, wanted: np.ndarray, relative: float, scale: np.ndarray | float | None = None) -> bool:
-    """Whether values agree to ``relative`` of ``scale`` (default: of the wanted values)."""
+    """Return whether values agree to ``relative`` of ``scale`` (default: of the wanted values)."""
     reference = np.abs(wanted) if scale is None else scale
     got64 = got.detach().cpu().double().numpy()
     with np.errstate(invalid="ignore", over="ignore"):
@@ -112,7 +112,7 @@ def _close(got: Tensor, wanted: np.ndarray, relative: float, scale: np.ndarray |
 
 
 def check_lookup(forward: Forward | None = None, device: str = "cpu") -> list[str]:
-    """Indices are exactly those of the definition; output and squared errors follow from them."""
+    """Check that indices are exactly those of the definition; output and squared errors follow from them."""
     run = forward or ops.quantize_forward
     wrong = []
     for case in awkward_inputs(device):
@@ -141,7 +141,7 @@ def check_lookup(forward: Forward | None = None, device: str = "cpu") -> list[st
 
 
 def check_sums(forward: Forward | None = None, device: str = "cpu") -> list[str]:
-    """Counts are exact, sums correct to rounding, and a repetition is bitwise equal."""
+    """Check that counts are exact, sums correct to rounding, and a repetition bitwise equal."""
     run = forward or ops.quantize_forward
     wrong = []
     for case in awkward_inputs(device):
@@ -166,7 +166,7 @@ def check_sums(forward: Forward | None = None, device: str = "cpu") -> list[str]
 
 
 def check_backward(backward: Callable[..., Tensor] | None = None, device: str = "cpu") -> list[str]:
-    """The gradient is ``g + 2 e (x - q)`` on valid rows and ``g`` elsewhere."""
+    """Check that the gradient is ``g + 2 e (x - q)`` on valid rows and ``g`` elsewhere."""
     run = backward or ops.quantize_backward
     wrong = []
     for case in awkward_inputs(device):
@@ -194,7 +194,7 @@ def check_backward(backward: Callable[..., Tensor] | None = None, device: str = 
 
 
 def check_commit(commit: Callable[..., None] | None = None, device: str = "cpu") -> list[str]:
-    """Two commits match the formula of the moving averages in float64."""
+    """Check two commits against the formula of the moving averages in float64."""
     run = commit or ops.ema_commit_
     wrong = []
     generator = torch.Generator().manual_seed(5)
@@ -228,7 +228,7 @@ def check_commit(commit: Callable[..., None] | None = None, device: str = "cpu")
 
 
 def check_layer(factory: Callable[[FeatureProblem], Any] | None = None, device: str = "cpu") -> list[str]:
-    """One training step of the layer: output, gradient and moved dictionary."""
+    """Check one training step of the layer: output, gradient and moved dictionary."""
     wrong = []
     for shape in QUICK_SHAPES:
         problem = FeatureProblem(shape, device)

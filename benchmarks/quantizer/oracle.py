@@ -9,7 +9,7 @@ import numpy as np
 
 
 def direct_distances(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """(n, D) and (K, D) to (n, K) float64 squared distances, summed channel by channel."""
+    """Return (N, K) float64 squared distances of (N, D) and (K, D), summed channel by channel."""
     wide_rows, wide_codes = rows.astype(np.float64), codebook.astype(np.float64)
     total = np.zeros((len(rows), len(codebook)))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -20,7 +20,7 @@ def direct_distances(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
 
 def nearest_code(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """Lowest index of the nearest code; -1 for a row with NaN or Inf, and when no code is finite."""
+    """Return the lowest nearest code; -1 for a row with NaN or Inf, and when no code is finite."""
     live = np.isfinite(codebook).all(axis=1)
     if not live.any():
         return np.full(len(rows), -1)
@@ -34,7 +34,7 @@ def nearest_code(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
 
 def wrong_share(indices: np.ndarray, rows: np.ndarray, codebook: np.ndarray, limit: int = 1 << 19) -> float:
-    """Share of wrong indices in an evenly spaced sample of the rows (at most ``limit`` pairs)."""
+    """Return the share of wrong indices in an evenly spaced sample of rows (at most ``limit`` pairs)."""
     count = max(1, min(len(rows), limit // len(codebook)))
     sample = np.linspace(0, len(rows) - 1, count).astype(int)
     return float((indices[sample] != nearest_code(rows[sample], codebook)).mean())

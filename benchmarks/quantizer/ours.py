@@ -19,7 +19,7 @@ REGULARIZE = "FeatureQuantizer, regularize"
 
 
 def backend(device: str) -> str:
-    """Which kernels run on this device."""
+    """Return which kernels run on this device."""
     return ops.select_backend(torch.empty(1, 1, 1, 1, device=device))
 
 
@@ -37,12 +37,13 @@ def _lookup(exact: bool) -> Callable[[FeatureProblem], Task]:
 
 
 def layer(mode: str = "straight_through", precision: str = "exact") -> LayerFactory:
-    """The layer, holding the problem's dictionary as if it had been trained for a step."""
+    """Make the layer with the problem's dictionary, as if it had been trained for a step."""
 
     def make(problem: FeatureProblem) -> tuple[nn.Module, LayerCall]:
         module = FeatureQuantizer(
             problem.shape.dim, problem.shape.num_codes, mode=mode, precision=precision, decay=DECAY
         ).to(problem.device)
+        # Loaded rather than learned: all contenders search the same dictionary, and no first step fills it.
         state = module.state_dict()
         filled = {
             "codebook": problem.codebook,
@@ -96,7 +97,7 @@ COMMITS = (Contender(OURS, _commit, kind="ours", package="fq-toolkit"),)
 def layers(
     measure: Callable[[LayerFactory], Callable[[FeatureProblem], Task]], *, variants: bool
 ) -> list[Contender]:
-    """Our layer under one kind of measurement; with ``variants`` also regularize and fast."""
+    """Return our layer under one kind of measurement; with ``variants`` also regularize and fast."""
     entries = [Contender(OURS, measure(layer()), kind="ours", package="fq-toolkit")]
     if variants:
         entries += [

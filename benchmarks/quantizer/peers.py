@@ -39,7 +39,7 @@ def _cdist(problem: FeatureProblem) -> Task:
 
 
 def _nearest_in_chunk(rows: Tensor, codes: Tensor, half_norms: Tensor) -> Tensor:
-    """Lowest ``|c|^2 / 2 - x.c``."""
+    """Return the code with the lowest ``|c|^2 / 2 - x.c``."""
     return torch.addmm(half_norms, rows, codes, alpha=-1).argmin(dim=1)
 
 
@@ -142,9 +142,10 @@ class ReleasedFormula(nn.Module):
         self.eps = 1e-5
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, C, H, W) to quantized features, loss (B, 1) and perplexity."""
+        """Map features (B, C, H, W) to quantized features, loss (B, 1) and perplexity."""
         by_position = x.permute(0, 2, 3, 1).contiguous()
         rows = by_position.view(-1, self.dim)
+        # |x|^2 - 2 x.c + |c|^2 as released: three passes over an N x K array
         distances = (
             rows.square().sum(1, keepdim=True)
             - 2 * rows @ self.codes
@@ -173,7 +174,7 @@ LayerFactory = Callable[[FeatureProblem], tuple[nn.Module, LayerCall]]
 
 
 def released_layer(problem: FeatureProblem) -> tuple[nn.Module, LayerCall]:
-    """The released formula; it takes four-dimensional features only."""
+    """Make the released formula; it takes only four-dimensional features."""
     module = ReleasedFormula(problem.codebook)
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +188,7 @@ def released_layer(problem: FeatureProblem) -> tuple[nn.Module, LayerCall]:
 
 
 def lucidrains_layer(problem: FeatureProblem) -> tuple[nn.Module, LayerCall]:
-    """VectorQuantize with the straight-through gradient, like the others."""
+    """Make VectorQuantize with the straight-through gradient, like the others."""
     package = _import("vector_quantize_pytorch", "vector-quantize-pytorch")
     module = package.VectorQuantize(
         problem.shape.dim,
@@ -197,6 +198,7 @@ def lucidrains_layer(problem: FeatureProblem) -> tuple[nn.Module, LayerCall]:
         accept_image_fmap=problem.shape.layout != "blc",
     ).to(problem.device)
     with torch.no_grad():
+        # Its only way to take a given dictionary; k-means on the first batch would give it another.
         state = module._codebook
         state.embed.copy_(problem.codebook[None])
         state.embed_avg.copy_(problem.codebook[None])
@@ -217,7 +219,7 @@ def _in_training(factory: LayerFactory, problem: FeatureProblem) -> tuple[LayerC
 
 
 def train_step(factory: LayerFactory) -> Callable[[FeatureProblem], Task]:
-    """Forward with dictionary update, then backward from a given gradient and the commitment loss."""
+    """Measure forward with dictionary update, then backward from a given gradient and the loss."""
 
     def build(problem: FeatureProblem) -> Task:
         call, x = _in_training(factory, problem)
@@ -234,7 +236,7 @@ def train_step(factory: LayerFactory) -> Callable[[FeatureProblem], Task]:
 
 
 def eval_forward(factory: LayerFactory) -> Callable[[FeatureProblem], Task]:
-    """Forward in evaluation mode without gradients."""
+    """Measure forward in evaluation mode without gradients."""
 
     def build(problem: FeatureProblem) -> Task:
         module, call = factory(problem)
@@ -251,7 +253,7 @@ def eval_forward(factory: LayerFactory) -> Callable[[FeatureProblem], Task]:
 
 
 def backward_only(factory: LayerFactory) -> Callable[[FeatureProblem], Task]:
-    """Backward of one training forward, which is not timed."""
+    """Measure the backward of one training forward, which is not timed."""
 
     def build(problem: FeatureProblem) -> Task:
         call, x = _in_training(factory, problem)
@@ -270,7 +272,7 @@ def backward_only(factory: LayerFactory) -> Callable[[FeatureProblem], Task]:
 
 
 def layer_peers(measure: Callable[[LayerFactory], Callable[[FeatureProblem], Task]]) -> Iterator[Contender]:
-    """Both peer layers under one kind of measurement."""
+    """Yield both peer layers under one kind of measurement."""
     yield Contender("released layer", measure(released_layer), score_arrays=4.1)
     yield Contender(
         "lucidrains", measure(lucidrains_layer), package="vector-quantize-pytorch", score_arrays=6.1
@@ -281,7 +283,7 @@ def layer_peers(measure: Callable[[LayerFactory], Callable[[FeatureProblem], Tas
 
 
 def batch_statistics(problem: FeatureProblem) -> tuple[Tensor, Tensor]:
-    """Counts (K,) float32 and sums (K, D) of an assignment that gives row n to code n mod K."""
+    """Return counts (K,) float32 and sums (K, D) of an assignment that gives row n to code n mod K."""
     codes = torch.arange(problem.shape.rows, device=problem.device) % problem.shape.num_codes
     counts = torch.bincount(codes, minlength=problem.shape.num_codes).float()
     return counts, torch.zeros_like(problem.codebook).index_add_(0, codes, problem.rows.float())

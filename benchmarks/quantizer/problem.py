@@ -16,7 +16,7 @@ LAYOUTS = ("nchw", "channels_last", "blc")
 
 
 def describe_sizes(n: int, dim: int, num_codes: int) -> str:
-    """``N 32768, D 256, K 1024``; a size of 0 does not apply and is left out."""
+    """Return ``N 32768, D 256, K 1024``; a size of 0 does not apply and is left out."""
     return ", ".join(f"{name} {size}" for name, size in (("N", n), ("D", dim), ("K", num_codes)) if size)
 
 
@@ -46,12 +46,12 @@ class FeatureShape:
         return f"{self.name} ({describe_sizes(self.rows, self.dim, self.num_codes)})"
 
     def with_layout(self, layout: str) -> FeatureShape:
-        """The same sizes in another layout, under a name that says so."""
+        """Return the same sizes in another layout, under a name that says so."""
         positions = self.positions if layout != "blc" else (prod(self.positions),)
         return replace(self, name=f"{self.name} {layout}", positions=positions, layout=layout)
 
     def with_few_rows(self) -> FeatureShape:
-        """One sample of the same kind, at most 256 positions: runs the same code with little memory."""
+        """Return one sample of the same kind, at most 256 positions: the same code with little memory."""
         if self.layout == "blc":
             return replace(self, batch=1, positions=(min(prod(self.positions), 256),))
         return replace(self, batch=1, positions=tuple(min(side, 16) for side in self.positions))
@@ -79,7 +79,7 @@ REFERENCE_SHAPE = SHAPES[0]
 
 
 def shapes_named(*names: str) -> tuple[FeatureShape, ...]:
-    """The shapes of section "Shapes" by name, in the order given."""
+    """Return some of `SHAPES` by name, in the order given."""
     known = {shape.name: shape for shape in SHAPES}
     return tuple(known[name] for name in names)
 
@@ -98,7 +98,7 @@ class FeatureProblem(Problem[FeatureShape]):
         return torch.randn(*size, generator=self.generator(stream))
 
     def _arranged(self, rows: Tensor) -> Tensor:
-        """(N, D) rows as a tensor of the shape's layout."""
+        """Arrange (N, D) rows as a tensor of the shape's layout."""
         shape = self.shape
         by_position = rows.view(shape.batch, *shape.positions, shape.dim)
         if shape.layout == "blc":
@@ -148,7 +148,7 @@ class FeatureProblem(Problem[FeatureShape]):
         self.rows, self.codebook, self.features, self.grad  # noqa: B018 - made once, then kept
 
     def small(self) -> FeatureProblem:
-        """The same problem on few rows."""
+        """Return the same problem on few rows."""
         return FeatureProblem(self.shape.with_few_rows(), self.device, self.dtype)
 
     @property

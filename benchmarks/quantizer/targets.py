@@ -15,7 +15,7 @@ RELEASED, LUCIDRAINS, FAISS = "released layer", "lucidrains", "faiss"
 
 
 def ratios(rows: Sequence[Row], case: str, above: str, below: str) -> dict[str, float]:
-    """Median of ``above`` over median of ``below`` per shape where both were measured."""
+    """Return the median of ``above`` over that of ``below`` by shape, where both were measured."""
     found = {}
     for shape in SHAPES:
         upper, lower = median(rows, case, shape.name, above), median(rows, case, shape.name, below)
@@ -90,7 +90,7 @@ def _gpu_share(rows: Sequence[Row]) -> Verdict:
 
 
 def overhead(rows: Sequence[Row], contender: str) -> float | None:
-    """Share that a quantizer adds to the discriminator's step."""
+    """Return the share that a quantizer adds to the discriminator's step."""
     for row in rows:
         if row.case == "discriminator_overhead" and row.contender == contender and row.median_ms is not None:
             bare = median(rows, row.case, row.shape, BARE)

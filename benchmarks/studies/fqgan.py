@@ -69,7 +69,7 @@ class StepClock(SilentReporter):
         self._last: tuple[int, float] | None = None
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
-        """A step was logged. The steps to the first one, in which things are built, are not timed."""
+        """Take the time of a logged step. Not from the start: the first steps also build things."""
         now = time.perf_counter()
         if self._last is not None:
             self.seconds.append((now - self._last[1]) / (step - self._last[0]))
@@ -77,7 +77,7 @@ class StepClock(SilentReporter):
 
 
 def plan(arms: Sequence[str], seeds: int, *, first: int = 0) -> list[tuple[str, int]]:
-    """Arm and seed of every run, seed by seed: a stopped study is balanced. The arms rotate within a seed."""
+    """Return arm and seed of every run, seed by seed with rotating arms: a stopped study is balanced."""
     return [(arm, seed) for seed in range(first, first + seeds) for arm in rotation(arms, seed)]
 
 
@@ -135,7 +135,7 @@ def report(figures: Figures, path: Path, console: Console) -> None:
 
 
 def picture(path: Path, setting: Setting) -> Path:
-    """Where the picture of a setting goes: beside the results file."""
+    """Return where the picture of a setting goes: beside the results file."""
     changes = re.sub(r"[^\w.=-]+", "_", setting.options)
     return path.with_name(f"{path.stem}-{setting.preset}{'-' * bool(changes)}{changes}.png")
 
@@ -184,7 +184,7 @@ def _positive(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     command = argparse.ArgumentParser(
         prog="python -m benchmarks.studies.fqgan",
         description="Does feature quantization help? Trains every arm with the same seeds and compares them.",

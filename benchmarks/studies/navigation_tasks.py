@@ -61,12 +61,12 @@ QUICK: dict[str, Any] = {"steps": 2, "batch_size": 4, "scans": 1, "train_items":
 
 
 def results_file() -> Path:
-    """File of this machine."""
+    """Return the results file of this machine."""
     return DIRECTORY / f"study_navigation_tasks-{machine.machine_name('cpu')}.csv"
 
 
 def make_setting() -> Setting:
-    """What all runs of this call share."""
+    """Return what all runs of this call share."""
     return setting_here(
         preset="mini",
         steps=0,  # each trainer's default
@@ -83,11 +83,12 @@ def split_arm(arm: str) -> tuple[str, str, dict[str, Any]]:
 
 def trainer_of(task: str) -> tuple[Trainer[Any], Any]:
     """Return a trainer and its default options."""
-    return {
+    trainers: dict[str, tuple[Trainer[Any], Any]] = {
         "speaker": (SPEAKER_TRAINER, speaker_config.preset("mini")),
         "ndh": (NDH_TRAINER, ndh_config.preset("mini")),
         "hanna": (HANNA_TRAINER, hanna_config.preset("mini")),
-    }[task]
+    }
+    return trainers[task]
 
 
 def pretrain(seed: int, folder: Path, *, quick: bool) -> Path:
@@ -160,7 +161,7 @@ SHOWN = (
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The table of the docs: the figures of unseen buildings of the newest setting, a row an arm."""
+    """Return the table of the docs: figures of unseen buildings in the newest setting, a row per arm."""
     if not rows:
         return ""
     setting = rows[-1].setting
@@ -189,7 +190,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def report(rows: Sequence[Row]) -> str:
-    """A table of means over seeds with 95 % intervals, for each setting."""
+    """Return a table of means over seeds with 95 % intervals for each setting."""
     lines = []
     for setting in dict.fromkeys(row.setting for row in rows):
         figures = Figures(rows, setting)

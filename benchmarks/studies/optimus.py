@@ -95,7 +95,7 @@ _SEEDS, _QUICK = 3, {"steps": 6, "eval_sentences": 20, "iw_samples": 2, "limit":
 
 
 def captions() -> tuple[str, str]:
-    """Paths of the captions to train on and to measure with.
+    """Return the paths of the captions to train on and to measure with.
 
     Raises:
         ConfigError: when they are not there.
@@ -109,12 +109,12 @@ def captions() -> tuple[str, str]:
 
 
 def arms_of(case: str) -> dict[str, dict[str, object]]:
-    """Arms of a case, in the order of its table."""
+    """Return the arms of a case, in the order of its table."""
     return {"captions": ARMS, "injection": INJECTION_ARMS, "grammar": GRAMMAR_ARMS}[case]
 
 
 def run_config(arm: str, seed: int, *, quick: bool, case: str = "captions") -> OptimusConfig:
-    """Options of one run: the same for all but for the arm's own and the seed."""
+    """Return the options of one run, which differ only in the arm's own and the seed."""
     options = {**arms_of(case)[arm], **(_QUICK if quick else {}), "seed": seed}
     if case == "grammar":
         return dataclasses.replace(preset("grammar"), device="cpu", **options)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def make_setting(*, quick: bool, case: str) -> Setting:
 
 
 def sizes(config: OptimusConfig) -> str:
-    """What a reader of a row has to know of the networks and the sentences."""
+    """Return what a reader of a row has to know of the networks and the sentences."""
     first = f", first {config.limit} sentences" if config.limit else ""
     return (
         f"{config.layers} layers x {config.width}, latent {config.latent_size}{first}, init {config.init_std}"
@@ -169,7 +169,7 @@ def sizes(config: OptimusConfig) -> str:
 
 
 def train_plain(config: OptimusConfig) -> dict[str, float]:
-    """Train the decoder alone on what the VAEs are trained on, in the same order and for as many steps.
+    """Train only the decoder, on what the VAEs are trained on, in the same order, for as many steps.
 
     Args:
         config: of the VAE whose decoder it is.
@@ -210,14 +210,14 @@ def train_plain(config: OptimusConfig) -> dict[str, float]:
 
 
 def nll(decoder: torch.nn.Module, data: TokenizedTexts, rows: Tensor) -> Tensor:
-    """``-log p(x)`` of sentences, (B,)."""
+    """Return ``-log p(x)`` of sentences, (B,)."""
     batch = data.batch(rows)
     logits = decoder(input_ids=batch.decoder_ids[:, :-1], attention_mask=batch.decoder_mask[:, :-1]).logits
     return token_nll(logits, batch.decoder_ids[:, 1:], batch.decoder_mask[:, 1:])
 
 
 def cell(by_seed: Mapping[int, float]) -> str:
-    """Mean over seeds and, with several, their standard deviation."""
+    """Return the mean over seeds and, with several, their standard deviation."""
     if not by_seed:
         return "–"
     found = student_interval(list(by_seed.values()))
@@ -225,7 +225,7 @@ def cell(by_seed: Mapping[int, float]) -> str:
 
 
 def table(figures: Figures, arms: Sequence[str]) -> str:
-    """Arms by metrics as markdown: means over seeds, standard deviations, and the number of seeds."""
+    """Return arms by metrics as markdown: means over seeds, standard deviations, the number of seeds."""
     by_metric = {name: figures.by_arm(name) for name in COLUMNS if figures.by_arm(name)}
     lines = [f"| | {' | '.join(by_metric)} | seeds |", f"|---|{'---|' * (len(by_metric) + 1)}"]
     for arm in arms:

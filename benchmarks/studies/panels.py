@@ -23,7 +23,7 @@ class Panel(NamedTuple):
 
 
 def caption(figures: Figures, *, samples: str) -> str:
-    """Everything that the figures depend on.
+    """Return everything that the figures depend on.
 
     Args:
         figures: of one setting.

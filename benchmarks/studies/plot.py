@@ -39,7 +39,7 @@ def _draw(axes: Any, by_arm: Mapping[str, Mapping[int, float]], colors: Mapping[
 
 
 def caption(figures: Figures) -> str:
-    """Everything that the figures depend on."""
+    """Return everything that the figures depend on."""
     setting = figures.setting
     seeds = {seed for by_seed in figures.by_arm(figures.fid).values() for seed in by_seed}
     return (

@@ -140,7 +140,7 @@ class Pieces:
 
 
 def run_config(pieces: Pieces, arm: str, seed: int) -> R2RConfig:
-    """Options of one run: the same for all arms of a seed but for what the arm is about."""
+    """Return the options of one run, which differ between arms of a seed only in what the arm is about."""
     options: dict[str, object] = {**ARMS[arm]}
     if arm != SCRATCH:
         options["pretrained"] = pieces.pretrained(seed)
@@ -210,7 +210,7 @@ def cell(metric: str, by_seed: Mapping[int, float]) -> str:
 
 
 def table(figures: Figures, arms: Sequence[str]) -> str:
-    """Arms by metrics as markdown: means with 95 % intervals; SR, SPL and nDTW in percent."""
+    """Return arms by metrics as markdown: means with 95 % intervals; SR, SPL and nDTW in percent."""
     head = [*COLUMNS, f"SR unseen minus {PRETRAINED}", "seeds"]
     lines = [f"| | {' | '.join(head)} |", f"|---|{'---|' * len(head)}"]
     by_metric = {name: figures.by_arm(name) for name in COLUMNS}

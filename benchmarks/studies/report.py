@@ -25,7 +25,7 @@ def _span(found: Interval, percent: bool) -> str:
 def compare(
     metric: str, by_arm: Mapping[str, Mapping[int, float]], arm: str, baseline: str
 ) -> Interval | None:
-    """Paired difference to the baseline, for step times as a share of it; None where nothing is paired."""
+    """Return the paired difference to the baseline, for step times as a share of it; None without pairs."""
     if arm == baseline or baseline not in by_arm:
         return None
     if metric == STEP_TIME:
@@ -35,7 +35,7 @@ def compare(
 
 
 def table(figures: Figures, *, baseline: str) -> Table:
-    """Metric by arm: seeds, mean, standard deviation, difference to the baseline with its interval."""
+    """Return metric by arm: seeds, mean, standard deviation, difference to the baseline, its interval."""
     setting = figures.setting
     floors = [value for by_seed in figures.by_arm(FLOOR).values() for value in by_seed.values()]
     floor = f", real-vs-real floor {floors[0]:.2f}" if floors else ""
@@ -80,7 +80,7 @@ def busy_cores(figures: Figures) -> float:
 
 
 def verdict(metric: str, arm: str, baseline: str, found: Interval, *, lower_is_better: bool) -> str:
-    """One difference as a sentence that claims no more than its interval."""
+    """Return one difference as a sentence that claims no more than its interval."""
     start = f"{metric}, {arm} minus {baseline}: {found.mean:+.3g}"
     if found.seeds < 2:
         return f"{start} with one seed, which shows nothing: an interval needs at least 2 seeds."
@@ -95,7 +95,7 @@ def verdict(metric: str, arm: str, baseline: str, found: Interval, *, lower_is_b
 
 
 def verdicts(figures: Figures, *, baseline: str) -> list[str]:
-    """The sentences: quality of every arm against the baseline, then what limits them."""
+    """Return the sentences: quality of every arm against the baseline, then what limits them."""
     said = []
     for metric, lower_is_better in ((figures.fid, True), (ACCURACY, False)):
         by_arm = figures.by_arm(metric)

@@ -84,13 +84,13 @@ def _parse(cells: dict[str, str]) -> Row:
 
 
 def _whole_lines(path: Path) -> str:
-    """Text up to the last end of line: what follows was cut short by a kill or a full disk."""
+    """Return the text up to the last end of line: a kill or a full disk cuts what follows short."""
     text = path.read_text(encoding="utf-8")
     return text[: text.rfind("\n") + 1]
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of a results file; none when it does not exist.
+    """Return the rows of a results file; none when it does not exist.
 
     Raises:
         ValueError: when it was written with other columns, or a row cannot be read.
@@ -153,7 +153,7 @@ class Figures:
         return next((metric for metric in self.values if metric.startswith(FID)), None)
 
     def by_arm(self, metric: str | None) -> dict[str, dict[int, float]]:
-        """Arm -> seed -> value."""
+        """Return arm -> seed -> value."""
         return dict(sorted(self.values.get(metric or "", {}).items()))
 
     def finished(self, last: str) -> set[tuple[str, int]]:

@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 def draw_waves(batch: int) -> Tensor:
-    """Images of one plane wave each, ``(batch, 3, 16, 16)`` in [-1, 1]."""
+    """Draw images of one plane wave each, ``(batch, 3, 16, 16)`` in [-1, 1]."""
     axis = torch.linspace(-1, 1, 16)
     angle, phase, frequency = (
         torch.rand(3, batch, 1, 1) * torch.tensor([3.14, 6.28, 6.0])[:, None, None, None]

@@ -65,7 +65,7 @@ def changed_preset(name: str, options: str) -> FQGANConfig:
 
 
 def run_config(setting: Setting, arm: str, seed: int, *, data: str = "digits") -> FQGANConfig:
-    """Options of one run: the preset's, and the same for all runs of a setting except ``fq`` and ``seed``."""
+    """Return the preset's options, which within a setting differ only in ``fq`` and ``seed``."""
     return dataclasses.replace(
         changed_preset(setting.preset, setting.options),
         data=data,
@@ -82,7 +82,7 @@ def run_config(setting: Setting, arm: str, seed: int, *, data: str = "digits") -
 
 
 def make_setting(arguments: argparse.Namespace, data: str) -> Setting:
-    """What all runs of this call share.
+    """Return what all runs of this call share.
 
     Raises:
         ConfigError: for an option out of range, or images that cannot be used.

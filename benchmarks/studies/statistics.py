@@ -35,7 +35,7 @@ class Interval(NamedTuple):
 
 
 def student_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Mean of independent, about normal values with Student's t interval of n - 1 degrees of freedom.
+    """Return the mean of independent, about normal values with Student's t interval (n - 1 degrees).
 
     Raises:
         ValueError: without values.
@@ -53,12 +53,12 @@ def student_interval(values: Sequence[float], confidence: float = CONFIDENCE) ->
 
 
 def differences(baseline: Mapping[int, float], arm: Mapping[int, float]) -> dict[int, float]:
-    """Seed -> arm minus baseline, of the seeds that both have."""
+    """Return seed -> arm minus baseline, for the seeds that both have."""
     return {seed: value - baseline[seed] for seed, value in sorted(arm.items()) if seed in baseline}
 
 
 def overhead(baseline: Mapping[int, float], arm: Mapping[int, float]) -> Interval | None:
-    """By which share of the baseline the arm takes longer; None when they have no seed in common.
+    """Return by which share of the baseline the arm takes longer; None without a seed in common.
 
     The ratios are averaged as logarithms, so that twice as long and half as long cancel and no bound lies
     below -100 %. The standard deviation is that of the logarithms.

@@ -18,7 +18,7 @@ _HEAD = (
 
 
 def _difference(found: Interval | None) -> str:
-    """Mean and interval; bold where the interval leaves 0 out."""
+    """Return mean and interval, bold where the interval leaves 0 out."""
     if found is None or found.spread_is_unknown:
         return "" if found is None else f"{found.mean:+.2f}"
     text = f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
@@ -37,7 +37,7 @@ def _mean(by_seed: Mapping[int, float] | None, form: str) -> str:
 
 
 def _usage(figures: Figures, arm: str) -> str:
-    """Mean share of the codes in use, over layers and seeds."""
+    """Return the mean share of the codes in use, over layers and seeds."""
     found = [
         value
         for metric in figures.values
@@ -48,7 +48,7 @@ def _usage(figures: Figures, arm: str) -> str:
 
 
 def _without_fq(options: str) -> str:
-    """Return options without those that act on quantization alone."""
+    """Return options without those that act only on quantization."""
     acting = ("fq_", "num_codes=", "commitment=", "decay=")
     return " ".join(option for option in options.split() if not option.startswith(acting))
 
@@ -69,7 +69,7 @@ def _with_baseline(
 
 
 def _lines(rows: Sequence[Row], setting: Setting, arms: Sequence[str], baseline: str) -> list[str]:
-    """The rows of one setting."""
+    """Return the table rows of one setting."""
     figures = Figures(rows, setting)
     ruler = figures.fid or ""
     floors = [value for by_seed in figures.by_arm(FLOOR).values() for value in by_seed.values()]
@@ -95,7 +95,7 @@ def _lines(rows: Sequence[Row], setting: Setting, arms: Sequence[str], baseline:
 
 
 def summary(rows: Sequence[Row], arms: Sequence[str], *, baseline: str) -> str:
-    """Every setting of a results file, arm by arm, with differences paired by seed.
+    """Return every setting of a results file, arm by arm, with differences paired by seed.
 
     Args:
         rows: of a results file.
