@@ -185,7 +185,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_pages_are_in_the_navigation() -> None:
-    named = re.findall(r"^  - .+: (\w+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    named = re.findall(r"^ +- .+: (\w+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
     assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
