@@ -14,6 +14,9 @@ from fq_toolkit.prevalent.world.world import NavWorld
 PathType = Literal["planner", "player", "trusted"]
 Tokenize = Callable[[str], Sequence[object]]
 
+SECRET = frozenset({"planner_path", "player_path", "end_panos"})
+"""What the organizers of CVDN's challenge keep to themselves: an item has all of it or none."""
+
 
 def _heading(record: dict[str, Any], where: str) -> float:
     """Return the heading of a record, checked to be finite."""
@@ -237,12 +240,15 @@ def ndh_items(
         # Submissions hold numbers, so "007" and 7 would be one item there.
         if not identifier.isdigit() or str(int(identifier)) != identifier:
             raise DataError(f"{where}: inst_idx must be a number from 0: submissions are told apart by it")
-        planner = strings(record, "planner_path", where)
-        chosen: Sequence[str] = planner
-        if target != "planner":
-            player = strings(record, "player_path", where)
-            chosen = player if target == "player" else trusted_path(planner, player)
         start = field(record, "start_pano", dict, where)
+        secret = not SECRET & set(record)
+        if secret:  # the test split: the start is all that is known of the way
+            chosen: Sequence[str] = (field(start, "pano", str, where),)
+        else:
+            planner = chosen = strings(record, "planner_path", where)
+            if target != "planner":
+                player = strings(record, "player_path", where)
+                chosen = player if target == "player" else trusted_path(planner, player)
         turns = [
             (field(turn, "role", str, where), field(turn, "message", str, where))
             for turn in field(record, "dialog_history", list, where)
@@ -259,9 +265,9 @@ def ndh_items(
                 field(record, "scan", str, where),
                 _heading(start, where),
                 tuple(chosen),
-                tuple(chosen[-1:]),
+                () if secret else tuple(chosen[-1:]),
                 text,
-                regions=strings(record, "end_panos", where),
+                regions=() if secret else strings(record, "end_panos", where),
             )
         )
     return items
@@ -278,7 +284,7 @@ def load_ndh(
     """Load an NDH file: one item per dialog turn, named ``<inst_idx>``.
 
     Episodes start with a level camera, as in the official task: the elevations in its files are those of the
-    camera that people used.
+    camera that people used. The test split has neither paths nor end viewpoints; its items have no goals.
 
     Args:
         path: JSON list of CVDN's navigation from dialog history.
@@ -297,7 +303,7 @@ def load_ndh(
 
 
 def load_planner_goals(path: str | Path) -> dict[str, str]:
-    """Return ``inst_idx -> last viewpoint of the planner's path`` of an NDH file.
+    """Return ``inst_idx -> last viewpoint of the planner's path`` of an NDH file; of a test split nothing.
 
     Raises:
         DataError: naming file and item.
@@ -306,5 +312,6 @@ def load_planner_goals(path: str | Path) -> dict[str, str]:
     goals = {}
     for position, record in enumerate(read_records(path)):
         identifier, where = _named(path, position, record, "inst_idx")
-        goals[identifier] = strings(record, "planner_path", where)[-1]
+        if SECRET & set(record):
+            goals[identifier] = strings(record, "planner_path", where)[-1]
     return goals

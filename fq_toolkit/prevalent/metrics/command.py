@@ -2,29 +2,13 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.metrics.scoring import score_hanna, score_ndh, score_r2r
 from fq_toolkit.prevalent.world.world import NavWorld
-from fq_toolkit.training.errors import ConfigError, RunError, require
+from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.storage.atomic import write_atomic
-
-
-@contextmanager
-def data_errors() -> Iterator[None]:
-    """Turn a DataError into the RunError that the command line prints.
-
-    Raises:
-        RunError: for a DataError.
-    """
-    try:
-        yield
-    except DataError as error:
-        raise RunError(str(error)) from error
 
 
 def score_command(arguments: list[str]) -> int:

@@ -1,8 +1,7 @@
 """What the trainers of NDH and HANNA share: the agent, an update, state, and the results of a run."""
 
-import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,16 +23,17 @@ from fq_toolkit.prevalent.model.config import PrevalentConfig
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.model.vocabulary_growth import add_words
-from fq_toolkit.prevalent.tasks.navigator_config import NavigatorConfig
+from fq_toolkit.prevalent.tasks.another_split import measured_set, shown_in
+from fq_toolkit.prevalent.tasks.loading import Dataset
+from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigatorConfig
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
-from fq_toolkit.training.storage.atomic import write_atomic
-from fq_toolkit.training.storage.evaluation import provenance
-from fq_toolkit.training.storage.measured_data import KEY as MEASURED
-from fq_toolkit.training.storage.measured_data import MeasuredSet, set_records
+from fq_toolkit.training.storage.best import Selection
+from fq_toolkit.training.storage.evaluation import write_evaluation
+from fq_toolkit.training.storage.measured_data import MeasuredSet
 from fq_toolkit.training.storage.run_folder import RunFolder
 from fq_toolkit.training.task import LoopResult, TrainingTask
 
@@ -146,6 +146,9 @@ class NavigatorTraining(TrainingTask):
     id_field = "instr_id"
     loss_names: tuple[str, ...] = ("navigation",)
     score_names: tuple[str, ...] = ("SR", "SPL")
+    selected_score: str = "SR"
+    """Score that chooses the best checkpoint."""
+    dataset: Dataset
 
     def __init__(
         self,
@@ -182,6 +185,9 @@ class NavigatorTraining(TrainingTask):
         self.optimizer = accelerator.prepare(optimizer)
         self.rates = [lr for _, lr in parts]
         self.predictions: dict[str, list[dict[str, Any]]] = {}
+        measured = "val_unseen" if "val_unseen" in validation else next(iter(validation), None)
+        if measured is not None:
+            self.selection = Selection(f"{self.selected_score}/{measured}", highest=True)
         self.cut = {
             split.name: agent.fit(split.items, source=split.source).cut
             for split in (train, *validation.values())
@@ -213,6 +219,24 @@ class NavigatorTraining(TrainingTask):
     def predict(self, split: Split) -> list[dict[str, Any]]:
         """Return what is submitted for a split."""
         return self.records(split)
+
+    def adopt(self, split: Split) -> Split:
+        """Return a split that the agent was not built with, made ready for it.
+
+        Long instructions are cut and counted, whatever the run did with those it was trained on: a submission
+        needs all items.
+
+        Raises:
+            DataError: for a split without items, or viewpoints without features.
+        """
+        check_split(split)
+        self.agent.long_instructions = "cut"
+        self.cut[split.name] = self.agent.fit(split.items, source=split.source).cut
+        return split
+
+    def known_items(self, split: Split) -> list[NavItem]:
+        """Return the items of a split whose path or words were trained on."""
+        return shown_in(self.train.items, split.items, split.world, texts=self.config.data != MINI)
 
     @abstractmethod
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> Figures:
@@ -280,8 +304,7 @@ class NavigatorTraining(TrainingTask):
     def measured_on(self) -> dict[str, MeasuredSet]:
         """Return the validation splits."""
         return {
-            name: MeasuredSet(split.source, fingerprint(self.measured_parts(split)), len(split.items))
-            for name, split in self.validation.items()
+            name: measured_set(split, self.measured_parts(split)) for name, split in self.validation.items()
         }
 
     def measure(self) -> dict[str, Figures]:
@@ -294,7 +317,7 @@ class NavigatorTraining(TrainingTask):
     def evaluate(self) -> dict[str, float]:
         """Measure, and return the columns."""
         found = self.measure()
-        self.last_evaluation = self.report(found)
+        self.last_evaluation = self.report(found, {name: len(self.validation[name].items) for name in found})
         return {
             f"{score}/{name}": figures._asdict()[score]
             for name, figures in found.items()
@@ -302,30 +325,46 @@ class NavigatorTraining(TrainingTask):
         }
 
     @abstractmethod
-    def report(self, found: Mapping[str, Figures]) -> Any:
-        """Return the scores as an object whose ``str`` is printed."""
+    def report(self, found: Mapping[str, Figures], counts: Mapping[str, int]) -> Any:
+        """Return the scores of splits of so many items as an object whose ``str`` is printed."""
+
+    def more_figures(self, splits: Iterable[str]) -> dict[str, Any]:
+        """Return what else an evaluation file says of some splits; JSON values."""
+        return {}
 
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write predictions in the submission format and, when complete, ``evaluation.json``."""
         if complete and self.last_evaluation is not None:
-            self.write_results(run, training_seconds=round(result.seconds, 1), step=result.step)
+            self.write_results(run, step=result.step, seconds=result.seconds)
 
-    def write_results(self, run: RunFolder, **more: Any) -> None:
-        """Write ``predictions-SPLIT.json`` and ``evaluation.json``."""
+    def write_results(self, run: RunFolder, *, step: int, seconds: float, **more: Any) -> None:
+        """Write ``predictions-SPLIT.json`` and ``evaluation.json``.
+
+        Args:
+            run: its folder.
+            step: of the checkpoint that was measured.
+            seconds: of training up to it.
+            more: further entries; JSON values.
+        """
         for name, records in self.predictions.items():
             save_predictions(run.path / f"predictions-{name}.json", records, id_field=self.id_field)
-        record = {
+        figures = {
             **more,
             "scores": {name: figures._asdict() for name, figures in self.last_evaluation.scores.items()},
+            **self.more_figures(self.validation),
             "items": {name: len(split.items) for name, split in self.validation.items()},
-            MEASURED: set_records(self.measured_on()),
             "instructions_cut": self.cut,
             "features_synthesised": self.train.synthesised,
-            "seed": self.config.seed,
             "world_seed": self.config.world_seed,
-            **provenance(),
         }
-        write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+        write_evaluation(
+            run.evaluation,
+            figures,
+            step=step,
+            seconds=seconds,
+            measured_on=self.measured_on(),
+            seed=self.config.seed,
+        )
 
     def data_parts(self) -> list[Any]:
         """Return what tells the data apart that is trained on."""

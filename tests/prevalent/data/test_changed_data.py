@@ -77,9 +77,7 @@ def test_no_run_goes_on_or_is_measured_with_other_data(
     data = ["--data", str(folder), "--connectivity", str(folder / "connectivity")]
     data += ["--features", str(folder / "features.npz")]
     assert main(["train", trainer, *data, "--out", run, *OPTIONS]) == 0
-    again = [["train", trainer, "--resume", run]]
-    if trainer != "speaker":  # its evaluation reads the weights with the vocabulary beside them
-        again += [["evaluate", run]]
+    again = [["train", trainer, "--resume", run], ["evaluate", run]]
     if trainer not in ("speaker", "prevalent"):
         again += [["navigate", run]]
     changes: list[Callable[[Path, str], None]] = [other_words, other_order, other_graph, other_features]

@@ -71,8 +71,9 @@ class RouteHelper:
 
     def __init__(self, world: NavWorld, routes: Iterable[NavItem]) -> None:
         self.world = world
+        self.items = list(routes)
         self.routes: dict[tuple[str, str], list[NavItem]] = {}
-        for route in routes:
+        for route in self.items:
             self.routes.setdefault((route.scan, route.start), []).append(route)
 
     def help(self, scan: str, viewpoint: str, heading: float, goals: tuple[str, ...]) -> Help | None:

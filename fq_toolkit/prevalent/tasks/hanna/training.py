@@ -1,6 +1,6 @@
 """The HANNA trainer: imitation of two teachers, one who goes and one who asks, and curiosity."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,15 +9,15 @@ from torch.nn import functional as F
 
 from fq_toolkit.prevalent.data.splits import Split, check_split
 from fq_toolkit.prevalent.metrics.scoring import HannaScores, hanna_scores
+from fq_toolkit.prevalent.tasks.another_split import shown_in
 from fq_toolkit.prevalent.tasks.hanna.config import TRAINER, HannaConfig
-from fq_toolkit.prevalent.tasks.hanna.data import HannaData, load_hanna_data
+from fq_toolkit.prevalent.tasks.hanna.data import HANNA, HannaData, helper_in, load_hanna_data
 from fq_toolkit.prevalent.tasks.hanna.help import RouteHelper
 from fq_toolkit.prevalent.tasks.hanna.walk import AskModule, Walk, walk
 from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTraining, Trace, build_follower
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
-from fq_toolkit.training.storage.run_folder import RunFolder
 
 KNOWN_FIGURES = "published, HANNA: SPL 28.72 (public listing)"
 
@@ -84,6 +84,7 @@ class HannaTraining(NavigatorTraining):
     """
 
     name = TRAINER
+    dataset = HANNA
     loss_names = ("navigation", "ask", "curiosity")
     score_names = ("SR", "SPL", "NE", "requests")
 
@@ -94,7 +95,7 @@ class HannaTraining(NavigatorTraining):
         spoken = [f"<ORA> {text} <TAR> {texts[0]}" for text in data.texts]
         agent = build_follower(config, [*texts, *spoken], feature_dim=data.train.features.dim)
         self.asker = AskModule(config.hidden_size)
-        self.helpers, self.config = data.helpers, config
+        self.helpers, self.config = dict(data.helpers), config
         self.without_help: dict[str, HannaScores] = {}
         super().__init__(config, data.train, data.validation, agent, accelerator, extra={"asker": self.asker})
 
@@ -133,6 +134,17 @@ class HannaTraining(NavigatorTraining):
         done = self._walk(split, items, 0 if alone else self.config.max_requests)
         return Trace(done.log_probs, done.records, done.heard)
 
+    def adopt(self, split: Split) -> Split:
+        """Return a split with somebody who helps in it: the same routes, or who knows the world."""
+        helper = self.helpers["train"]
+        routes = helper.items if isinstance(helper, RouteHelper) else ()
+        self.helpers[split.name] = helper_in(split.world, routes)
+        return super().adopt(split)
+
+    def known_items(self, split: Split) -> list[NavItem]:
+        """Return the requests whose path was trained on; their words are anybody's."""
+        return shown_in(self.train.items, split.items, split.world, texts=False)
+
     def predict(self, split: Split) -> list[dict[str, Any]]:
         """Let the agent do all requests greedily, and a second time without help."""
         self.without_help[split.name] = self.score(split, self.records(split, alone=True))
@@ -150,15 +162,13 @@ class HannaTraining(NavigatorTraining):
         records = [{**r, "path": [pose[0] for pose in r["trajectory"]]} for r in predictions]
         return hanna_scores(split.items, records, split.world, annotations=split.name)
 
-    def report(self, found: Mapping[str, Any]) -> HannaEvaluation:
+    def report(self, found: Mapping[str, Any], counts: Mapping[str, int]) -> HannaEvaluation:
         """Return the scores with what they were taken on."""
-        counts = {name: len(split.items) for name, split in self.validation.items()}
         return HannaEvaluation(found, dict(self.without_help), counts, self.train.synthesised)
 
-    def write_results(self, run: RunFolder, **more: Any) -> None:
-        """Write predictions and ``evaluation.json``, with the scores without help."""
-        alone = {name: scores._asdict() for name, scores in self.without_help.items()}
-        super().write_results(run, **more, scores_without_help=alone)
+    def more_figures(self, splits: Iterable[str]) -> dict[str, Any]:
+        """Return the scores without help."""
+        return {"scores_without_help": {name: self.without_help[name]._asdict() for name in splits}}
 
 
 HANNA_TRAINER = Trainer(

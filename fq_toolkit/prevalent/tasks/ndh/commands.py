@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from fq_toolkit.prevalent.metrics.command import data_errors
 from fq_toolkit.prevalent.tasks.commands import run_evaluate_command, run_navigate_command
 from fq_toolkit.prevalent.tasks.ndh.config import NDHConfig, preset
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
@@ -21,8 +20,7 @@ def train_command(arguments: list[str]) -> int:
     def defaults(words: list[str]) -> NDHConfig:
         return preset(first_look(words, "preset").preset or "mini")
 
-    with data_errors():
-        return run_train_command(NDH_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
+    return run_train_command(NDH_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
 
 
 def evaluate_command(run: Path, arguments: list[str]) -> int:

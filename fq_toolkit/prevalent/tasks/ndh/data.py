@@ -75,6 +75,8 @@ def check_planner(split: Split, planner: Mapping[str, str]) -> None:
         DataError: naming source and item.
     """
     for item in split.items:
+        if item.instr_id not in planner:  # its goals are secret, which is said where they are needed
+            continue
         try:
             split.world.scan(item.scan).locate(planner[item.instr_id])
         except DataError as error:
@@ -93,14 +95,21 @@ def check_dialogs(
     Raises:
         DataError: naming the source and both items.
     """
-
-    def key(item: NavItem) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-        return item.scan, whole_path(item.scan, item.path, world), words_of(item.instruction)
-
-    secret = {key(item): item.instr_id for item in held_out}
+    secret = {_turn(item, world): item.instr_id for item in held_out}
     for item in training:
-        other = secret.get(key(item))
+        other = secret.get(_turn(item, world))
         if other is not None:
             raise DataError(
                 f"{source}: item {item.instr_id!r} is the held-out item {other!r}: leave it out of training"
             )
+
+
+def shown_turns(training: Iterable[NavItem], items: Iterable[NavItem], world: NavWorld) -> list[NavItem]:
+    """Return the items that are among those that were trained on: the same scan, path and words."""
+    known = {_turn(item, world) for item in training}
+    return [item for item in items if _turn(item, world) in known]
+
+
+def _turn(item: NavItem, world: NavWorld | None) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return what makes a dialog turn the same as another one."""
+    return item.scan, whole_path(item.scan, item.path, world), words_of(item.instruction)

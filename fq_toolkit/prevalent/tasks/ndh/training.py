@@ -11,7 +11,13 @@ from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.tasks.losses import imitation_loss
 from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTraining, build_follower
 from fq_toolkit.prevalent.tasks.ndh.config import TRAINER, NDHConfig
-from fq_toolkit.prevalent.tasks.ndh.data import NDHData, load_ndh_data
+from fq_toolkit.prevalent.tasks.ndh.data import (
+    NDHData,
+    load_ndh_data,
+    ndh_dataset,
+    planner_goals,
+    shown_turns,
+)
 from fq_toolkit.prevalent.text.length_limit import keep_end
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.seeding import seed_everything
@@ -51,6 +57,7 @@ class NDHTraining(NavigatorTraining):
 
     name = TRAINER
     id_field = "inst_idx"
+    selected_score = "GP"
     score_names = ("GP", "SR", "SPL", "OPSR")
     side_cut = "oldest words of dialogs cut"
 
@@ -63,11 +70,12 @@ class NDHTraining(NavigatorTraining):
         )
         train = cut_dialogs(data.train, agent)
         validation = {name: cut_dialogs(split, agent) for name, split in data.validation.items()}
+        self.dataset = ndh_dataset(config)
         super().__init__(
             config, train.split, {name: part.split for name, part in validation.items()}, agent, accelerator
         )
         self.cut = {data.train.name: train.cut, **{name: part.cut for name, part in validation.items()}}
-        self.planner, self.target = data.planner, config.target
+        self.planner, self.target = dict(data.planner), config.target
 
     def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
         """Return the cross-entropy of the teacher's actions along a walk that both take turns in."""
@@ -82,19 +90,30 @@ class NDHTraining(NavigatorTraining):
         )
         return {"navigation": imitation_loss(walk)}
 
+    def adopt(self, split: Split) -> Split:
+        """Return a split with the oldest words cut, and note where the planner's paths end if it says so."""
+        cut = cut_dialogs(super().adopt(split), self.agent)
+        self.cut[split.name] = cut.cut
+        goals = planner_goals(split) if all(item.goals for item in split.items) else {}
+        self.planner[split.name] = goals
+        return cut.split
+
+    def known_items(self, split: Split) -> list[NavItem]:
+        """Return the dialog turns that were trained on."""
+        return shown_turns(self.train.items, split.items, split.world)
+
     def measured_parts(self, split: Split) -> list[Any]:
         """Return what decides the scores of a split, the planner's goals among it."""
         planner = self.planner[split.name]
-        return [*super().measured_parts(split), [planner[item.instr_id] for item in split.items]]
+        return [*super().measured_parts(split), [planner.get(item.instr_id) for item in split.items]]
 
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> NDHScores:
         """Return the official scores."""
         records = [{**r, "path": [pose[0] for pose in r["trajectory"]]} for r in predictions]
         return ndh_scores(split.items, records, split.world, self.planner[split.name], annotations=split.name)
 
-    def report(self, found: Mapping[str, Any]) -> NDHEvaluation:
+    def report(self, found: Mapping[str, Any], counts: Mapping[str, int]) -> NDHEvaluation:
         """Return the scores with what they were taken on."""
-        counts = {name: len(split.items) for name, split in self.validation.items()}
         return NDHEvaluation(found, counts, self.target, self.train.synthesised)
 
 

@@ -1,13 +1,11 @@
 """The commands for runs of the pretraining: options are read here, the work is done elsewhere."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig, preset
-from fq_toolkit.training.errors import RunError, require
+from fq_toolkit.training.errors import require
+from fq_toolkit.training.storage.best import parse_checkpoint
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
@@ -18,15 +16,6 @@ from scratch. The run folder then holds config.json, metrics.csv, checkpoints/, 
 evaluation.json. Ctrl-C saves; --resume goes on bit by bit."""
 
 
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn an unusable data file into an error that the command line prints without a traceback."""
-    try:
-        yield
-    except DataError as error:
-        raise RunError(str(error)) from error
-
-
 def train_command(arguments: list[str]) -> int:
     """Run ``train prevalent``."""
     from fq_toolkit.prevalent.tasks.pretraining.training import PRETRAINER
@@ -34,28 +23,26 @@ def train_command(arguments: list[str]) -> int:
     def defaults(words: list[str]) -> PretrainingConfig:
         return preset(first_look(words, "preset").preset or "miniworld")
 
-    with explained():
-        return run_train_command(PRETRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
+    return run_train_command(PRETRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
 
 
 def evaluate_command(run: Path, arguments: list[str]) -> int:
     """Run ``evaluate RUN``."""
     tyro = require("tyro", purpose="the command line")
 
-    def evaluate(steps: int | None = None, step: int | None = None, fine_tune: bool = False) -> int:
+    def evaluate(steps: int | None = None, checkpoint: str = "last", fine_tune: bool = False) -> int:
         """Measure a run on held-out paths; writes evaluation.json and model/.
 
         Args:
             steps: Time steps of held-out paths; by default as in the run.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best, last, or the step of one.
             fine_tune: MiniWorld: also fine-tune an agent for R2R and one from scratch.
         """
         from fq_toolkit.prevalent.tasks.pretraining.runs import evaluate_run, load_run
 
-        with explained():
-            trained = load_run(run, step=step)
-            found = evaluate_run(trained, limit=steps, fine_tune=fine_tune)
-            sys.stdout.write(f"step {trained.step}: {found}\n{measured_line(trained.folder)}")
+        trained = load_run(run, checkpoint=parse_checkpoint(checkpoint))
+        found = evaluate_run(trained, limit=steps, fine_tune=fine_tune)
+        sys.stdout.write(f"step {trained.step}: {found}\n{measured_line(trained.folder)}")
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))

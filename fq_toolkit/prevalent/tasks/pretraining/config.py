@@ -112,6 +112,9 @@ class PretrainingConfig(InstructionLimit):
     """Complete checkpoints that stay."""
     evaluate_every: int = 600
     """Steps between evaluations; 0 evaluates only the last step."""
+    select_by: Literal["loss", "accuracy"] = "loss"
+    """Held-out figure by which the best checkpoint is kept beside the newest: the weighted loss of words and
+    actions, or the accuracy of actions."""
     eval_steps: int = 1000
     """Time steps of held-out paths per evaluation."""
     fine_tune: bool = True

@@ -5,22 +5,22 @@ from typing import NamedTuple
 
 from fq_toolkit.prevalent.tasks.pretraining.benefit import measure_benefit
 from fq_toolkit.prevalent.tasks.pretraining.config import TRAINER, PretrainingConfig
-from fq_toolkit.prevalent.tasks.pretraining.data import PretrainingData, load_pretraining_data
+from fq_toolkit.prevalent.tasks.pretraining.data import PretrainingData
 from fq_toolkit.prevalent.tasks.pretraining.masking import WordMasker
 from fq_toolkit.prevalent.tasks.pretraining.training import (
-    Pretraining,
     PretrainingNetwork,
     PretrainingResult,
+    build_pretraining,
     save_model,
     score_steps,
     write_evaluation,
 )
-from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
+from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.runs import open_saved
 from fq_toolkit.training.session import make_accelerator
+from fq_toolkit.training.storage.best import Which
 from fq_toolkit.training.storage.measured_data import check_measured
 from fq_toolkit.training.storage.run_folder import RunFolder
-from fq_toolkit.training.task import check_data
 
 
 class PretrainedRun(NamedTuple):
@@ -32,14 +32,15 @@ class PretrainedRun(NamedTuple):
     network: PretrainingNetwork
     step: int
     seconds: float
+    checkpoint: Which
 
 
-def load_run(path: Path, *, step: int | None = None) -> PretrainedRun:
+def load_run(path: Path, *, checkpoint: Which = "last") -> PretrainedRun:
     """Read a run folder.
 
     Args:
         path: the folder.
-        step: which checkpoint; the newest by default.
+        checkpoint: ``"best"``, ``"last"`` or a step.
 
     Raises:
         RunError: when it is no run folder.
@@ -47,22 +48,14 @@ def load_run(path: Path, *, step: int | None = None) -> PretrainedRun:
         ConfigError: when it is a run of another trainer.
         DataError: when what it was trained on is not there any more.
     """
-    folder = RunFolder.open(path)
-    config = load_config(PretrainingConfig, folder.config, trainer=TRAINER)
-    checkpoint = folder.load_checkpoint(step)
-    data = load_pretraining_data(config)
-    check_data(
-        checkpoint.state["task"], data.fingerprint(), what=Pretraining.trained_on, source=config.source
+    saved = open_saved(PretrainingConfig, TRAINER, path, checkpoint=checkpoint)
+    config = saved.config
+    task = build_pretraining(config, make_accelerator(config))
+    with saved.fitting():
+        task.load_state(saved.state)
+    return PretrainedRun(
+        saved.folder, config, task.data, task.network.eval(), saved.step, saved.seconds, checkpoint
     )
-    network = PretrainingNetwork(config, vocab_size=len(data.vocabulary), vision_size=data.train.vision_size)
-    try:
-        network.load_state_dict(checkpoint.state["task"]["network"])
-    except MISFITS as error:
-        raise CheckpointError(
-            f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}"
-        ) from error
-    network.to(make_accelerator(config).device).eval()
-    return PretrainedRun(folder, config, data, network, checkpoint.step, checkpoint.state["seconds"])
 
 
 def evaluate_run(
@@ -94,5 +87,13 @@ def evaluate_run(
     if fine_tune:
         benefit = measure_benefit(run.config, run.network.model, run.data.vocabulary)
     result = PretrainingResult(scores, benefit)
-    write_evaluation(run.folder, run.config, run.data, result, step=run.step, seconds=run.seconds)
+    write_evaluation(
+        run.folder,
+        run.config,
+        run.data,
+        result,
+        step=run.step,
+        seconds=run.seconds,
+        checkpoint=run.checkpoint,
+    )
     return result

@@ -1,6 +1,5 @@
 """The pretraining: masked words and next actions, one forward for both."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +22,9 @@ from fq_toolkit.training.reporting.progress import Reporter
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
 from fq_toolkit.training.session import Trainer, TrainResult
-from fq_toolkit.training.storage.atomic import write_atomic
-from fq_toolkit.training.storage.evaluation import provenance
-from fq_toolkit.training.storage.measured_data import KEY as MEASURED
-from fq_toolkit.training.storage.measured_data import MeasuredSet, set_records
+from fq_toolkit.training.storage import evaluation
+from fq_toolkit.training.storage.best import Selection
+from fq_toolkit.training.storage.measured_data import MeasuredSet
 from fq_toolkit.training.storage.run_folder import RunFolder
 from fq_toolkit.training.task import LoopResult, TrainingTask
 
@@ -138,6 +136,8 @@ class Pretraining(TrainingTask):
         except ValueError as error:
             raise ConfigError(f"batch_size: {error}") from error
         self.masker = WordMasker(data.vocabulary, share=config.mask_share)
+        column = {"loss": "held-out loss/total", "accuracy": "held-out accuracy/action"}[config.select_by]
+        self.selection = Selection(column, highest=config.select_by == "accuracy")
         self.weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             self.weights, lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -199,8 +199,9 @@ class Pretraining(TrainingTask):
     def columns(self) -> list[str]:
         """Return the columns of ``metrics.csv``."""
         return [
-            "seconds", "loss/total", "loss/words", "loss/action", "rate/lr", "held-out loss/words",
-            "held-out loss/action", "held-out accuracy/words", "held-out accuracy/action",
+            "seconds", "loss/total", "loss/words", "loss/action", "rate/lr", "held-out loss/total",
+            "held-out loss/words", "held-out loss/action", "held-out accuracy/words",
+            "held-out accuracy/action",
         ]  # fmt: skip
 
     def measured_on(self) -> dict[str, MeasuredSet]:
@@ -211,7 +212,9 @@ class Pretraining(TrainingTask):
         """Measure on held-out paths; training and its random state stay as they were."""
         scores = score_steps(self.network, self.data.validation, self.masker, limit=self.config.eval_steps)
         self.last_evaluation = PretrainingResult(scores)
+        words, actions = self.config.loss_weights
         return {
+            "held-out loss/total": words * scores.mlm_loss + actions * scores.action_loss,
             "held-out loss/words": scores.mlm_loss,
             "held-out loss/action": scores.action_loss,
             "held-out accuracy/words": scores.word_accuracy,
@@ -308,6 +311,7 @@ def write_evaluation(
     *,
     step: int,
     seconds: float,
+    **more: Any,
 ) -> None:
     """Write ``evaluation.json``: the figures and what they were measured with."""
     benefit = result.benefit
@@ -316,20 +320,23 @@ def write_evaluation(
         if benefit is None
         else {name: getattr(benefit, name)._asdict() for name in ("pretrained", "scratch")}
     )
-    record = {
-        "step": step,
-        "training_seconds": round(seconds, 1),
+    figures = {
+        **more,
         **result.scores._asdict(),
         "fine_tuned": None if benefit is None else {**benefit._asdict(), **both},
         "action_label": config.action_label,
         "data": data.description,
-        MEASURED: set_records(data.measured_on()),
         "features_synthesised": data.features_synthesised,
         "synthesised_share": data.synthesised / len(data.train),
-        "seed": config.seed,
-        **provenance(),
     }
-    write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+    evaluation.write_evaluation(
+        run.evaluation,
+        figures,
+        step=step,
+        seconds=seconds,
+        measured_on=data.measured_on(),
+        seed=config.seed,
+    )
 
 
 def build_pretraining(config: PretrainingConfig, accelerator: Any) -> Pretraining:
@@ -349,7 +356,7 @@ PRETRAINER = Trainer(
     run_name=run_name,
     artifacts=("model/", "curves.png", "metrics.csv"),
     # The learning rate falls to 0 over the steps, so another number of steps is another run.
-    free_on_resume=session.FREE_ON_RESUME - {"steps"} | {"long_instructions"},
+    free_on_resume=session.FREE_ON_RESUME - {"steps"} | {"long_instructions", "select_by"},
 )
 
 

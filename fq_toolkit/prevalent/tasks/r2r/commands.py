@@ -1,14 +1,11 @@
 """The commands for R2R runs: options are read here, the work is done elsewhere."""
 
-import sys
 from pathlib import Path
 from typing import Literal
 
-from fq_toolkit.prevalent.metrics.command import data_errors
-from fq_toolkit.prevalent.tasks.commands import run_navigate_command
+from fq_toolkit.prevalent.tasks.commands import evaluate_navigator, run_navigate_command
 from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig, preset
 from fq_toolkit.training.errors import require
-from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
 TRAIN_HELP = """Train an agent that follows instructions: R2R.
@@ -27,8 +24,7 @@ def train_command(arguments: list[str]) -> int:
     def defaults(words: list[str]) -> R2RConfig:
         return preset(first_look(words, "preset").preset or "mini")
 
-    with data_errors():
-        return run_train_command(R2R_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
+    return run_train_command(R2R_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
 
 
 def evaluate_command(run: Path, arguments: list[str]) -> int:
@@ -36,28 +32,34 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
     tyro = require("tyro", purpose="the command line")
 
     def evaluate(
+        split: str | None = None,
+        annotations: Path | None = None,
+        features: Path | None = None,
+        checkpoint: str = "last",
         decoding: Literal["greedy", "sample", "beam"] = "greedy",
         beam_width: int = 5,
         seed: int = 0,
-        step: int | None = None,
     ) -> int:
         """Measure a run again: TL NE SR OSR SPL CLS nDTW SDTW; writes predictions and evaluation.json.
 
         Args:
+            split: Measure on another split of the data folder, test for example; the figures go to
+                evaluation-STEM-HASH.json and what is submitted to predictions-STEM-HASH.json.
+            annotations: The same for another annotation file.
+            features: File of view features for these; by default those of the run.
+            checkpoint: best, last, or the step of one.
             decoding: The likeliest action, a drawn one, or the likeliest path that beam search finds.
             beam_width: Paths that beam search keeps.
             seed: Of drawn actions.
-            step: Which checkpoint; the newest by default.
         """
-        from fq_toolkit.prevalent.tasks.r2r.runs import evaluate_run, load_run
+        from fq_toolkit.prevalent.tasks.r2r.evaluation import Decoder
+        from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER
 
-        trained = load_run(run, step=step)
-        found = evaluate_run(trained, decoding=decoding, beam_width=beam_width, seed=seed)
-        sys.stdout.write(f"step {trained.step}\n{found}\n{measured_line(trained.folder)}")
-        return 0
+        decoder = Decoder(decoding, beam_width, seed)
+        decoder.check()
+        return evaluate_navigator(R2R_TRAINER, run, checkpoint, split, annotations, features, decoder=decoder)
 
-    with data_errors():
-        return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
+    return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
 
 
 def navigate_command(run: Path, arguments: list[str]) -> int:

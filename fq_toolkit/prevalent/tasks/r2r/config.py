@@ -1,6 +1,7 @@
 """Options of the R2R trainer, and the presets."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fq_toolkit.prevalent.tasks.navigator_config import MINI as MINI
 from fq_toolkit.prevalent.tasks.navigator_config import NavigatorConfig, check_not_negative, check_share
@@ -26,6 +27,8 @@ class R2RConfig(InstructionLimit, NavigatorConfig):
     """Run of `train speaker`: explore the val_unseen world before the test by back-translation with it."""
     explore_from: float = 0.7
     """With a speaker: share of the steps after which every other batch is back-translated."""
+    select_by: Literal["SPL", "SR"] = "SPL"
+    """Score on val_unseen (val_seen without it) by which the best checkpoint is kept beside the newest."""
     blind: bool = False
     """Replace all view features by zeros, also in validation: what can be done without seeing."""
     shuffle_instructions: bool = False

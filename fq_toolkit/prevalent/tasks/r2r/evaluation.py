@@ -1,7 +1,7 @@
 """How good a follower is: official scores of a split, by greedy, sampled or beam decoding."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -14,17 +14,37 @@ from fq_toolkit.training.errors import ConfigError
 
 Decoding = Literal["greedy", "sample", "beam"]
 
+
+class Decoder(NamedTuple):
+    """How an agent chooses its actions when it is measured.
+
+    decoding: the likeliest action, a drawn one, or the likeliest path that beam search finds.
+    beam_width: paths that beam search keeps.
+    seed: of drawn actions.
+    """
+
+    decoding: Decoding = "greedy"
+    beam_width: int = 5
+    seed: int = 0
+
+    def check(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: for unknown decoding or a width below 1.
+        """
+        if self.decoding not in get_args(Decoding):
+            raise ConfigError(f"decoding is {self.decoding!r}; expected 'greedy', 'sample' or 'beam'")
+        if self.beam_width < 1:
+            raise ConfigError(f"beam_width is {self.beam_width}; expected at least 1")
+
+
+GREEDY = Decoder()
+
 KNOWN_FIGURES = (
     "published, R2R test unseen with ResNet features: SPL 47 % before and 51 % with PREVALENT "
     "(abstract of arXiv 2002.10638)"
 )
-
-
-class SplitResult(NamedTuple):
-    """Scores of a split, and what was submitted."""
-
-    scores: R2RScores
-    trajectories: list[dict[str, Any]]
 
 
 class R2REvaluation(NamedTuple):
@@ -52,23 +72,19 @@ class R2REvaluation(NamedTuple):
 def follow(
     agent: FollowerAgent,
     split: Split,
+    decoder: Decoder = GREEDY,
     *,
-    decoding: Decoding = "greedy",
-    beam_width: int = 5,
     batch_size: int = 64,
     max_steps: int = 20,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Let an agent follow all instructions of a split; training mode and random state stay as they were.
 
     Args:
         agent: the follower.
         split: tasks and world.
-        decoding: ``"greedy"``, ``"sample"`` or ``"beam"``.
-        beam_width: of beam search.
+        decoder: how actions are chosen.
         batch_size: episodes at once.
         max_steps: an episode ends then.
-        seed: of sampling.
 
     Returns:
         A record per item in the official submission format.
@@ -76,9 +92,8 @@ def follow(
     Raises:
         ConfigError: for unknown decoding.
     """
-    if decoding not in ("greedy", "sample", "beam"):
-        raise ConfigError(f"decoding is {decoding!r}; expected 'greedy', 'sample' or 'beam'")
-    env, generator = split.env(agent.device), torch.Generator().manual_seed(seed)
+    decoder.check()
+    env, generator = split.env(agent.device), torch.Generator().manual_seed(decoder.seed)
     was_training = agent.training
     agent.eval()
     found: list[dict[str, Any]] = []
@@ -86,11 +101,13 @@ def follow(
         with torch.no_grad():
             for first in range(0, len(split.items), batch_size):
                 items = split.items[first : first + batch_size]
-                if decoding == "beam":
-                    best = beam_search(agent, env, items, width=beam_width, max_steps=max_steps)
+                if decoder.decoding == "beam":
+                    best = beam_search(agent, env, items, width=decoder.beam_width, max_steps=max_steps)
                     found += [path.record() for path in best]
                 else:
-                    feedback: Literal["argmax", "sample"] = "argmax" if decoding == "greedy" else "sample"
+                    feedback: Literal["argmax", "sample"] = (
+                        "sample" if decoder.decoding == "sample" else "argmax"
+                    )
                     done = rollout(agent, env, items, feedback, max_steps=max_steps, generator=generator)
                     found += done.trajectories
     finally:

@@ -1,6 +1,6 @@
 """The R2R trainer: imitation with scheduled sampling, actor-critic, more instructions, back-translation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from fq_toolkit.prevalent.metrics.scoring import R2RScores
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.model.speaker import Speaker, retell
+from fq_toolkit.prevalent.tasks.another_split import shown_in
 from fq_toolkit.prevalent.tasks.losses import a2c_loss, imitation_loss
 from fq_toolkit.prevalent.tasks.navigator import (
     FREE_ON_RESUME,
@@ -20,9 +21,9 @@ from fq_toolkit.prevalent.tasks.navigator import (
     build_agent,
     build_follower,
 )
-from fq_toolkit.prevalent.tasks.r2r.config import TRAINER, R2RConfig
-from fq_toolkit.prevalent.tasks.r2r.data import R2RData, load_r2r_data
-from fq_toolkit.prevalent.tasks.r2r.evaluation import R2REvaluation, score_split
+from fq_toolkit.prevalent.tasks.r2r.config import MINI, TRAINER, R2RConfig
+from fq_toolkit.prevalent.tasks.r2r.data import R2R, R2RData, ablations, load_r2r_data
+from fq_toolkit.prevalent.tasks.r2r.evaluation import GREEDY, R2REvaluation, follow, score_split
 from fq_toolkit.prevalent.text.length_limit import keep_start
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.env import BatchedNavEnv
@@ -71,6 +72,8 @@ class R2RTraining(NavigatorTraining):
     """
 
     name = TRAINER
+    dataset = R2R
+    decoder = GREEDY
     loss_names = ("imitation", "a2c")
     score_names = ("SR", "SPL", "NE", "nDTW")
 
@@ -78,7 +81,7 @@ class R2RTraining(NavigatorTraining):
         self, config: R2RConfig, data: R2RData, accelerator: Any, agent: FollowerAgent | None = None
     ) -> None:
         seed_everything(config.seed)
-        self.config = config
+        self.config, self.selected_score = config, config.select_by
         if agent is None:
             texts = [item.instruction for item in data.train.items]
             agent = build_follower(config, texts, feature_dim=data.train.features.dim)
@@ -144,14 +147,33 @@ class R2RTraining(NavigatorTraining):
             parts["a2c"] = config.a2c_weight * found.loss
         return parts
 
+    def predict(self, split: Split) -> list[dict[str, Any]]:
+        """Let the agent follow all instructions, as the decoder says."""
+        return follow(self.agent, split, self.decoder, max_steps=self.config.max_steps)
+
+    def adopt(self, split: Split) -> Split:
+        """Return a split without what the ablations of the run take away."""
+        for change in ablations(self.config):
+            split = change(split)
+        return super().adopt(split)
+
+    def known_items(self, split: Split) -> list[NavItem]:
+        """Return the items that were trained on, annotated or augmented."""
+        more = [] if self.augmented is None else self.augmented.items
+        training, texts = [*self.train.items, *more], self.config.data != MINI
+        return shown_in(training, split.items, split.world, texts=texts)
+
     def score(self, split: Split, predictions: list[dict[str, Any]]) -> R2RScores:
         """Return the official scores."""
         return score_split(split, predictions)
 
-    def report(self, found: Mapping[str, Any]) -> R2REvaluation:
+    def report(self, found: Mapping[str, Any], counts: Mapping[str, int]) -> R2REvaluation:
         """Return the scores with what they were taken on."""
-        counts = {name: len(split.items) for name, split in self.validation.items()}
-        return R2REvaluation(dict(found), counts, self.train.synthesised, "greedy")
+        return R2REvaluation(dict(found), counts, self.train.synthesised, self.decoder.decoding)
+
+    def more_figures(self, splits: Iterable[str]) -> dict[str, Any]:
+        """Return how actions were chosen."""
+        return {"decoding": self.decoder.decoding}
 
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write predictions, scores, and the model with its vocabulary."""
@@ -242,5 +264,5 @@ R2R_TRAINER = Trainer(
     build=lambda config, accelerator: R2RTraining(config, load_r2r_data(config), accelerator),
     run_name=run_name,
     artifacts=("predictions-*.json", "model/", "curves.png", "metrics.csv"),
-    free_on_resume=FREE_ON_RESUME | {"long_instructions"},  # data of equal bits, or an error
+    free_on_resume=FREE_ON_RESUME | {"long_instructions", "select_by"},  # data of equal bits, or an error
 )

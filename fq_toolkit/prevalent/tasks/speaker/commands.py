@@ -6,14 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from fq_toolkit.prevalent.files import DataError, read_json
-from fq_toolkit.prevalent.metrics.command import data_errors
-from fq_toolkit.prevalent.tasks.speaker.config import TRAINER, SpeakerConfig, preset
-from fq_toolkit.training.config import load_config
+from fq_toolkit.prevalent.tasks.speaker.config import SpeakerConfig, preset
 from fq_toolkit.training.errors import ConfigError, RunError, require
 from fq_toolkit.training.storage.atomic import write_atomic
-from fq_toolkit.training.storage.measured_data import check_newest, measured_line
-from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.storage.best import parse_checkpoint
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
 TRAIN_HELP = """Train a speaker: it looks at a path and writes the instruction for it.
@@ -30,46 +26,39 @@ def train_command(arguments: list[str]) -> int:
     def defaults(words: list[str]) -> SpeakerConfig:
         return preset(first_look(words, "preset").preset or "mini")
 
-    with data_errors():
-        return run_train_command(SPEAKER_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
+    return run_train_command(SPEAKER_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
 
 
 def evaluate_command(run: Path, arguments: list[str]) -> int:
     """Run ``evaluate RUN``."""
     tyro = require("tyro", purpose="the command line")
 
-    def evaluate() -> int:
-        """Measure the BLEU of the kept speaker on the validation splits again; writes evaluation.json."""
-        from fq_toolkit.prevalent.model.speaker import Speaker
-        from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data
-        from fq_toolkit.prevalent.tasks.speaker.evaluation import SpeakerEvaluation, bleu, tell
-        from fq_toolkit.prevalent.tasks.speaker.training import measured_splits, write_speaker_evaluation
+    def evaluate(
+        split: str | None = None,
+        annotations: Path | None = None,
+        features: Path | None = None,
+        checkpoint: str = "best",
+    ) -> int:
+        """Measure the BLEU of a speaker on the validation splits again; writes evaluation.json.
 
-        folder = RunFolder.open(run)
-        config = load_config(SpeakerConfig, folder.config, trainer=TRAINER)
-        saved = read_json(folder.evaluation) if folder.evaluation.exists() else {}
-        if not isinstance(saved, dict):
-            raise DataError(
-                f"{folder.evaluation} holds {type(saved).__name__}; expected an object: remove it"
-            )
-        speaker, data = Speaker.from_pretrained(run), load_r2r_data(config.data_options())
-        measured_on = measured_splits(data)
-        check_newest(folder, measured_on)
-        told = {name: tell(speaker, split) for name, split in data.validation.items()}
-        result = SpeakerEvaluation(
-            {name: bleu(entries) for name, entries in told.items()},
-            {name: len(entries) for name, entries in told.items()},
-            saved.get("selected_by", "nothing"),
-            saved.get("step", config.steps),
-            data.train.synthesised,
-        )
-        kept = {name: value for name, value in saved.items() if name == "instructions_cut"}
-        write_speaker_evaluation(folder, config, result, None, measured_on=measured_on, **kept)
-        sys.stdout.write(f"{result}\n{measured_line(folder)}")
+        Args:
+            split: Measure on another split of the data folder; the figures go to evaluation-STEM-HASH.json
+                and what the speaker says to instructions-STEM-HASH.json.
+            annotations: The same for another annotation file.
+            features: File of view features for these; by default those of the run.
+            checkpoint: best, last, or the step of one.
+        """
+        from fq_toolkit.prevalent.tasks.another_split import Another
+        from fq_toolkit.prevalent.tasks.speaker.runs import evaluate_another, evaluate_run, load_speaker
+
+        another = Another(split, annotations, features)
+        asked = another.given
+        trained = load_speaker(run, checkpoint=parse_checkpoint(checkpoint))
+        said = evaluate_another(trained, another) if asked else evaluate_run(trained)
+        sys.stdout.write(said)
         return 0
 
-    with data_errors():
-        return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
+    return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
 
 
 def augment_command(run: Path, arguments: list[str]) -> int:
@@ -78,6 +67,7 @@ def augment_command(run: Path, arguments: list[str]) -> int:
 
     def augment(
         out: Path,
+        checkpoint: str = "best",
         paths: int | Literal["all"] = 1000,
         instructions: int = 1,
         sample: bool = False,
@@ -92,6 +82,7 @@ def augment_command(run: Path, arguments: list[str]) -> int:
 
         Args:
             out: The JSON file in the format of R2R, for `train r2r --augmented`.
+            checkpoint: Of the speaker: best, last, or the step of one.
             paths: How many different ones, or all that there are.
             instructions: Per path; from the second on the words are drawn.
             sample: Draw the words of the first instruction too, instead of the likeliest.
@@ -100,9 +91,9 @@ def augment_command(run: Path, arguments: list[str]) -> int:
             min_edges: Of a path.
             max_edges: Of a path.
         """
-        from fq_toolkit.prevalent.model.speaker import Speaker
         from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data
         from fq_toolkit.prevalent.tasks.speaker.augment import augment_records, training_world
+        from fq_toolkit.prevalent.tasks.speaker.runs import load_speaker
 
         wanted = None if paths == "all" else paths
         if min(1 if wanted is None else wanted, instructions) < 1 or not 0 < min_edges <= max_edges:
@@ -114,14 +105,15 @@ def augment_command(run: Path, arguments: list[str]) -> int:
             raise ConfigError(f"seed is {seed}; expected 0 or more")
         if out.is_dir() or not out.parent.is_dir():
             raise RunError(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "no such folder"))
-        config = load_config(SpeakerConfig, RunFolder.open(run).config, trainer=TRAINER)
-        # Without the run's limit: what is held out is held out, also what a trial did not measure.
-        data = load_r2r_data(replace(config.data_options(), limit=None))
-        speaker = Speaker.from_pretrained(run)
+        trained = load_speaker(run, checkpoint=parse_checkpoint(checkpoint))
+        data = trained.data
+        if trained.config.limit is not None:
+            # What is held out is held out, also what a trial did not measure.
+            data = load_r2r_data(replace(trained.config.data_options(), limit=None))
         records = augment_records(
             training_world(data.train.world, data.train.items),
             data.train.features,
-            speaker,
+            trained.speaker,
             wanted,
             seed,
             held_out=[item for split in data.validation.values() for item in split.items],
@@ -139,8 +131,7 @@ def augment_command(run: Path, arguments: list[str]) -> int:
         )
         return 0
 
-    with data_errors():
-        return int(tyro.cli(augment, args=arguments, prog="fq-toolkit augment RUN"))
+    return int(tyro.cli(augment, args=arguments, prog="fq-toolkit augment RUN"))
 
 
 def plot_command(run: Path, arguments: list[str]) -> int:

@@ -1,10 +1,8 @@
-"""The speaker's trainer: teacher forcing, and the weights of the evaluation with the best BLEU are kept."""
+"""The speaker's trainer: teacher forcing; the checkpoint with the best BLEU becomes ``speaker/``."""
 
-import copy
-import json
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch import Tensor
 from fq_toolkit.prevalent.data.splits import Split, check_split, fingerprint, split_parts
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.model.speaker import MOST_STEPS, Speaker, retell
+from fq_toolkit.prevalent.tasks.another_split import measured_set
 from fq_toolkit.prevalent.tasks.r2r.data import R2RData, load_r2r_data
 from fq_toolkit.prevalent.tasks.speaker.config import TRAINER, SpeakerConfig
 from fq_toolkit.prevalent.tasks.speaker.evaluation import SpeakerEvaluation, bleu, tell
@@ -23,9 +22,9 @@ from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
 from fq_toolkit.training.session import FREE_ON_RESUME, Trainer
 from fq_toolkit.training.storage.atomic import write_atomic
-from fq_toolkit.training.storage.evaluation import provenance
-from fq_toolkit.training.storage.measured_data import KEY as MEASURED
-from fq_toolkit.training.storage.measured_data import MeasuredSet, set_records
+from fq_toolkit.training.storage.best import Selection
+from fq_toolkit.training.storage.evaluation import write_evaluation
+from fq_toolkit.training.storage.measured_data import MeasuredSet
 from fq_toolkit.training.storage.run_folder import RunFolder
 from fq_toolkit.training.task import LoopResult, TrainingTask
 
@@ -80,11 +79,10 @@ class SpeakerTraining(TrainingTask):
             self.speaker.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
         self.wrapped, self.optimizer = accelerator.prepare(self.speaker, self.optimizer)
-        self.selected_by = (
-            "val_unseen" if "val_unseen" in data.validation else next(iter(data.validation), "")
-        )
-        self.best: dict[str, Any] | None = None
-        self.done = self.judged = 0
+        # With nothing to validate on, nothing can be chosen: the newest weights are those that count.
+        if data.validation:
+            self.selection = Selection(f"BLEU/{selecting_split(data)}", highest=True)
+        self.inherited: Kept | None = None
         seed_everything(rank_seed(config.seed, rank))
 
     @cached_property
@@ -94,9 +92,6 @@ class SpeakerTraining(TrainingTask):
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Do one update on a batch of paths under one mask of environment dropout."""
-        every = self.config.evaluate_every
-        if every and step % every == 0 and self.judged < step:
-            self.evaluate()  # a run that was stopped at an evaluation makes up for it
         config, rows = self.config, self.order.next()
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * (1 - step / config.steps)
@@ -115,7 +110,6 @@ class SpeakerTraining(TrainingTask):
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.speaker.parameters(), config.clip)
         self.optimizer.step()
-        self.done = step + 1
         return {"loss/words": loss.detach()}
 
     def summary(self) -> str:
@@ -148,56 +142,68 @@ class SpeakerTraining(TrainingTask):
             return {name: bleu(tell(self.speaker, split)) for name, split in self.data.validation.items()}
 
     def evaluate(self) -> dict[str, float]:
-        """Measure, and keep the weights if they are the best so far."""
+        """Measure; the loop keeps the checkpoint if it is the best so far."""
         scores = self.measure()
-        self.judged = self.done
-        if self.best is None or scores.get(self.selected_by, 0.0) >= self.best["scores"].get(
-            self.selected_by, 0.0
-        ):
-            weights = copy.deepcopy({k: v.detach().cpu() for k, v in self.speaker.state_dict().items()})
-            self.best = {"scores": scores, "step": self.judged, "weights": weights}
-        self.last_evaluation = self._evaluation()
+        self.last_evaluation = self._report(scores, 0)
         return {f"BLEU/{name}": score for name, score in scores.items()}
 
-    def _evaluation(self) -> SpeakerEvaluation:
-        best = self.best or {"scores": {}, "step": 0}
-        env, counts = self.data.validation, {}
-        for name, split in env.items():
-            counts[name] = len({(item.scan, item.path) for item in split.items})
+    def _report(self, scores: Mapping[str, float], step: int) -> SpeakerEvaluation:
+        counts = {
+            name: len({(item.scan, item.path) for item in split.items})
+            for name, split in self.data.validation.items()
+        }
         return SpeakerEvaluation(
-            best["scores"], counts, self.selected_by, best["step"], self.data.train.synthesised
+            scores, counts, selecting_split(self.data), step, self.data.train.synthesised
         )
 
-    def best_speaker(self) -> Speaker:
-        """Return a copy of the speaker with the kept weights, or with the newest before any evaluation."""
-        speaker = copy.deepcopy(self.speaker)
-        if self.best is not None:
-            speaker.load_state_dict(self.best["weights"])
-        return speaker.eval()
+    def best(self, run: RunFolder) -> "Kept | None":
+        """Return the best weights of a run: of its best checkpoint, or older ones that a state brought along.
+
+        None when no evaluation has been done.
+        """
+        best = run.checkpoints().best()
+        kept = self.inherited
+        if best is None or (kept is not None and kept.value > best.value):
+            return kept
+        return Kept(best.step, best.value, run.load_checkpoint(best.step).state["task"]["speaker"])
 
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write ``speaker/``, ``instructions.txt`` and, when complete, ``evaluation.json``."""
-        speaker = self.best_speaker()
-        speaker.save_pretrained(run.path / "speaker")
+        best, newest = self.best(run), dict(self.speaker.state_dict())
+        if best is not None:
+            self.speaker.load_state_dict(best.weights)
+        training = self.speaker.training
+        self.speaker.eval()
+        try:
+            self.speaker.save_pretrained(run.path / "speaker")
+            write_atomic(run.path / "instructions.txt", self._examples().encode())
+            if complete and self.data.validation:
+                scores = self.measure()
+                self.last_evaluation = self._report(scores, result.step if best is None else best.step)
+                write_speaker_evaluation(
+                    run,
+                    self.config,
+                    self.last_evaluation,
+                    seconds=result.seconds,
+                    measured_on=self.measured_on(),
+                    instructions_cut={"train": self.cut},
+                )
+        finally:
+            self.speaker.load_state_dict(newest)
+            self.speaker.train(training)
+
+    def _examples(self) -> str:
+        """Return what the speaker says of some held-out paths, beside what people said."""
         lines = []
         for name, split in self.data.validation.items():
-            env, items = split.env(speaker.device), split.items[:SHOWN_PATHS]
-            for item, told in zip(items, retell(speaker, env, items), strict=True):
+            env, items = split.env(self.speaker.device), split.items[:SHOWN_PATHS]
+            for item, told in zip(items, retell(self.speaker, env, items), strict=True):
                 lines += [
                     f"{name} {item.instr_id}",
                     f"  says: {told.instruction}",
                     f"  read: {item.instruction}",
                 ]
-        write_atomic(run.path / "instructions.txt", ("\n".join(lines) + "\n").encode())
-        if complete and self.last_evaluation is not None:
-            write_speaker_evaluation(
-                run,
-                self.config,
-                self.last_evaluation,
-                result,
-                instructions_cut={"train": self.cut},
-                measured_on=self.measured_on(),
-            )
+        return "\n".join(lines) + "\n"
 
     def modules(self) -> dict[str, Any]:
         """Return the speaker."""
@@ -212,12 +218,36 @@ class SpeakerTraining(TrainingTask):
         return {"order": self.order}
 
     def extra_state(self) -> dict[str, Any]:
-        """Return the best so far."""
-        return {"best": self.best, "done": self.done, "judged": self.judged}
+        """Return the best weights of a run that an older version began: its states brought them along."""
+        if self.inherited is None:
+            return {}
+        step, value, weights = self.inherited
+        return {"best": {"step": step, "scores": {selecting_split(self.data): value}, "weights": weights}}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the best so far."""
-        self.best, self.done, self.judged = state["best"], state["done"], state["judged"]
+        """Restore these."""
+        best = state.get("best")
+        if best is not None:
+            value = float(best["scores"].get(selecting_split(self.data), 0.0))
+            self.inherited = Kept(int(best["step"]), value, best["weights"])
+
+
+class Kept(NamedTuple):
+    """The best weights so far.
+
+    step: updates after which they were taken.
+    value: the BLEU that chose them.
+    weights: of the speaker.
+    """
+
+    step: int
+    value: float
+    weights: dict[str, Tensor]
+
+
+def selecting_split(data: R2RData) -> str:
+    """Return the split whose BLEU chooses the best checkpoint; nothing without validation."""
+    return "val_unseen" if "val_unseen" in data.validation else next(iter(data.validation), "")
 
 
 def check_ways(split: Split) -> None:
@@ -240,37 +270,35 @@ def check_ways(split: Split) -> None:
 
 def measured_splits(data: R2RData) -> dict[str, MeasuredSet]:
     """Return the validation splits as what a speaker is measured on."""
-    return {
-        name: MeasuredSet(split.source, fingerprint(split_parts(split)), len(split.items))
-        for name, split in data.validation.items()
-    }
+    return {name: measured_set(split) for name, split in data.validation.items()}
 
 
 def write_speaker_evaluation(
     run: RunFolder,
     config: SpeakerConfig,
     evaluation: SpeakerEvaluation,
-    result: LoopResult | None,
     *,
+    seconds: float,
     measured_on: Mapping[str, MeasuredSet],
     **more: Any,
 ) -> None:
     """Write ``evaluation.json``: the figures and what they were measured with."""
-    record: dict[str, Any] = {
+    figures = {
         "bleu": dict(evaluation.bleu),
         "paths": dict(evaluation.counts),
         "selected_by": evaluation.selected_by,
-        "step": evaluation.kept_step,
         "features_synthesised": evaluation.synthesised,
-        MEASURED: set_records(measured_on),
         **more,
-        "seed": config.seed,
         "world_seed": config.world_seed,
-        **provenance(),
     }
-    if result is not None:
-        record["training_seconds"] = round(result.seconds, 1)
-    write_atomic(run.evaluation, (json.dumps(record, indent=2) + "\n").encode())
+    write_evaluation(
+        run.evaluation,
+        figures,
+        step=evaluation.kept_step,
+        seconds=seconds,
+        measured_on=measured_on,
+        seed=config.seed,
+    )
 
 
 def _build(config: SpeakerConfig, accelerator: Any) -> SpeakerTraining:
