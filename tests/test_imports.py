@@ -114,8 +114,6 @@ KNOWN: dict[str, set[str]] = {
         "fq_toolkit.layers.quantizer.updates",
     },
     "sub-packages": {
-        "fq_toolkit.fqgan: gan",
-        "fq_toolkit.fqgan: ugatit",
         "fq_toolkit.layers.quantizer: commitment",
         "fq_toolkit.layers.quantizer: feature_quantizer",
         "fq_toolkit.layers.quantizer: updates",
@@ -129,8 +127,6 @@ KNOWN: dict[str, set[str]] = {
         "tests/kernels",
     },
     "silent lazy imports": {
-        "fq_toolkit/fqgan/gan/commands.py",
-        "fq_toolkit/fqgan/ugatit/commands.py",
         "fq_toolkit/kernels/ops.py",
         "fq_toolkit/layers/quantizer/commitment.py",
         "fq_toolkit/prevalent/tasks/commands.py",

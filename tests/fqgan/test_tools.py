@@ -246,4 +246,4 @@ def test_titles_of_columns_are_class_names(finished: Path) -> None:
     assert class_titles(run, [3, 7]) == ["3", "7"]
     named = run._replace(data=run.data._replace(class_names=("cat", "a very long name")))
     assert class_titles(named, [0, 1]) == ["cat", "1"]
-    assert math.isclose(run.seconds, load_run(finished, step=4).seconds)
+    assert math.isclose(run.seconds, load_run(finished, checkpoint=4).seconds)

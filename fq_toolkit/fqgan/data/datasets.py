@@ -14,9 +14,10 @@ from fq_toolkit.fqgan.data.cifar_files import LabelledBytes, find_cifar, read_ci
 from fq_toolkit.fqgan.data.file_bounds import regular_size
 from fq_toolkit.fqgan.data.image_files import warn_of_cuts
 from fq_toolkit.fqgan.data.image_folders import holds_images, read_image_folder
-from fq_toolkit.fqgan.data.pixels import Fit, Images, StoredImages, resize_and_crop
+from fq_toolkit.fqgan.data.pixels import Fit, Images, StoredImages, fingerprint, resize_and_crop
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError, require
+from fq_toolkit.training.storage.measured_data import MeasuredSet
 
 log = logging.getLogger("fq_toolkit")
 
@@ -55,6 +56,12 @@ def load_digits() -> ImageDataset:
     images = functional.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
     labels = torch.from_numpy(raw.target).long()
     return ImageDataset("digits", images * 2 - 1, labels, 10, "digits-cnn")
+
+
+def real_images(source: str, data: ImageDataset) -> dict[str, MeasuredSet]:
+    """Return what a GAN is measured on: the images that it is trained on."""
+    digest = fingerprint([data.images], data.labels, data.class_names)
+    return {"images": MeasuredSet(source, digest, len(data.images))}
 
 
 DATASETS: dict[str, Callable[[], ImageDataset]] = {"digits": load_digits}

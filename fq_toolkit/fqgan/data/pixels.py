@@ -1,7 +1,8 @@
 """Images as they are stored, in bytes, which become float32 in [-1, 1] only when they are looked at."""
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +12,8 @@ from torch.nn import functional
 # How a picture that is not square becomes one.
 Fit = Literal["crop", "resize"]
 _MOST = 2**26
+# Images that a fingerprint looks at: all of them may lie on a disk.
+SAMPLED = 1000
 
 
 class StoredImages:
@@ -101,3 +104,23 @@ def resize_and_crop(pixels: Tensor, size: int, *, fit: Fit = "crop") -> Tensor:
         for part in pixels.split(together)
     ]
     return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def fingerprint(images: Sequence[Images], labels: Tensor | None = None, names: Sequence[str] = ()) -> str:
+    """Return a checksum of numbers and sizes of images, all labels and names, and the images themselves.
+
+    Of each set at most `SAMPLED` images are looked at, evenly spread.
+
+    Args:
+        images: sets of images (N, C, H, W).
+        labels: int64 (N,).
+        names: of the classes.
+    """
+    digest = hashlib.sha256(repr((list(names), [tuple(part.shape) for part in images])).encode())
+    for part in images:
+        rows = torch.linspace(0, len(part) - 1, min(len(part), SAMPLED), dtype=torch.float64).round().long()
+        for some in rows.split(100):
+            digest.update(part[some].contiguous().cpu().numpy().tobytes())
+    if labels is not None:
+        digest.update(labels.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

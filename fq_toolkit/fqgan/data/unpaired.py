@@ -12,9 +12,10 @@ from fq_toolkit.fqgan.data.datasets import as_path, load_digits
 from fq_toolkit.fqgan.data.image_files import ReadImages, Source, read_images
 from fq_toolkit.fqgan.data.image_folders import tell_left_out
 from fq_toolkit.fqgan.data.image_trees import ImageTree, folder_tree, unwrapped, zip_tree
-from fq_toolkit.fqgan.data.pixels import Fit, Images
+from fq_toolkit.fqgan.data.pixels import Fit, Images, fingerprint
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.storage.measured_data import MeasuredSet
 
 log = logging.getLogger("fq_toolkit")
 
@@ -135,6 +136,16 @@ def _with_archives(tree: ImageTree) -> list[tuple[tuple[str, ...], Source]]:
             del tree.others[(f"{part}.zip",)]
             pictures += [((part, *parts), source) for parts, source in unwrapped(zip_tree(archive))]
     return pictures
+
+
+def translated_images(source: str, data: UnpairedDataset) -> dict[str, MeasuredSet]:
+    """Return what translators are measured on: the images of both domains that are kept for that."""
+    sets = {}
+    for part, images in zip(PARTS[2:], (data.test_a, data.test_b), strict=True):
+        folder = Path(source).expanduser() / part
+        where = str(folder) if folder.is_dir() else source
+        sets[part] = MeasuredSet(where, fingerprint([images]), len(images))
+    return sets
 
 
 def digits_and_negatives(size: int) -> UnpairedDataset:

@@ -3,9 +3,20 @@
 import sys
 from pathlib import Path
 
+from fq_toolkit.fqgan.gan.codebook import codebook_pictures, dictionaries
 from fq_toolkit.fqgan.gan.config import FQGANConfig, preset
-from fq_toolkit.fqgan.ugatit.config import PRESETS as UGATIT_PRESETS
+from fq_toolkit.fqgan.gan.runs import (
+    checkpoint_title,
+    evaluate_run,
+    evaluate_truncations,
+    interpolate_run,
+    load_run,
+    sample_run,
+    sweep_truncation,
+)
+from fq_toolkit.fqgan.gan.training import GAN_TRAINER
 from fq_toolkit.training.errors import ConfigError, require
+from fq_toolkit.training.storage.best import parse_checkpoint
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
@@ -18,11 +29,10 @@ samples.png, curves.png and evaluation.json. Ctrl-C saves; --resume goes on bit 
 
 def train_command(arguments: list[str]) -> int:
     """Run ``train fqgan``."""
-    from fq_toolkit.fqgan.gan.training import GAN_TRAINER
 
     def defaults(words: list[str]) -> FQGANConfig:
         name = first_look(words, "preset").preset or "digits"
-        if name in UGATIT_PRESETS:
+        if name.startswith("u-gat-it"):
             raise ConfigError(f"{name} has a trainer of its own: fq-toolkit train ugatit --preset {name}")
         return preset(name)
 
@@ -40,7 +50,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
         truncation: float | None = None,
         interpolate: int | None = None,
         truncation_sweep: tuple[float, ...] = (),
-        step: int | None = None,
+        checkpoint: str = "last",
         out: Path | None = None,
         images: Path | None = None,
     ) -> int:
@@ -54,19 +64,17 @@ def sample_command(run: Path, arguments: list[str]) -> int:
                 with StyleGAN2 pull styles towards their mean, which 1 leaves as they are.
             interpolate: Instead, strips of so many images from one noise to another, each of one class.
             truncation_sweep: Instead, one row of images for each of these truncations, for example 0.3 0.6 1.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the lowest Frechet distance), last, or a step.
             out: The PNG; by default samples-, strips- or sweep-seedSEED.png in the run
                 folder.
             images: Also write every image as a file of its own into this folder.
         """
-        from fq_toolkit.fqgan.gan.runs import interpolate_run, load_run, sample_run, sweep_truncation
-
         chosen = [interpolate is not None, bool(truncation_sweep), images is not None]
         if sum(chosen) > 1:
             raise ConfigError("--interpolate, --truncation-sweep and --images do different things: give one")
         kind = "strips" if chosen[0] else "sweep" if chosen[1] else "samples"
         target = out or run / f"{kind}-seed{seed}.png"
-        trained = load_run(run, step=step)
+        trained = load_run(run, checkpoint=parse_checkpoint(checkpoint))
         if interpolate is not None:
             interpolate_run(
                 trained,
@@ -89,7 +97,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
                 truncation=truncation,
                 single_images=images,
             )
-        sys.stdout.write(f"{target} (step {trained.step})\n")
+        sys.stdout.write(f"{target} ({checkpoint_title(trained.step, trained.checkpoint)})\n")
         return 0
 
     return int(tyro.cli(sample, args=arguments, prog="fq-toolkit sample RUN"))
@@ -101,7 +109,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
     def evaluate(
         samples: int | None = None,
-        step: int | None = None,
+        checkpoint: str = "last",
         extractor: str | None = None,
         truncations: tuple[float, ...] = (),
     ) -> int:
@@ -109,20 +117,19 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
         Args:
             samples: Generated images; by default as in the run.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the lowest Frechet distance), last, or a step.
             extractor: What measures images, for example inception:FILE; as in the run by default.
             truncations: Instead, measure at each of these truncations and write truncations.csv.
         """
-        from fq_toolkit.fqgan.gan.runs import evaluate_run, evaluate_truncations, load_run
-
-        trained = load_run(run, step=step)
+        trained = load_run(run, checkpoint=parse_checkpoint(checkpoint))
+        chosen = checkpoint_title(trained.step, trained.checkpoint)
         if truncations:
-            found = evaluate_truncations(trained, truncations, samples=samples, extractor=extractor)
-            for truncation, figures in zip(truncations, found, strict=True):
-                sys.stdout.write(f"step {trained.step}, truncation {truncation}: {figures}\n")
+            results = evaluate_truncations(trained, truncations, samples=samples, extractor=extractor)
+            for truncation, figures in zip(truncations, results, strict=True):
+                sys.stdout.write(f"{chosen}, truncation {truncation}: {figures}\n")
             return 0
         figures = evaluate_run(trained, samples=samples, extractor=extractor)
-        sys.stdout.write(f"step {trained.step}: {figures}\n{measured_line(trained.folder)}")
+        sys.stdout.write(f"{chosen}: {figures}\n{measured_line(trained.folder)}")
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
@@ -138,7 +145,7 @@ def codebook_command(run: Path, arguments: list[str]) -> int:
         codes: int = 8,
         patches: int = 6,
         seed: int = 0,
-        step: int | None = None,
+        checkpoint: str = "last",
         out: Path | None = None,
     ) -> int:
         """Show what the codes of the discriminator stand for.
@@ -152,21 +159,18 @@ def codebook_command(run: Path, arguments: list[str]) -> int:
             codes: Codes shown: those in which most real and generated features meet.
             patches: Patches of each kind and code.
             seed: Of the choice of images and of the noise.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the lowest Frechet distance), last, or a step.
             out: Folder of the pictures; the run folder by default.
         """
-        from fq_toolkit.fqgan.gan.codebook import codebook_pictures, dictionaries
-        from fq_toolkit.fqgan.gan.runs import load_run
-
         for name, number in (("images", images), ("codes", codes), ("patches", patches)):
             if number < 1:
                 raise ConfigError(f"{name} is {number}; expected at least 1")
-        trained = load_run(run, step=step)
+        trained = load_run(run, checkpoint=parse_checkpoint(checkpoint))
         there = [int(name) for name in dictionaries(trained)]
         if not there:
             raise ConfigError(f"{run} has no dictionaries: it was trained with --fq none")
         for number in there if block is None else [block]:
-            found = codebook_pictures(
+            pictures = codebook_pictures(
                 trained,
                 block=number,
                 images=images,
@@ -175,8 +179,10 @@ def codebook_command(run: Path, arguments: list[str]) -> int:
                 seed=seed,
                 folder=out or run,
             )
-            sys.stdout.write(f"{found.patches} and {found.meeting.name}, from the top, real / generated: ")
-            sys.stdout.write(", ".join(f"code {c.code} {c.real} / {c.fake}" for c in found.codes) + "\n")
+            shared = ", ".join(f"code {c.code} {c.real} / {c.fake}" for c in pictures.codes)
+            sys.stdout.write(
+                f"{pictures.patches} and {pictures.meeting.name}, from the top, real / generated: {shared}\n"
+            )
         return 0
 
     return int(tyro.cli(codebook, args=arguments, prog="fq-toolkit codebook RUN"))
@@ -184,6 +190,4 @@ def codebook_command(run: Path, arguments: list[str]) -> int:
 
 def plot_command(run: Path, arguments: list[str]) -> int:
     """Run ``plot RUN``."""
-    from fq_toolkit.fqgan.gan.training import GAN_TRAINER
-
     return run_plot_command(GAN_TRAINER, run, arguments)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.fqgan.data.datasets import ImageDataset
-from fq_toolkit.fqgan.gan.sampling import Sampler
+from fq_toolkit.fqgan.gan.sampling import EVALUATION_SEED, Sampler
 from fq_toolkit.fqgan.metrics.classifiers import Extracted
 from fq_toolkit.fqgan.metrics.extractors import Extractor
 from fq_toolkit.fqgan.metrics.feature_rows import FeatureRows
@@ -17,8 +17,6 @@ from fq_toolkit.fqgan.metrics.precision_recall import NEIGHBOURS, Manifold, prec
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import isolated_rng, rank_seed
 
-# Of what must not depend on the run: everybody evaluates with the same noise.
-EVALUATION_SEED = 90210
 BATCH = 250
 FLOOR_SPLITS = 4
 # The kernel distance, precision and recall compare all pairs of rows; more than these are left out.

@@ -9,27 +9,28 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fq_toolkit.fqgan.data.data_identity import real_images
-from fq_toolkit.fqgan.data.datasets import ImageDataset, load_dataset
+from fq_toolkit.fqgan.data.datasets import ImageDataset, load_dataset, real_images
 from fq_toolkit.fqgan.gan.config import TRAINER, FQGANConfig
 from fq_toolkit.fqgan.gan.evaluation import Evaluation, Evaluator
 from fq_toolkit.fqgan.gan.networks.families import build_networks
 from fq_toolkit.fqgan.gan.networks.quantization import quantizer_factory
 from fq_toolkit.fqgan.gan.sampling import (
     Sampler,
+    calibrated_sampler,
     class_columns,
     interpolation_strips,
     make_folder,
     save_grid,
     save_image,
 )
-from fq_toolkit.fqgan.gan.training import calibrated_sampler, write_evaluation
 from fq_toolkit.fqgan.metrics.extractors import load_extractor
-from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
+from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.runs import open_saved
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.session import make_accelerator
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.best import Which
+from fq_toolkit.training.storage.evaluation import write_evaluation
 from fq_toolkit.training.storage.measured_data import MeasuredSet, check_measured
 from fq_toolkit.training.storage.run_folder import RunFolder
 
@@ -40,6 +41,7 @@ class TrainedRun(NamedTuple):
     folder: RunFolder
     config: FQGANConfig
     data: ImageDataset
+    checkpoint: Which
     step: int
     seconds: float
     generator: nn.Module
@@ -59,35 +61,36 @@ class TrainedRun(NamedTuple):
         return calibrated_sampler(self.generator, truncation=truncation)
 
 
-def load_run(path: Path, *, step: int | None = None) -> TrainedRun:
+def load_run(path: Path, *, checkpoint: Which = "last") -> TrainedRun:
     """Read a run folder.
 
     Args:
         path: the folder.
-        step: which checkpoint; the newest by default.
+        checkpoint: ``"best"``, ``"last"`` or a step.
 
     Raises:
         RunError: when it is no run folder.
         CheckpointError: when the checkpoint is missing, damaged or of another model.
         ConfigError: when it is a run of another trainer, or its data is not where it was.
     """
-    folder = RunFolder.open(path)
-    config = load_config(FQGANConfig, folder.config, trainer=TRAINER)
-    checkpoint = folder.load_checkpoint(step)
+    saved = open_saved(FQGANConfig, TRAINER, path, checkpoint=checkpoint)
+    config = saved.config
     data = load_dataset(config.data, **config.reading())
     generator, discriminator = build_networks(config, data, quantizer_factory(config))
-    try:
-        generator.load_state_dict(checkpoint.state["task"]["average"]["model"])
-        discriminator.load_state_dict(checkpoint.state["task"]["discriminator"])
-    except MISFITS as error:
-        raise CheckpointError(
-            f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}"
-        ) from error
+    with saved.fitting():
+        generator.load_state_dict(saved.state["average"]["model"])
+        discriminator.load_state_dict(saved.state["discriminator"])
     device = make_accelerator(config).device
     for network in (generator, discriminator):
         network.to(device).eval().requires_grad_(False)
-    seconds = checkpoint.state["seconds"]
-    return TrainedRun(folder, config, data, checkpoint.step, seconds, generator, discriminator)
+    return TrainedRun(
+        saved.folder, config, data, checkpoint, saved.step, saved.seconds, generator, discriminator
+    )
+
+
+def checkpoint_title(step: int, checkpoint: Which) -> str:
+    """Return what was looked at, as the start of a line: ``step 200``, or ``step 200 (best)``."""
+    return f"step {step} (best)" if checkpoint == "best" else f"step {step}"
 
 
 def chosen_classes(run: TrainedRun, classes: Sequence[int]) -> list[int]:
@@ -236,9 +239,9 @@ def _sample_count(run: TrainedRun, samples: int | None) -> int:
 
 def _checked_images(run: TrainedRun) -> dict[str, MeasuredSet]:
     """Return what a run is measured on, which has to be what it was."""
-    found = real_images(run.config.data, run.data)
-    check_measured(run.folder.checkpoints(), run.step, found)
-    return found
+    images = real_images(run.config.data, run.data)
+    check_measured(run.folder.checkpoints(), run.step, images)
+    return images
 
 
 def evaluate_run(run: TrainedRun, *, samples: int | None = None, extractor: str | None = None) -> Evaluation:
@@ -255,12 +258,12 @@ def evaluate_run(run: TrainedRun, *, samples: int | None = None, extractor: str 
     count, measured_on = _sample_count(run, samples), _checked_images(run)
     result = make_evaluator(run, extractor=extractor)(run.sampler(), samples=count)
     write_evaluation(
-        run.folder,
-        run.config,
-        result,
+        run.folder.evaluation,
+        result._asdict() | {"fq": run.config.fq, "checkpoint": run.checkpoint},
         step=run.step,
         seconds=run.seconds,
         measured_on=measured_on,
+        seed=run.config.seed,
     )
     return result
 
@@ -287,11 +290,11 @@ def evaluate_truncations(
     _checked_images(run)
     samplers = [run.sampler(truncation=truncation) for truncation in truncations]
     evaluator = make_evaluator(run, extractor=extractor)
-    found = [evaluator(sampler, samples=count) for sampler in samplers]
+    results = [evaluator(sampler, samples=count) for sampler in samplers]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["truncation", "step", *Evaluation._fields])
-    for truncation, figures in zip(truncations, found, strict=True):
+    for truncation, figures in zip(truncations, results, strict=True):
         writer.writerow([truncation, run.step, *figures])
     write_atomic(run.folder.path / "truncations.csv", text.getvalue().encode())
-    return found
+    return results

@@ -1,5 +1,6 @@
 """Images out of a generator, and pictures of many of them."""
 
+import copy
 import io
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 from fq_toolkit.fqgan.data.pixels import to_pixels
 from fq_toolkit.training.averaging import recalibrate_batchnorm
 from fq_toolkit.training.errors import RunError, require
+from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.storage.atomic import explain, write_atomic
 
+# Of what must not depend on the run: everybody evaluates with the same noise.
+EVALUATION_SEED = 90210
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 250
 # More images than this are made one part after the other.
 FORWARD = 250
@@ -72,6 +76,14 @@ class Sampler:
             lambda: self.generator(self.noise(CALIBRATION_SIZE), next(parts)),
             batches=CALIBRATION_BATCHES,
         )
+
+
+def calibrated_sampler(generator: nn.Module, *, truncation: float | None = None) -> Sampler:
+    """Return a sampler of a copy of the generator with fresh, reproducible batch-norm statistics."""
+    sampler = Sampler(copy.deepcopy(generator), truncation=truncation)
+    with isolated_rng(EVALUATION_SEED):
+        sampler.recalibrate()
+    return sampler
 
 
 def class_columns(sampler: Sampler, classes: "list[int] | range", rows: int) -> Tensor:

@@ -4,9 +4,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from fq_toolkit.fqgan.gan.runs import checkpoint_title
 from fq_toolkit.fqgan.ugatit.config import UGATITConfig, preset
+from fq_toolkit.fqgan.ugatit.runs import evaluate_translators, load_translators
+from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER
+from fq_toolkit.fqgan.ugatit.translate import translate_folder
 from fq_toolkit.training.errors import require
-from fq_toolkit.training.storage.measured_data import check_measured, measured_line
+from fq_toolkit.training.storage.best import parse_checkpoint
+from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
 TRAIN_HELP = """Train U-GAT-IT: unpaired image translation with quantized features in the discriminators.
@@ -19,7 +24,6 @@ DEFAULT = "u-gat-it-tiny"
 
 def train_command(arguments: list[str]) -> int:
     """Run ``train ugatit``."""
-    from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER
 
     def defaults(words: list[str]) -> UGATITConfig:
         return preset(first_look(words, "preset").preset or DEFAULT)
@@ -36,7 +40,7 @@ def translate_command(run: Path, arguments: list[str]) -> int:
         source: positional[Path],  # type: ignore[valid-type]
         to: Literal["A", "B"] = "B",
         out: Path | None = None,
-        step: int | None = None,
+        checkpoint: str = "last",
         skip_damaged: bool = False,
         nested: bool = False,
     ) -> int:
@@ -46,15 +50,13 @@ def translate_command(run: Path, arguments: list[str]) -> int:
             source: A picture, or a folder or zip archive of pictures.
             to: The domain to translate to, from the other one.
             out: Folder of the results; by default translated-to-B (or -A) in the run folder.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the lowest mean KID of both directions), last, or a step.
             skip_damaged: Leave out pictures that cannot be read, counted and named.
             nested: Take all pictures below the folder, however deep; the results keep its folders.
         """
-        from fq_toolkit.fqgan.ugatit.translate import load_translators, translate_folder
-
         target = out or run / f"translated-to-{to}"
         count = translate_folder(
-            load_translators(run, step=step),
+            load_translators(run, checkpoint=parse_checkpoint(checkpoint)),
             source,
             target,
             to=to,
@@ -71,34 +73,17 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
     """Run ``evaluate RUN``."""
     tyro = require("tyro", purpose="the command line")
 
-    def evaluate(step: int | None = None, extractor: str | None = None) -> int:
+    def evaluate(checkpoint: str = "last", extractor: str | None = None) -> int:
         """Measure a run: kernel and Frechet distance in both directions; writes evaluation.json.
 
         Args:
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the lowest mean KID of both directions), last, or a step.
             extractor: What measures images, for example inception:FILE; as in the run by default.
         """
-        from fq_toolkit.fqgan.data.data_identity import translated_images
-        from fq_toolkit.fqgan.data.unpaired import load_unpaired
-        from fq_toolkit.fqgan.ugatit.evaluation import TranslationEvaluator
-        from fq_toolkit.fqgan.ugatit.training import write_evaluation
-        from fq_toolkit.fqgan.ugatit.translate import load_translators
-
-        trained = load_translators(run, step=step)
-        data = load_unpaired(trained.config.data, **trained.config.reading())
-        measured_on = translated_images(trained.config.data, data)
-        check_measured(trained.folder.checkpoints(), trained.step, measured_on)
-        evaluator = TranslationEvaluator(data, extractor or trained.config.extractor)
-        found = evaluator(trained.translators, trained.device)
-        write_evaluation(
-            trained.folder,
-            trained.config,
-            found,
-            step=trained.step,
-            seconds=trained.seconds,
-            measured_on=measured_on,
-        )
-        sys.stdout.write(f"step {trained.step}:\n{found}\n{measured_line(trained.folder)}")
+        trained = load_translators(run, checkpoint=parse_checkpoint(checkpoint))
+        evaluation = evaluate_translators(trained, extractor=extractor)
+        chosen = checkpoint_title(trained.step, trained.checkpoint)
+        sys.stdout.write(f"{chosen}:\n{evaluation}\n{measured_line(trained.folder)}")
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
@@ -106,6 +91,4 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
 def plot_command(run: Path, arguments: list[str]) -> int:
     """Run ``plot RUN``."""
-    from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER
-
     return run_plot_command(UGATIT_TRAINER, run, arguments)

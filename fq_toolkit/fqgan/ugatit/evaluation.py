@@ -1,6 +1,6 @@
 """How good translations are: how far translated test images are from real ones of the target domain."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,20 +24,40 @@ class TranslationEvaluation(NamedTuple):
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{direction}: kid[{found.extractor}] {found.kid:.4g} (n={found.samples}, real-vs-real floor "
-            f"{found.kid_floor:.2g})  fid[{found.extractor}] {found.fid:.2f} (floor {found.floor:.2f})"
-            for direction, found in zip(DIRECTIONS, self, strict=True)
+            f"{direction}: kid[{one.extractor}] {one.kid:.4g} (n={one.samples}, real-vs-real floor "
+            f"{one.kid_floor:.2g})  fid[{one.extractor}] {one.fid:.2f} (floor {one.floor:.2f})"
+            for direction, one in zip(DIRECTIONS, self, strict=True)
         )
 
     def columns(self) -> dict[str, float]:
         """Return the measurement as columns of ``metrics.csv``."""
-        columns = {}
-        for direction, found in zip(DIRECTIONS, self, strict=True):
-            columns[f"kid[{found.extractor}]/{direction}"] = found.kid
-            columns[f"kid[{found.extractor}]/{direction} floor"] = found.kid_floor
-            columns[f"fid[{found.extractor}]/{direction}"] = found.fid
-            columns[f"fid[{found.extractor}]/{direction} floor"] = found.floor
-        return columns
+        figures = [
+            *((one.kid, one.kid_floor) for one in self),
+            *((one.fid, one.floor) for one in self),
+        ]
+        flat = [figure for pair in figures for figure in pair]
+        flat.append((self.a_to_b.kid + self.b_to_a.kid) / 2)
+        return dict(zip(translation_columns(self.a_to_b.extractor), flat, strict=True))
+
+    def record(self) -> dict[str, Any]:
+        """Return direction -> figures, for ``evaluation.json``."""
+        return {name: one._asdict() for name, one in zip(DIRECTIONS, self, strict=True)}
+
+
+def translation_columns(extractor: str) -> list[str]:
+    """Return the names of `TranslationEvaluation.columns`, in the same order."""
+    names = [
+        f"{figure}[{extractor}]/{curve}"
+        for figure in ("kid", "fid")
+        for direction in DIRECTIONS
+        for curve in (direction, f"{direction} floor")
+    ]
+    return [*names, mean_distance(extractor)]
+
+
+def mean_distance(extractor: str) -> str:
+    """Return the column of the figure that chooses the best checkpoint: the mean KID of both directions."""
+    return f"kid[{extractor}]/mean"
 
 
 class TranslationEvaluator:

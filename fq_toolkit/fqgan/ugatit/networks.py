@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from fq_toolkit.fqgan.gan.networks.quantization import make_quantizer
+from fq_toolkit.fqgan.ugatit.config import UGATITConfig
 from fq_toolkit.fqgan.ugatit.layers import LIN, AdaLIN, ClassActivationMap
+from fq_toolkit.training.seeding import isolated_rng
 
 
 class Translation(NamedTuple):
@@ -206,3 +209,41 @@ class Critics(nn.Module):
         """Judge images of both domains: A globally and locally, then B."""
         of_a = self.global_a(images_a), self.local_a(images_a)
         return (*of_a, self.global_b(images_b), self.local_b(images_b))
+
+
+def build_networks(config: UGATITConfig, channels: int) -> tuple[Translators, Critics]:
+    """Build generators and discriminators; draws from the global random state.
+
+    Args:
+        config: sizes and layers.
+        channels: channels of the images.
+    """
+
+    def generator() -> UGATITGenerator:
+        return UGATITGenerator(
+            channels=channels,
+            size=config.image_size,
+            width=config.width,
+            blocks=config.blocks,
+            light=config.light,
+        )
+
+    def critic(layers: int, quantizers: dict[int, nn.Module]) -> UGATITDiscriminator:
+        return UGATITDiscriminator(
+            channels=channels, layers=layers, width=config.width, quantizers=quantizers
+        )
+
+    def quantizers() -> dict[int, nn.Module]:
+        if config.fq == "none":
+            return {}
+        with isolated_rng(config.seed):  # the other weights are the same with and without quantization
+            return {
+                layer: make_quantizer(config, config.width * 2**layer, codes)
+                for layer, codes in zip(config.fq_layers, config.num_codes, strict=True)
+            }
+
+    translators = Translators(generator)
+    critics = Critics(
+        lambda: critic(config.global_layers, quantizers()), lambda: critic(config.local_layers, {})
+    )
+    return translators, critics

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,58 +12,13 @@ from fq_toolkit.fqgan.data.image_folders import loose_pictures
 from fq_toolkit.fqgan.data.image_trees import Parts
 from fq_toolkit.fqgan.data.unpaired import UnpairedDataset
 from fq_toolkit.fqgan.gan.sampling import make_folder, save_image
-from fq_toolkit.fqgan.ugatit.building import build_networks
-from fq_toolkit.fqgan.ugatit.config import TRAINER, UGATITConfig
 from fq_toolkit.fqgan.ugatit.networks import Translators
-from fq_toolkit.training.config import load_config
-from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
-from fq_toolkit.training.session import make_accelerator
-from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.fqgan.ugatit.runs import TranslatorRun
+from fq_toolkit.training.errors import ConfigError
 
 PREVIEW_ROWS = 4
 PREVIEW_TITLES = ("A", "looks at", "as B", "back", "B", "looks at", "as A", "back")
 _BATCH = 16
-
-
-class TranslatorRun(NamedTuple):
-    """A run read back: its generators in evaluation mode, on ``device``."""
-
-    folder: RunFolder
-    config: UGATITConfig
-    translators: Translators
-    step: int
-    seconds: float
-    device: torch.device
-
-
-def load_translators(path: Path, *, step: int | None = None) -> TranslatorRun:
-    """Read a run folder of U-GAT-IT. Its data is not needed.
-
-    Args:
-        path: the folder.
-        step: which checkpoint; the newest by default.
-
-    Raises:
-        RunError: when it is no run folder.
-        CheckpointError: when the checkpoint is missing, damaged or of another model.
-        ConfigError: when it is a run of another trainer.
-    """
-    folder = RunFolder.open(path)
-    config = load_config(UGATITConfig, folder.config, trainer=TRAINER)
-    checkpoint = folder.load_checkpoint(step)
-    try:
-        weights = checkpoint.state["task"]["translators"]
-        channels = weights["a_to_b.down.1.weight"].shape[1]
-        translators = build_networks(config, channels)[0]
-        translators.load_state_dict(weights)
-    except MISFITS as error:
-        raise CheckpointError(
-            f"the checkpoint of step {checkpoint.step} in {path} does not fit: {error}"
-        ) from error
-    device = make_accelerator(config).device
-    translators.to(device).eval().requires_grad_(False)
-    seconds = checkpoint.state["seconds"]
-    return TranslatorRun(folder, config, translators, checkpoint.step, seconds, device)
 
 
 @torch.no_grad()

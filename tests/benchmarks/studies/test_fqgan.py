@@ -419,7 +419,7 @@ def test_with_one_seed_all_arms_start_alike(tiny):
     starts = []
     for arm in ARMS:
         config = dataclasses.replace(tiny, fq=arm, seed=5)
-        gan = trainer.FQGAN(config, datasets.load_dataset("digits"), session.make_accelerator(config))
+        gan = trainer.GANTask(config, datasets.load_dataset("digits"), session.make_accelerator(config))
         weights = [*gan.generator.parameters(), *gan.discriminator.parameters()]
         starts.append([*(weight.detach() for weight in weights), torch.rand(3), gan.order.next()])
     for start in starts[1:]:

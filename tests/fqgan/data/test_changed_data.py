@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fq_toolkit.cli import main
-from fq_toolkit.fqgan.data import data_identity
-from fq_toolkit.fqgan.data.data_identity import fingerprint
+from fq_toolkit.fqgan.data import pixels
+from fq_toolkit.fqgan.data.pixels import fingerprint
 from tests.fqgan.data.image_data import write_image
 
 SMALL = ["--steps", "2", "--batch-size", "4", "--device", "cpu", "--evaluate-every", "0"]
@@ -75,7 +75,7 @@ def test_changed_images_are_refused(
 
 
 def test_a_part_of_many_images_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_identity, "SAMPLED", 3)
+    monkeypatch.setattr(pixels, "SAMPLED", 3)
     images = torch.rand(9, 1, 2, 2)
     before = fingerprint([images], torch.arange(9))
     seen = []

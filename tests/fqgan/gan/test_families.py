@@ -14,7 +14,7 @@ import torch
 
 from fq_toolkit.fqgan.gan import sampling
 from fq_toolkit.fqgan.gan.config import FQGANConfig, preset
-from fq_toolkit.fqgan.gan.training import FQGAN, GAN_TRAINER, train
+from fq_toolkit.fqgan.gan.training import GAN_TRAINER, GANTask, train
 from fq_toolkit.training.errors import ConfigError, DivergedError
 from fq_toolkit.training.reporting.metrics_log import read_metrics
 from fq_toolkit.training.session import dry_run
@@ -83,14 +83,14 @@ def test_resume_is_bit_exact(straight: dict[str, Path], config: FQGANConfig, tmp
 def test_a_run_that_dies_goes_on_from_its_checkpoint(
     straight: dict[str, Path], config: FQGANConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = FQGAN.step
+    step = GANTask.step
 
-    def dying(self: FQGAN, index: int) -> dict:
+    def dying(self: GANTask, index: int) -> dict:
         if index == 3:
             raise Killed
         return step(self, index)
 
-    monkeypatch.setattr(FQGAN, "step", dying)
+    monkeypatch.setattr(GANTask, "step", dying)
     with pytest.raises(Killed):
         train(config, out=tmp_path / "run")
     monkeypatch.undo()
@@ -109,15 +109,15 @@ def test_kill_nine_at_a_random_moment(config: FQGANConfig, tmp_path: Path) -> No
 def test_divergence_leaves_the_last_good_checkpoint(
     config: FQGANConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = FQGAN.step
+    step = GANTask.step
 
-    def poisoned(self: FQGAN, index: int) -> dict:
+    def poisoned(self: GANTask, index: int) -> dict:
         if index == 2:
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(torch.nan)  # one class alone may not be drawn
         return step(self, index)
 
-    monkeypatch.setattr(FQGAN, "step", poisoned)
+    monkeypatch.setattr(GANTask, "step", poisoned)
     with pytest.raises(DivergedError, match=r"is not finite at step 3.*checkpoint of step 2"):
         train(config, out=tmp_path / "run")
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
@@ -157,7 +157,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from fq_toolkit.fqgan.gan.config import FQGANConfig
 from fq_toolkit.fqgan.data.datasets import ImageDataset
-from fq_toolkit.fqgan.gan.updates import GANUpdates
+from fq_toolkit.fqgan.gan.training import GANTask
 from fq_toolkit.training.config import from_mapping
 
 draws = torch.Generator().manual_seed(3)
@@ -171,7 +171,7 @@ torch.randn_like = torch.ones_like  # drawn in every forward
 def train(options):
     config = from_mapping(FQGANConfig, options, source="test")
     config = dataclasses.replace(config, batch_size=8 // world)
-    gan = GANUpdates(config, data, accelerator)
+    gan = GANTask(config, data, accelerator)
     noise = torch.Generator().manual_seed(4)
 
     def shared_noise(share=1):  # every process takes its part of the same draws

@@ -29,7 +29,7 @@ config = FQGANConfig(
 data = datasets.load_digits()
 data = data._replace(images=data.images[:300], labels=data.labels[:300])
 datasets.DATASETS["digits"] = lambda: data
-gan = trainer.FQGAN(config, data, Accelerator(cpu=True))
+gan = trainer.GANTask(config, data, Accelerator(cpu=True))
 for step in range(2):
     gan.step(step)
 assert gan.accelerator.num_processes == 2

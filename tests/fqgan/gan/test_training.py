@@ -17,7 +17,7 @@ from fq_toolkit import collect_commitment
 from fq_toolkit.fqgan.data.datasets import load_digits
 from fq_toolkit.fqgan.gan.config import FQGANConfig
 from fq_toolkit.fqgan.gan.runs import evaluate_run, load_run, sample_run
-from fq_toolkit.fqgan.gan.training import FQGAN, GAN_TRAINER, train
+from fq_toolkit.fqgan.gan.training import GAN_TRAINER, GANTask, train
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import CheckpointError, ConfigError, DivergedError, RunError
 from fq_toolkit.training.reporting.metrics_log import read_metrics
@@ -42,8 +42,8 @@ def assert_same_state(a: Path, b: Path, *without: str) -> None:
     assert rest == other_rest
 
 
-def make(config: FQGANConfig) -> FQGAN:
-    return FQGAN(config, load_digits(), Accelerator(cpu=True))
+def make(config: FQGANConfig) -> GANTask:
+    return GANTask(config, load_digits(), Accelerator(cpu=True))
 
 
 def test_a_run_folder_is_complete(tiny: FQGANConfig, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_truncated_checkpoint(tiny: FQGANConfig, tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=r"1000 bytes instead of .* go on from step 2"):
             use()
-    assert load_run(run, step=2).step == 2
+    assert load_run(run, checkpoint=2).step == 2
 
 
 def test_a_full_disk_during_a_save(
@@ -190,14 +190,14 @@ def test_a_full_disk_during_a_save(
 def test_a_signal_saves_and_stops(
     tiny: FQGANConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    step = FQGAN.step
+    step = GANTask.step
 
-    def interrupted(self: FQGAN, index: int) -> dict:
+    def interrupted(self: GANTask, index: int) -> dict:
         if index == 2:
             os.kill(os.getpid(), number)
         return step(self, index)
 
-    monkeypatch.setattr(FQGAN, "step", interrupted)
+    monkeypatch.setattr(GANTask, "step", interrupted)
     result = train(tiny, out=tmp_path / "run")
     assert (result.step, result.signal, result.evaluation) == (3, number, None)
     assert (tmp_path / "run" / "samples.png").exists()
@@ -210,15 +210,15 @@ def test_a_signal_saves_and_stops(
 def test_divergence_stops_with_the_last_good_checkpoint(
     tiny: FQGANConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = FQGAN.step
+    step = GANTask.step
 
-    def poisoned(self: FQGAN, index: int) -> dict:
+    def poisoned(self: GANTask, index: int) -> dict:
         if index == 2:
             with torch.no_grad():
                 self.generator.linear.weight[0, 0] = float("nan")
         return step(self, index)
 
-    monkeypatch.setattr(FQGAN, "step", poisoned)
+    monkeypatch.setattr(GANTask, "step", poisoned)
     with pytest.raises(DivergedError, match=r"loss/. is not finite at step 3.*checkpoint of step 2"):
         train(tiny, out=tmp_path / "run")
     monkeypatch.undo()
@@ -228,9 +228,9 @@ def test_divergence_stops_with_the_last_good_checkpoint(
 def test_a_passing_nan_costs_the_steps_since_the_last_checkpoint(
     tiny: FQGANConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, visited = FQGAN.step, []
+    step, visited = GANTask.step, []
 
-    def poisoned(self: FQGAN, index: int) -> dict:
+    def poisoned(self: GANTask, index: int) -> dict:
         visited.append(index)
         if index == 2 and visited.count(2) == 1:
             for network in (self.generator, self.discriminator, self.average.model):
@@ -239,7 +239,7 @@ def test_a_passing_nan_costs_the_steps_since_the_last_checkpoint(
                         weight.fill_(torch.nan)
         return step(self, index)
 
-    monkeypatch.setattr(FQGAN, "step", poisoned)
+    monkeypatch.setattr(GANTask, "step", poisoned)
     result = train(tiny, out=tmp_path / "run")
     assert result.step == tiny.steps
     assert visited == [0, 1, 2, *range(2, tiny.steps)]
@@ -247,7 +247,7 @@ def test_a_passing_nan_costs_the_steps_since_the_last_checkpoint(
     assert load_run(tmp_path / "run").step == tiny.steps
 
 
-def codebooks(gan: FQGAN) -> list[tuple[int, torch.Tensor]]:
+def codebooks(gan: GANTask) -> list[tuple[int, torch.Tensor]]:
     return [(int(layer.num_updates), layer.codebook.clone()) for layer in gan.quantizers]
 
 
@@ -365,7 +365,11 @@ def test_samples_repeat_and_vary(finished: Path, tmp_path: Path) -> None:
         ),
         (lambda run, tmp: draw(run, tmp / "x.png", rows=0), ConfigError, "rows is 0"),
         (lambda run, tmp: draw(run, tmp / "x.png", truncation=0.0), ConfigError, "truncation is 0.0"),
-        (lambda run, tmp: load_run(run, step=3), CheckpointError, r"no checkpoint of step 3 .* \[2, 4\]"),
+        (
+            lambda run, tmp: load_run(run, checkpoint=3),
+            CheckpointError,
+            r"no checkpoint of step 3 .* \[2, 4\]",
+        ),
         (lambda run, tmp: load_run(tmp), RunError, "not a run folder"),
         (lambda run, tmp: draw(run, run / "config.json" / "x.png"), RunError, "cannot write"),
     ],

@@ -14,11 +14,16 @@ from torch.nn import functional
 from fq_toolkit import FeatureQuantizer
 from fq_toolkit.fqgan.data.datasets import ImageDataset
 from fq_toolkit.fqgan.gan.config import PRESETS, FQGANConfig
-from fq_toolkit.fqgan.gan.losses import logistic_discriminator_loss, logistic_generator_loss
+from fq_toolkit.fqgan.gan.losses import (
+    PathLengthPenalty,
+    logistic_discriminator_loss,
+    logistic_generator_loss,
+    path_lengths,
+    r1_penalty,
+)
 from fq_toolkit.fqgan.gan.networks.residual import ImageShape
 from fq_toolkit.fqgan.gan.networks.stylegan2 import build_stylegan2
-from fq_toolkit.fqgan.gan.regularizers import PathLengthPenalty, path_lengths, r1_penalty
-from fq_toolkit.fqgan.gan.updates import GANUpdates
+from fq_toolkit.fqgan.gan.training import GANTask
 from fq_toolkit.training.errors import ConfigError
 
 BASE = FQGANConfig(fq="regularize", num_codes=8, latent_size=8, batch_size=8, device="cpu", fq_init="normal")
@@ -36,12 +41,12 @@ def config(request: pytest.FixtureRequest) -> FQGANConfig:
     return FAMILIES[request.param]
 
 
-def make(config: FQGANConfig, classes: int = 3, accelerator: Accelerator | None = None) -> GANUpdates:
+def make(config: FQGANConfig, classes: int = 3, accelerator: Accelerator | None = None) -> GANTask:
     draws = torch.Generator().manual_seed(5)
     images = torch.rand(64, 1, 32, 32, generator=draws) * 2 - 1
     labels = torch.arange(64) % classes
     data = ImageDataset("noise", images, labels, classes, "none")
-    return GANUpdates(config, data, accelerator or Accelerator(cpu=True))
+    return GANTask(config, data, accelerator or Accelerator(cpu=True))
 
 
 def hold_still(model: nn.Module) -> None:
@@ -51,7 +56,7 @@ def hold_still(model: nn.Module) -> None:
             module.eval()
 
 
-def in_doubles(gan: GANUpdates) -> None:
+def in_doubles(gan: GANTask) -> None:
     """Compute in float64, where the order of sums makes no visible difference."""
     for model in (gan.generator, gan.discriminator):
         model.double()
@@ -242,7 +247,7 @@ def test_path_penalty_keeps_a_moving_average() -> None:
         torch.testing.assert_close(value, (lengths - average).square().mean())
 
 
-def counted(gan: GANUpdates, name: str) -> list[int]:
+def counted(gan: GANTask, name: str) -> list[int]:
     """Count the calls of a method."""
     calls: list[int] = []
     method: Callable[..., Any] = getattr(gan, name)
@@ -347,7 +352,7 @@ def test_tiny_presets_take_a_step(name: str) -> None:
     config = dataclasses.replace(PRESETS[f"{name}-tiny"], batch_size=2, accumulate=1, d_steps=1, device="cpu")
     size = config.image_size
     data = ImageDataset("noise", torch.rand(4, 1, size, size) * 2 - 1, torch.arange(4) % 2, 2, "none")
-    gan = GANUpdates(config, data, Accelerator(cpu=True))
+    gan = GANTask(config, data, Accelerator(cpu=True))
     values = gan.step(0)
     assert all(bool(value.isfinite()) for value in values.values())
     assert all(isinstance(layer, FeatureQuantizer) for layer in gan.quantizers)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from fq_toolkit.fqgan.ugatit.config import PRESETS, UGATITConfig
-from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER
-from fq_toolkit.fqgan.ugatit.updates import learning_rate
+from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER, learning_rate
 from fq_toolkit.training.config import load_config, save_config
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.session import dry_run

@@ -16,7 +16,6 @@ from torch import nn
 
 from fq_toolkit.fqgan.data import unpaired
 from fq_toolkit.fqgan.data.unpaired import load_unpaired
-from fq_toolkit.fqgan.ugatit.building import build_networks
 from fq_toolkit.fqgan.ugatit.config import PRESETS, UGATITConfig, preset
 from fq_toolkit.fqgan.ugatit.layers import (
     LIN,
@@ -33,9 +32,8 @@ from fq_toolkit.fqgan.ugatit.losses import (
     cycle_loss,
     identity_loss,
 )
-from fq_toolkit.fqgan.ugatit.networks import Judgement, Round, Translation
-from fq_toolkit.fqgan.ugatit.training import UGATIT, UGATIT_TRAINER
-from fq_toolkit.fqgan.ugatit.updates import learning_rate
+from fq_toolkit.fqgan.ugatit.networks import Judgement, Round, Translation, build_networks
+from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER, UGATITTask, learning_rate
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.reporting.metrics_log import read_metrics
 from fq_toolkit.training.session import train
@@ -207,8 +205,8 @@ def test_losses_are_what_the_paper_says() -> None:
     )
 
 
-def make(config: UGATITConfig) -> UGATIT:
-    return UGATIT(config, load_unpaired("digits", size=config.image_size), Accelerator(cpu=True))
+def make(config: UGATITConfig) -> UGATITTask:
+    return UGATITTask(config, load_unpaired("digits", size=config.image_size), Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("light", [True, False])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fq_toolkit.fqgan.ugatit import updates as ugatit_updates
+from fq_toolkit.fqgan.ugatit import training as ugatit_training
 from tests.fqgan.ugatit.small import TINY
 
 SCRIPT = """
@@ -20,16 +20,16 @@ import dataclasses, json, sys
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from fq_toolkit.fqgan.ugatit import updates as ugatit_updates
+from fq_toolkit.fqgan.ugatit import training as ugatit_training
 from fq_toolkit.fqgan.ugatit.config import UGATITConfig
 from fq_toolkit.fqgan.data.unpaired import UnpairedDataset
 from fq_toolkit.training.config import from_mapping
 from fq_toolkit.training.storage.packing import pack
 
 # In float64 the order of sums makes no visible difference; dictionaries and their losses stay float32.
-build = ugatit_updates.build_networks
-ugatit_updates.build_networks = lambda *options: [model.double() for model in build(*options)]
-ugatit_updates.jitter = lambda images, size: images[:, :, :size, :size]  # processes draw other places
+build = ugatit_training.build_networks
+ugatit_training.build_networks = lambda *options: [model.double() for model in build(*options)]
+ugatit_training.jitter = lambda images, size: images[:, :, :size, :size]  # processes draw other places
 draws = torch.Generator().manual_seed(3)
 a, b = (torch.rand(count, 1, 18, 18, generator=draws).double() * 2 - 1 for count in (24, 27))
 data = UnpairedDataset("noise", a, b, a, b, "noise")
@@ -40,7 +40,7 @@ world = accelerator.num_processes
 def train(options):
     config = from_mapping(UGATITConfig, options, source="test")
     config = dataclasses.replace(config, batch_size=config.batch_size // world)
-    task = ugatit_updates.UGATITUpdates(config, data, accelerator)
+    task = ugatit_training.UGATITTask(config, data, accelerator)
     for module in task.critics.modules():
         if config.accumulate > 1 and type(module).__name__ == "_SpectralNorm":
             module.eval()  # it looks at each forward, and forwards are other images when there are two ranks
@@ -85,7 +85,7 @@ def train_twice(folder: Path, configs: list[dict[str, Any]]) -> list[list[dict[s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*words, str(folder / "one.pt")])
         for name in ("jitter", "build_networks"):
-            patch.setattr(ugatit_updates, name, getattr(ugatit_updates, name))  # the script replaces it
+            patch.setattr(ugatit_training, name, getattr(ugatit_training, name))  # the script replaces it
         runpy.run_path(str(script))
     return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("one", "two")]
 

@@ -12,8 +12,8 @@ import torch
 
 from fq_toolkit.fqgan.gan import evaluation
 from fq_toolkit.fqgan.ugatit.config import UGATITConfig
-from fq_toolkit.fqgan.ugatit.training import UGATIT, UGATIT_TRAINER
-from fq_toolkit.fqgan.ugatit.translate import load_translators
+from fq_toolkit.fqgan.ugatit.runs import load_translators
+from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER, UGATITTask
 from fq_toolkit.training.errors import ConfigError, DivergedError
 from fq_toolkit.training.reporting.metrics_log import read_metrics
 from fq_toolkit.training.session import train
@@ -54,16 +54,16 @@ def straight(config: UGATITConfig, tmp_path_factory: pytest.TempPathFactory, sma
     return train(UGATIT_TRAINER, config, out=tmp_path_factory.mktemp("straight") / "run").run
 
 
-def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[UGATIT], None]) -> None:
+def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[UGATITTask], None]) -> None:
     """Let something happen before a step."""
-    step = UGATIT.step
+    step = UGATITTask.step
 
-    def acting(self: UGATIT, index: int) -> dict[str, torch.Tensor]:
+    def acting(self: UGATITTask, index: int) -> dict[str, torch.Tensor]:
         if index == number:
             act(self)
         return step(self, index)
 
-    monkeypatch.setattr(UGATIT, "step", acting)
+    monkeypatch.setattr(UGATITTask, "step", acting)
 
 
 def test_a_signal_saves_and_the_run_goes_on_bit_by_bit(
@@ -91,7 +91,7 @@ def test_other_options_are_refused(straight: Path, config: UGATITConfig) -> None
 def test_a_run_that_dies_goes_on_from_its_checkpoint(
     straight: Path, config: UGATITConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(_: UGATIT) -> None:
+    def die(_: UGATITTask) -> None:
         raise Killed
 
     before_step(monkeypatch, 3, die)
@@ -114,7 +114,7 @@ def test_kill_nine_at_a_random_moment(config: UGATITConfig, tmp_path: Path) -> N
 def test_divergence_leaves_the_last_good_checkpoint(
     domains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
-    def poison(task: UGATIT) -> None:
+    def poison(task: UGATITTask) -> None:
         with torch.no_grad():
             list(getattr(task, network).parameters())[-1].view(-1)[-1] = float("nan")
         assert not task.is_finite()

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from fq_toolkit.fqgan.ugatit import commands
+from fq_toolkit.fqgan.ugatit.runs import load_translators
 from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER
-from fq_toolkit.fqgan.ugatit.translate import load_translators, translate_folder
+from fq_toolkit.fqgan.ugatit.translate import translate_folder
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.session import train
 from tests.fqgan.data.image_data import write_image

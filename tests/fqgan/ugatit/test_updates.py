@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fq_toolkit.fqgan.data.unpaired import UnpairedDataset, loading_size
-from fq_toolkit.fqgan.ugatit import updates as ugatit_updates
+from fq_toolkit.fqgan.ugatit import training as ugatit_training
 from fq_toolkit.fqgan.ugatit.config import UGATITConfig
-from fq_toolkit.fqgan.ugatit.updates import UGATITUpdates
+from fq_toolkit.fqgan.ugatit.training import UGATITTask
 from fq_toolkit.training.errors import ConfigError
 from tests.fqgan.ugatit.small import TINY
 
@@ -25,11 +25,11 @@ def noise(count_a: int = 16, count_b: int = 19) -> UnpairedDataset:
     return UnpairedDataset("noise", a, b, a[:4], b[:4], "noise")
 
 
-def make(config: UGATITConfig, data: UnpairedDataset | None = None) -> UGATITUpdates:
-    return UGATITUpdates(config, data or noise(), Accelerator(cpu=True))
+def make(config: UGATITConfig, data: UnpairedDataset | None = None) -> UGATITTask:
+    return UGATITTask(config, data or noise(), Accelerator(cpu=True))
 
 
-def in_doubles(task: UGATITUpdates) -> None:
+def in_doubles(task: UGATITTask) -> None:
     """Compute in float64; spectral norm uses what it has, as it looks at each forward, not at each update."""
     for model in (task.translators, task.critics):
         model.double()
@@ -39,7 +39,7 @@ def in_doubles(task: UGATITUpdates) -> None:
     task.train_a, task.train_b = task.train_a.double(), task.train_b.double()  # type: ignore[union-attr]
 
 
-def gradients(task: UGATITUpdates) -> dict[str, Tensor]:
+def gradients(task: UGATITTask) -> dict[str, Tensor]:
     networks = {"g": task.translators, "d": task.critics}
     return {
         f"{key}/{name}": weight.grad
@@ -107,7 +107,7 @@ def test_a_step_looks_at_accumulate_times_batch_images_of_each_domain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[Tensor] = []
-    monkeypatch.setattr(ugatit_updates, "jitter", lambda images, _: seen.append(images) or images)
+    monkeypatch.setattr(ugatit_training, "jitter", lambda images, _: seen.append(images) or images)
     task = make(dataclasses.replace(BASE, accumulate=4))
     batches = task._batches()
     assert [len(images) for images in seen] == [8, 8]

@@ -1,7 +1,7 @@
 """Where feature quantization meets the trainer: layers, warm-up, losses, readings."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -9,25 +9,36 @@ from fq_toolkit.fqgan.gan.config import FQGANConfig
 from fq_toolkit.layers import FeatureQuantizer, commitment_loss
 
 
+def make_quantizer(
+    config: Any, channels: int, num_codes: int, *, ema: Literal["smoothed", "debiased"] = "smoothed"
+) -> FeatureQuantizer:
+    """Return a quantizing layer with the options that both trainers call by the same names.
+
+    Args:
+        config: with ``fq``, ``decay``, ``commitment``, ``fq_init``, ``fq_revive``, ``fq_update_per`` and
+            ``accumulate``.
+        channels: of the features.
+        num_codes: K.
+        ema: see `FeatureQuantizer`.
+    """
+    return FeatureQuantizer(
+        channels,
+        num_codes,
+        mode=config.fq,
+        decay=config.decay,
+        commitment=config.commitment,
+        ema=ema,
+        init=config.fq_init,
+        revive=config.fq_revive,
+        update_every=config.accumulate if config.fq_update_per == "update" else 1,
+    )
+
+
 def quantizer_factory(config: FQGANConfig) -> Callable[[int], nn.Module] | None:
     """Return number of channels -> layer, or None for ``fq="none"``."""
     if config.fq == "none":
         return None
-
-    def make(channels: int) -> nn.Module:
-        return FeatureQuantizer(
-            channels,
-            config.num_codes,
-            mode=config.fq,
-            decay=config.decay,
-            commitment=config.commitment,
-            ema=config.fq_ema,
-            init=config.fq_init,
-            revive=config.fq_revive,
-            update_every=config.accumulate if config.fq_update_per == "update" else 1,
-        )
-
-    return make
+    return lambda channels: make_quantizer(config, channels, config.num_codes, ema=config.fq_ema)
 
 
 def warmup_strength(step: int, *, warmup: int, strength: float) -> float:
@@ -49,24 +60,31 @@ def quantizers(discriminator: nn.Module) -> list[FeatureQuantizer]:
 
 
 def halves_commitment(discriminator: nn.Module) -> Tensor:
-    """Return ``mean over fakes + mean over reals`` of the last concatenated call, as released.
+    """Return the commitment of fakes plus that of reals, each a mean, of the last concatenated call.
 
-    Both halves are equally large, so it is twice the mean over the batch.
+    ``mean over fakes of L_Q + mean over reals of L_Q``, as released. Both halves are equally large, so it is
+    twice the mean over the batch.
+
+    Source: arXiv 2004.02088, equation 5.
     """
     return 2 * commitment_loss(discriminator)
 
 
-class Reading(NamedTuple):
-    """How much of a dictionary is in use, as the layer counts it.
+def dictionary_gauges(layers: Mapping[str, FeatureQuantizer], *, strength: float | None) -> dict[str, float]:
+    """Return how much of each dictionary is in use, as columns of ``metrics.csv``. Waits for the device.
 
-    usage: share of the codes, in [0, 1].
-    perplexity: how many codes are in even use, in [1, K].
+    Args:
+        layers: name -> layer.
+        strength: of straight-through quantization; None in other modes.
+
+    Returns:
+        ``usage/NAME``, the share of codes in use, ``perplexity/NAME``, how many are in even use, and
+        ``strength/fq``.
     """
-
-    usage: float
-    perplexity: float
-
-
-def read_dictionary(layer: FeatureQuantizer) -> Reading:
-    """What a layer says of itself; waits for the device."""
-    return Reading(layer.usage(), layer.perplexity())
+    readings = {}
+    for name, layer in layers.items():
+        readings[f"usage/{name}"] = layer.usage()
+        readings[f"perplexity/{name}"] = layer.perplexity()
+    if layers and strength is not None:
+        readings["strength/fq"] = strength
+    return readings
