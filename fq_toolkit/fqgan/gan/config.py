@@ -1,9 +1,18 @@
 """Options of the FQ-GAN trainer, and the presets."""
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from fq_toolkit.training.bounds import (
+    Fraction,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Rate,
+    Share,
+    at_least,
+    check_bounds,
+)
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -19,16 +28,6 @@ def image_fit(crop: bool, resize: bool) -> Literal["crop", "resize", "auto"]:
     if crop and resize:
         raise ConfigError("crop and resize do different things to images that are not square: give one")
     return "crop" if crop else "resize" if resize else "auto"
-
-
-def check_strength(strength: float) -> None:
-    """Refuse a strength of quantization out of range.
-
-    Raises:
-        ConfigError: saying what was given and what is expected.
-    """
-    if not 0 < strength <= 1:
-        raise ConfigError(f"fq_strength is {strength}; expected 0 < fq_strength <= 1")
 
 
 def in_steps(length: float, steps: int) -> int:
@@ -69,7 +68,7 @@ class FQGANConfig:
     """Networks and losses: a small residual GAN, BigGAN for 32, 64 or 128 pixels, StyleGAN2."""
     data: str = "digits"
     """Images: a folder or file, or digits (scikit-learn's, 16x16, which come with the package)."""
-    image_size: int = 0
+    image_size: NotNegative[int] = 0
     """Scale and cut the images to this size in pixels; 0 leaves them as they are."""
     crop: bool = False
     """Images that are not square: scale the shorter side and cut out the middle, without a warning."""
@@ -83,13 +82,13 @@ class FQGANConfig:
     """Use the classes of the images."""
     flip: bool = False
     """Mirror half of the real images."""
-    train_images: int = 0
+    train_images: NotNegative[int] = 0
     """Train on this many of the images, drawn by the seed; 0 takes all. Measures look at all of them."""
     extractor: str = "auto"
     """What measures images: auto, digits-cnn, cifar-cnn, data-cnn, random-cnn, or NAME:TORCHSCRIPT_FILE."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Of weights, noise and data order."""
-    steps: int = 700
+    steps: Positive[int] = 700
     """Generator updates."""
 
     fq: Literal["none", "regularize", "straight_through"] = "none"
@@ -97,22 +96,22 @@ class FQGANConfig:
     the paper's models have; or the paper's quantized features."""
     fq_layers: tuple[int, ...] = (0, 1, 2)
     """Discriminator blocks whose output is quantized: from 0, or from -1 counted from the last."""
-    num_codes: int = 64
+    num_codes: Positive[int] = 64
     """Dictionary size K of each layer."""
-    commitment: float = 1.0
+    commitment: NotNegative[float] = 1.0
     """Weight of the commitment loss."""
-    decay: float = 0.9
+    decay: Fraction = 0.9
     """Moving average of the dictionary: the weight of the past."""
     fq_init: Literal["data", "kmeans", "normal"] = "data"
     """Start of the dictionary: rows of the first batch, k-means on it, or noise as in the release."""
-    fq_warmup: float = 0.2
+    fq_warmup: NotNegative[float] = 0.2
     """straight_through only: share of the run over which the strength of quantization rises from 0; 1 or
     more is a number of steps."""
-    fq_strength: float = 1.0
+    fq_strength: PositiveShare = 1.0
     """straight_through only: strength after that; below 1 features go a part of the way to centroids."""
     fq_ema: Literal["smoothed", "debiased"] = "smoothed"
     """Moving averages: as in the PyTorch release, or debiased as in its TensorFlow part."""
-    fq_revive: float = 0.0
+    fq_revive: NotNegative[float] = 0.0
     """Restart codes whose moving count falls below this; 0 never does."""
     fq_in_generator_loss: bool = True
     """Add the commitment of the fakes to the generator's loss, as released."""
@@ -121,95 +120,70 @@ class FQGANConfig:
     fq_update_per: Literal["micro_batch", "update"] = "micro_batch"
     """With accumulate > 1: move the dictionary in every forward, as released, or once per update."""
 
-    channels: int = 32
+    channels: Positive[int] = 32
     """Width. residual: first discriminator block; biggan: ch of the paper; stylegan2: the widest layer."""
-    latent_size: int = 64
+    latent_size: Positive[int] = 64
     """Size of the noise z."""
     initial: Literal["orthogonal", "normal"] = "orthogonal"
     """biggan: weights start orthogonal, or from N(0, 0.02^2)."""
-    attention: int = 0
+    attention: NotNegative[int] = 0
     """biggan: size in pixels of the maps with self-attention; 0 for none."""
-    shared_size: int = 0
+    shared_size: NotNegative[int] = 0
     """biggan: size of a class embedding that all norms share; 0 gives each norm its own."""
     hierarchical: bool = False
     """biggan: every generator block sees its own part of z."""
-    style_mixing: float = 0.9
+    style_mixing: Share = 0.9
     """stylegan2: how often the styles of a batch come from two noises."""
     batch_size: int = 64
     """Real images per forward of the discriminator and process; as many fakes."""
-    accumulate: int = 1
+    accumulate: Positive[int] = 1
     """Forwards per update: batch_size times this is the batch."""
-    d_steps: int = 1
+    d_steps: Positive[int] = 1
     """Discriminator updates per generator update."""
-    g_lr: float = 4e-4
+    g_lr: Rate = 4e-4
     """Adam learning rate of the generator."""
-    d_lr: float = 4e-4
+    d_lr: Rate = 4e-4
     """Adam learning rate of the discriminator."""
-    betas: tuple[float, float] = (0.0, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.0, 0.999)
     """Adam betas of both."""
-    adam_eps: float = 1e-8
+    adam_eps: Rate = 1e-8
     """Adam epsilon of both."""
-    r1_weight: float = 0.0
+    r1_weight: NotNegative[float] = 0.0
     """Penalty on the squared gradient of D at real images (R1's gamma); 0 for none."""
-    r1_every: int = 16
+    r1_every: Positive[int] = 16
     """Steps from one R1 penalty to the next; it counts so many times."""
-    path_weight: float = 0.0
+    path_weight: NotNegative[float] = 0.0
     """stylegan2: penalty on uneven path lengths of the generator; 0 for none."""
-    path_every: int = 4
+    path_every: Positive[int] = 4
     """Steps from one path-length penalty to the next; it counts so many times."""
-    ema_decay: float = 0.99
+    ema_decay: Fraction = 0.99
     """Moving average of the generator's weights, with a ramp; it is what is sampled and evaluated."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that is there."""
 
-    log_every: int = 20
+    log_every: Positive[int] = 20
     """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 200
+    checkpoint_every: NotNegative[int] = 200
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Positive[int] = 2
     """Complete checkpoints that stay."""
-    evaluate_every: int = 200
+    evaluate_every: NotNegative[int] = 200
     """Steps between evaluations; 0 evaluates only the last step."""
-    eval_samples: int = 2000
+    eval_samples: Annotated[int, at_least(2)] = 2000
     """Generated images per evaluation."""
 
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
-        positive = (
-            "steps", "num_codes", "channels", "latent_size", "accumulate", "d_steps", "r1_every",
-            "path_every", "log_every", "keep_checkpoints",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in (
-            "checkpoint_every", "evaluate_every", "fq_warmup", "fq_revive", "commitment", "seed",
-            "image_size", "train_images", "attention", "shared_size", "r1_weight", "path_weight",
-        ):  # fmt: skip
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more, and finite")
-        for name in ("g_lr", "d_lr", "adam_eps"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 < {name} < 1")
-        check_strength(self.fq_strength)
+        check_bounds(self)
         fit = image_fit(self.crop, self.resize)
         if fit != "auto" and not self.image_size:
             raise ConfigError(f"{fit} needs the size of the result: give --image-size N")
-        for name in ("decay", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas are {self.betas}; expected 0 <= beta < 1")
         if self.batch_size < 2:
             raise ConfigError(
                 f"batch_size is {self.batch_size}; expected at least 2 (the generator has batch norm)"
             )
-        if self.eval_samples < 2:
-            raise ConfigError(f"eval_samples is {self.eval_samples}; expected at least 2")
-        if not 0 <= self.style_mixing <= 1:
-            raise ConfigError(f"style_mixing is {self.style_mixing}; expected a probability, 0 to 1")
         if len(set(self.fq_layers)) != len(self.fq_layers):
             raise ConfigError(f"fq_layers are {self.fq_layers}; expected distinct block numbers")
         if self.path_weight and self.family != "stylegan2":

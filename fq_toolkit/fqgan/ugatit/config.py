@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fq_toolkit.fqgan.gan.config import check_strength, image_fit, in_steps
+from fq_toolkit.fqgan.gan.config import image_fit, in_steps
+from fq_toolkit.training.bounds import Fraction, NotNegative, Positive, PositiveShare, Rate, check_bounds
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -31,9 +32,9 @@ class UGATITConfig:
     """Take all pictures below each of the four folders, however deep."""
     extractor: str = "auto"
     """What measures images: auto (random-cnn), or NAME:TORCHSCRIPT_FILE."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Of weights, noise and data order."""
-    steps: int = 1_000_000
+    steps: Positive[int] = 1_000_000
     """Updates of the generators."""
 
     fq: Literal["none", "regularize", "straight_through"] = "regularize"
@@ -42,18 +43,18 @@ class UGATITConfig:
     """Convolutions of the global discriminators whose output is quantized, from 0."""
     num_codes: tuple[int, ...] = (64, 128, 128)
     """Dictionary size K of each of these layers; every domain has dictionaries of its own."""
-    commitment: float = 2.0
+    commitment: NotNegative[float] = 2.0
     """Weight of the commitment loss."""
-    decay: float = 0.85
+    decay: Fraction = 0.85
     """Moving average of the dictionary: the weight of the past."""
     fq_init: Literal["data", "kmeans", "normal"] = "data"
     """Start of the dictionary: rows of the first batch, k-means on it, or noise as in the release."""
-    fq_warmup: float = 0.01
+    fq_warmup: NotNegative[float] = 0.01
     """straight_through only: share of the run over which the strength of quantization rises from 0; 1 or
     more is a number of steps."""
-    fq_strength: float = 1.0
+    fq_strength: PositiveShare = 1.0
     """straight_through only: strength after that; below 1 features go a part of the way to centroids."""
-    fq_revive: float = 0.0
+    fq_revive: NotNegative[float] = 0.0
     """Restart codes whose moving count falls below this; 0 never does."""
     fq_in_generator_loss: bool = True
     """Add the commitment of the fakes to the generators' loss, as released."""
@@ -64,67 +65,54 @@ class UGATITConfig:
 
     light: bool = False
     """AdaLIN's parameters from averages over the image: 10.6 instead of 279 million weights."""
-    width: int = 64
+    width: Positive[int] = 64
     """Channels after the first convolution of every network."""
-    blocks: int = 4
+    blocks: Positive[int] = 4
     """Residual blocks before the generator's attention, and as many after it."""
     global_layers: int = 7
     """Convolutions of the global discriminators."""
     local_layers: int = 5
     """Convolutions of the local discriminators."""
-    batch_size: int = 1
+    batch_size: Positive[int] = 1
     """Images of each domain per forward and process."""
-    accumulate: int = 1
+    accumulate: Positive[int] = 1
     """Forwards per update: batch_size times this is the batch."""
-    lr: float = 1e-4
+    lr: Rate = 1e-4
     """Adam learning rate of all networks."""
     lr_decay_start: float = 0.5
     """Share of the run after which the learning rate falls linearly; 1 or more is a number of steps."""
     lr_decay_end: float = 1.0
     """Share of the run after which it is 0, 1 for its end; more than 1 is a number of steps."""
-    betas: tuple[float, float] = (0.5, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.5, 0.999)
     """Adam betas of all networks."""
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative[float] = 1e-4
     """L2 penalty on all weights, as part of their gradient."""
-    adversarial_weight: float = 1.0
+    adversarial_weight: NotNegative[float] = 1.0
     """Weight of the adversarial losses."""
-    cycle_weight: float = 10.0
+    cycle_weight: NotNegative[float] = 10.0
     """Weight of the way there and back."""
-    identity_weight: float = 10.0
+    identity_weight: NotNegative[float] = 10.0
     """Weight of leaving the target domain as it is."""
-    cam_weight: float = 1000.0
+    cam_weight: NotNegative[float] = 1000.0
     """Weight of the generators' attention."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that is there."""
 
-    log_every: int = 100
+    log_every: Positive[int] = 100
     """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 10_000
+    checkpoint_every: NotNegative[int] = 10_000
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Positive[int] = 2
     """Complete checkpoints that stay."""
-    evaluate_every: int = 50_000
+    evaluate_every: NotNegative[int] = 50_000
     """Steps between evaluations; 0 evaluates only the last step."""
 
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
-        for name in ("steps", "width", "blocks", "batch_size", "accumulate", "log_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in (
-            *("checkpoint_every", "evaluate_every", "fq_warmup", "fq_revive", "commitment", "seed"),
-            *("weight_decay", "adversarial_weight", "cycle_weight", "identity_weight", "cam_weight"),
-        ):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more, and finite")
-        check_strength(self.fq_strength)
+        check_bounds(self)
         image_fit(self.crop, self.resize)
-        if not 0 < self.lr < 1:
-            raise ConfigError(f"lr is {self.lr}; expected 0 < lr < 1")
-        if not 0 <= self.decay < 1 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"decay is {self.decay}, betas are {self.betas}; expected 0 <= each < 1")
         start, end = self.decay_steps
         if not 0 <= start < end < math.inf:
             raise ConfigError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from fq_toolkit.optimus.tasks.vae.training import (
     held_out_set,
     make_optimizer,
 )
+from fq_toolkit.training.bounds import at_least
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError
 from fq_toolkit.training.seeding import rank_seed, seed_everything
@@ -52,7 +53,7 @@ class PairedConfig(VAEConfig):
     """Where the other options start: embedded, the corpus that comes with the package."""
     data: str = "embedded"
     """What to train on: embedded, or files (see --help of the task)."""
-    eval_rows: int = 200
+    eval_rows: Annotated[int, at_least(2)] = 200
     """Rows to measure with."""
 
     autoencoder_warmup: ClassVar[int] = 0  # the schedule asks for it; these tasks have none
@@ -60,7 +61,6 @@ class PairedConfig(VAEConfig):
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
         super().__post_init__()
-        self._expect_at_least(2, "eval_rows")
         if self.preset != "embedded":
             raise ConfigError(f"preset is {self.preset!r}; known: embedded")
 

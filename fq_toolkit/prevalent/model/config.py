@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fq_toolkit.training.bounds import Fraction, NotNegative, Positive, check_bounds
 from fq_toolkit.training.errors import ConfigError
 
 
@@ -20,56 +21,42 @@ class PrevalentConfig:
     arXiv 2002.10638, section 4.1.
     """
 
-    vocab_size: int = 30522
+    vocab_size: Positive[int] = 30522
     """Word pieces; id 0 is padding."""
-    hidden_size: int = 768
+    hidden_size: Positive[int] = 768
     """Width H of both streams."""
-    num_heads: int = 12
+    num_heads: Positive[int] = 12
     """Attention heads."""
-    text_layers: int = 9
+    text_layers: Positive[int] = 9
     """Layers that see the text alone."""
-    cross_layers: int = 4
+    cross_layers: Positive[int] = 4
     """Layers that join both streams."""
-    intermediate_size: int = 3072
+    intermediate_size: Positive[int] = 3072
     """Width inside the feed-forward blocks."""
-    vision_size: int = 2176
+    vision_size: Positive[int] = 2176
     """Width F of a view: 2048 of the image and 128 of its direction."""
-    max_positions: int = 512
+    max_positions: Positive[int] = 512
     """Longest text."""
-    type_vocab_size: int = 2
+    type_vocab_size: Positive[int] = 2
     """Rows of the token type table; only row 0 is used."""
-    dropout: float = 0.1
+    dropout: Fraction = 0.1
     """After embeddings and blocks."""
-    attention_dropout: float = 0.1
+    attention_dropout: Fraction = 0.1
     """On attention weights."""
-    layer_norm_eps: float = 1e-12
+    layer_norm_eps: Positive[float] = 1e-12
     """Of every LayerNorm."""
-    init_std: float = 0.02
+    init_std: Positive[float] = 0.02
     """Standard deviation of the initial weights."""
-    cross_init: float = 1.0
+    cross_init: NotNegative[float] = 1.0
     """Factor on the initial weights of what cross-modal layers add; near 0 they begin as the identity."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        at_least_one = (
-            "vocab_size", "hidden_size", "num_heads", "text_layers", "cross_layers", "intermediate_size",
-            "vision_size", "max_positions", "type_vocab_size",
-        )  # fmt: skip
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_bounds(self)
         if self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size}; expected a multiple of num_heads ({self.num_heads})"
             )
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
-        for name in ("layer_norm_eps", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected a positive number")
-        if not self.cross_init >= 0:
-            raise ConfigError(f"cross_init is {self.cross_init}; expected 0 or more")
 
     @classmethod
     def tiny(cls, *, vocab_size: int, vision_size: int) -> "PrevalentConfig":

@@ -1,7 +1,7 @@
 """Options that the trainers of navigation tasks have in common: speaker, R2R, NDH and HANNA."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
 from fq_toolkit.prevalent.world.features import (
@@ -10,6 +10,7 @@ from fq_toolkit.prevalent.world.features import (
     SYNTHETIC,
     check_columns,
 )
+from fq_toolkit.training.bounds import Fraction, NotNegative, Positive, Rate, Share, check_bounds
 from fq_toolkit.training.errors import ConfigError
 
 MINI = "mini"
@@ -33,62 +34,52 @@ class NavigationConfig:
     the file."""
     feature_columns: int | None = None
     """Keep this many of the first columns of a file of features, 768 of 1768 for example."""
-    limit: int | None = None
+    limit: Positive[int] | None = None
     """Use this many items of each split only, for trials."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Of weights, data order, dropout and choices."""
-    world_seed: int = 0
+    world_seed: NotNegative[int] = 0
     """mini: of the training world; the unseen world has another. Equal for all trainers: the same worlds."""
-    scans: int = 20
+    scans: Positive[int] = 20
     """mini: buildings to train in."""
-    train_items: int = 400
+    train_items: Positive[int] = 400
     """mini: items to train on."""
-    validation_items: int = 200
+    validation_items: Positive[int] = 200
     """mini: items of each validation split."""
 
-    steps: int = 400
+    steps: Positive[int] = 400
     """Updates; the learning rates fall linearly to 0 over them."""
-    batch_size: int = 8
+    batch_size: Positive[int] = 8
     """Items per update."""
-    lr: float = 3e-3
+    lr: Rate = 3e-3
     """AdamW learning rate at the start."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative[float] = 0.01
     """Of AdamW."""
-    clip: float = 1.0
+    clip: Positive[float] = 1.0
     """Largest norm of the gradient."""
-    feature_dropout: float = 0.0
+    feature_dropout: Fraction = 0.0
     """Environment dropout: share of feature channels that is missing in a batch."""
     hidden_size: int = 64
     """Of the BiLSTM and the decoder."""
-    dropout: float = 0.1
+    dropout: Fraction = 0.1
     """Of states."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that is there."""
 
-    log_every: int = 10
+    log_every: Positive[int] = 10
     """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 200
+    checkpoint_every: NotNegative[int] = 200
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Positive[int] = 2
     """Complete checkpoints that stay."""
-    evaluate_every: int = 0
+    evaluate_every: NotNegative[int] = 0
     """Steps between evaluations; 0 evaluates only the last step."""
 
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
-        check_positive(
-            self, "steps", "batch_size", "scans", "train_items", "validation_items",
-            "log_every", "keep_checkpoints", "clip",
-        )  # fmt: skip
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit is {self.limit}; expected at least 1")
-        check_not_negative(self, "checkpoint_every", "evaluate_every", "seed", "world_seed", "weight_decay")
-        check_rate(self, "lr")
-        for name in ("dropout", "feature_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
+        check_bounds(self)
         if self.hidden_size < 2 or self.hidden_size % 2:
             raise ConfigError(f"hidden_size is {self.hidden_size}; expected an even number of at least 2")
         if (self.data == MINI) != (self.connectivity is None):
@@ -112,29 +103,21 @@ class NavigatorConfig(NavigationConfig):
 
     pretrained: str | None = None
     """Run of `train prevalent` whose model and vocabulary to start from; none trains from scratch."""
-    max_steps: int = 10
+    max_steps: Positive[int] = 10
     """Steps after which an episode ends."""
-    model_lr: float | None = None
+    model_lr: Rate | None = None
     """AdamW learning rate of the text and cross-modal layers at the start; by default 1e-3 for pretrained
     ones, which have little to learn, and 3e-3 for fresh ones."""
-    teacher_start: float = 1.0
+    teacher_start: Share = 1.0
     """Scheduled sampling: share of steps in which the teacher acts, at the start."""
-    teacher_end: float = 0.5
+    teacher_end: Share = 0.5
     """The same at the end; in between it falls linearly."""
     cross_modal: bool = False
     """Let the cross-modal layers look at every panorama, at three times the work, not the decoder alone."""
-    text_layers: int = 1
+    text_layers: Positive[int] = 1
     """Text layers of a model from scratch."""
-    cross_layers: int = 1
+    cross_layers: Positive[int] = 1
     """Cross-modal layers of a model from scratch."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        super().__post_init__()
-        check_positive(self, "max_steps", "text_layers", "cross_layers")
-        if self.model_lr is not None:
-            check_rate(self, "model_lr")
-        check_share(self, "teacher_start", "teacher_end")
 
     @property
     def text_limits(self) -> InstructionLimit:
@@ -147,46 +130,3 @@ class NavigatorConfig(NavigationConfig):
         if self.model_lr is not None:
             return self.model_lr
         return 3e-3 if self.pretrained is None else 1e-3
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """Check that options are more than 0.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{name} is {getattr(config, name)}; expected more than 0")
-
-
-def check_not_negative(config: Any, *names: str) -> None:
-    """Check that options are 0 or more.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    for name in names:
-        if not getattr(config, name) >= 0:
-            raise ConfigError(f"{name} is {getattr(config, name)}; expected 0 or more")
-
-
-def check_rate(config: Any, name: str) -> None:
-    """Check a learning rate.
-
-    Raises:
-        ConfigError: unless it is between 0 and 1.
-    """
-    if not 0 < getattr(config, name) < 1:
-        raise ConfigError(f"{name} is {getattr(config, name)}; expected 0 < {name} < 1")
-
-
-def check_share(config: Any, *names: str) -> None:
-    """Check that options are shares.
-
-    Raises:
-        ConfigError: unless each is between 0 and 1, or one of them.
-    """
-    for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; expected 0 <= {name} <= 1")

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.text.vocabulary import LONGEST, Vocabulary
 from fq_toolkit.prevalent.world.items import NavItem
-from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.bounds import Positive
 
 LongInstructions = Literal["refuse", "cut"]
 _REMEDY = (
@@ -20,7 +20,7 @@ _REMEDY = (
 class InstructionLimit:
     """The options of trainers that read instructions."""
 
-    max_tokens: int | None = None
+    max_tokens: Positive[int] | None = None
     """Longest instruction in tokens, [CLS] and [SEP] not counted; by default 78, as released."""
     long_instructions: LongInstructions = "refuse"
     """What happens to longer ones: refuse names file and item and ends; cut drops their end and counts them,
@@ -35,15 +35,6 @@ class InstructionLimit:
     def text_limits(self) -> "InstructionLimit":
         """Return these options: what an agent is built with."""
         return self
-
-    def check_limit(self) -> None:
-        """Check the range of the limit.
-
-        Raises:
-            ConfigError: for a limit below 1.
-        """
-        if self.token_limit < 1:
-            raise ConfigError(f"max_tokens is {self.max_tokens}; expected at least 1")
 
 
 class Fitted(NamedTuple):

@@ -16,7 +16,7 @@ from fq_toolkit.optimus.tasks.dialog.evaluation import DialogEvaluator
 from fq_toolkit.optimus.tasks.dialog.model import DialogBatch, DialogVAE
 from fq_toolkit.optimus.tasks.paired import HeldOut, PairedConfig, PairedTask, TokenTable
 from fq_toolkit.optimus.tasks.vae.training import build_vae
-from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.bounds import NotNegative, Positive
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
 
@@ -29,24 +29,14 @@ class DialogConfig(PairedConfig):
 
     ratio_zero: float = 0.1
     """cyclical: share of a cycle with beta 0, in which nothing holds the two posteriors together."""
-    turns: int = 1
+    turns: Positive[int] = 1
     """Of a dialog, how many turns before the response make the context."""
-    fusion: float = 0.5
+    fusion: NotNegative[float] = 0.5
     """Weight of the response's NLL from a latent between its own and its context's."""
-    context_kl: float = 0.1
+    context_kl: NotNegative[float] = 0.1
     """Weight of the KL from the context's posterior to N(0, I)."""
-    samples: int = 10
+    samples: Positive[int] = 10
     """Responses per context when measuring; the paper has 10."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        super().__post_init__()
-        for name in ("turns", "samples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("fusion", "context_kl"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
 
 
 class DialogRows:

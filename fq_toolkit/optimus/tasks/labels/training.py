@@ -17,7 +17,7 @@ from fq_toolkit.optimus.tasks.labels.evaluation import LabelEvaluator
 from fq_toolkit.optimus.tasks.labels.model import LabelledBatch, LabelVAE
 from fq_toolkit.optimus.tasks.paired import HeldOut, PairedConfig, PairedTask, TokenTable
 from fq_toolkit.optimus.tasks.vae.training import build_vae
-from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.bounds import NotNegative
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
 
@@ -34,14 +34,8 @@ class LabelConfig(PairedConfig):
     """Where the label is in a JSON line."""
     free_bits: float = 0.5
     """Nats of KL per dimension that cost nothing; the paper's lambda."""
-    adversary: float = 1.0
+    adversary: NotNegative[float] = 1.0
     """Weight of leaving a classifier undecided that reads the label from the latent; 0 leaves it out."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        super().__post_init__()
-        if not 0 <= self.adversary < float("inf"):
-            raise ConfigError(f"adversary is {self.adversary}; expected 0 or more")
 
 
 class LabelledRows:

@@ -1,8 +1,10 @@
 """Options of the sentence-VAE trainer, and the presets."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from fq_toolkit.optimus.tasks.config import VAEConfig
+from fq_toolkit.training.bounds import NotNegative, Positive, Share, at_least
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -23,28 +25,20 @@ class OptimusConfig(VAEConfig):
     """Start from the model of this run, or a saved one, with its tokenizers and sizes; by default afresh."""
     text_key: str = "text"
     """Where the text is in a JSON line or a row of a dataset."""
-    steps: int = 2400
+    steps: Positive[int] = 2400
     """Updates; beta and the learning rate follow schedules of this length."""
-    free_bits: float = 0.5
+    free_bits: NotNegative[float] = 0.5
     """Nats of KL per dimension that cost nothing; the paper's lambda."""
-    autoencoder_warmup: float = 0.2
+    autoencoder_warmup: Share = 0.2
     """Share of the run, at its start, as an autoencoder: no noise on the latent, and beta 0."""
-    evaluate_every: int = 600
+    evaluate_every: NotNegative[int] = 600
     """Steps between evaluations; 0 evaluates only the last step."""
-    eval_sentences: int = 400
+    eval_sentences: Annotated[int, at_least(2)] = 400
     """Sentences per evaluation, spread over those kept for measuring."""
-    iw_samples: int = 10
+    iw_samples: Positive[int] = 10
     """Draws per sentence of the importance-weighted likelihood, behind the perplexities."""
-    eval_analogies: int = 300
+    eval_analogies: NotNegative[int] = 300
     """Scored analogies per evaluation, on the grammar."""
-
-    def __post_init__(self) -> None:
-        """Check ranges, so that a wrong value is refused before anything is built."""
-        super().__post_init__()
-        self._expect_at_least(1, "iw_samples")
-        self._expect_at_least(2, "eval_sentences")
-        self._expect_at_least(0, "eval_analogies")
-        self._expect_shares("autoencoder_warmup")
 
 
 PRESETS: dict[str, OptimusConfig] = {

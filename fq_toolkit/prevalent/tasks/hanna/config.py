@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigatorConfig, check_not_negative, check_share
+from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigatorConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
+from fq_toolkit.training.bounds import NotNegative, Share
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -16,21 +17,18 @@ class HannaConfig(InstructionLimit, NavigatorConfig):
 
     routes: tuple[str, ...] = ()
     """Real data: R2R files whose paths and instructions the helper tells; without any nobody helps."""
-    max_requests: int = 3
+    max_requests: NotNegative[int] = 3
     """Requests for help in an episode."""
-    uncertain: float = 0.6
+    uncertain: Share = 0.6
     """Entropy of the actions, relative to the largest possible, above which it is right to ask."""
-    ask_weight: float = 1.0
+    ask_weight: NotNegative[float] = 1.0
     """Weight of the loss of the help-request module."""
-    curiosity: float = 1.0
+    curiosity: NotNegative[float] = 1.0
     """Weight of the loss that discourages mistakes made before at the same place."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        self.check_limit()
-        check_not_negative(self, "max_requests", "ask_weight", "curiosity")
-        check_share(self, "uncertain")
         if self.data == MINI and self.routes:
             raise ConfigError(f"mini helps by itself; leave out routes {self.routes}")
 

@@ -1,11 +1,12 @@
 """Options of the NDH trainer: navigation from dialog history."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigatorConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
 from fq_toolkit.prevalent.text.vocabulary import LONGEST
+from fq_toolkit.training.bounds import Bounds
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -19,14 +20,8 @@ class NDHConfig(NavigatorConfig):
     target: Literal["planner", "player", "trusted"] = "trusted"
     """Whose path is learned: the planner's (shortest), the player's (what people walked), or the player's
     where it comes past the planner's goal and else the planner's."""
-    max_tokens: int = LONGEST
+    max_tokens: Annotated[int, Bounds(1, LONGEST)] = LONGEST
     """Tokens that are read of a dialog; the oldest, on the left, are cut. Short texts are learned sooner."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        super().__post_init__()
-        if not 1 <= self.max_tokens <= LONGEST:
-            raise ConfigError(f"max_tokens is {self.max_tokens}; expected 1 to {LONGEST}")
 
     @property
     def text_limits(self) -> InstructionLimit:

@@ -1,6 +1,5 @@
 """Options of the pretraining, and the presets."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +13,7 @@ from fq_toolkit.prevalent.world.features import (
     SYNTHETIC,
     check_columns,
 )
+from fq_toolkit.training.bounds import Fraction, NotNegative, Positive, PositiveShare, Rate, check_bounds
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -47,123 +47,91 @@ class PretrainingConfig(InstructionLimit):
     paths."""
     augmented: str | None = None
     """Synthesised training data: an R2R file as `augment` writes it, or a file or folder of triplets."""
-    synthesised_share: float | None = None
+    synthesised_share: Rate | None = None
     """Share of training steps that are synthesised; by default what the two files hold together."""
     action_label: ActionLabel = "candidate"
     """Numbering of actions: by nearness to the heading, by view, or pointing at candidates."""
     action_from: Literal["words", "cls"] = "words"
     """Where the action is read from: the mean of the word states, or, as released, the pooled [CLS]. The mean
     shows a small model in hundreds of updates which words go with which views; [CLS] takes far more."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Of weights, data order and masks."""
 
-    world_seed: int = 0
+    world_seed: NotNegative[int] = 0
     """miniworld: of the training worlds; the unseen ones have another."""
-    scans: int = 40
+    scans: Positive[int] = 40
     """miniworld: buildings to train in."""
-    train_items: int = 3000
+    train_items: Positive[int] = 3000
     """miniworld: paths with an instruction."""
-    validation_items: int = 100
+    validation_items: Positive[int] = 100
     """miniworld: paths in unseen buildings."""
 
-    hidden_size: int = 64
+    hidden_size: Positive[int] = 64
     """Width of both streams."""
-    num_heads: int = 4
+    num_heads: Positive[int] = 4
     """Attention heads."""
-    text_layers: int = 1
+    text_layers: Positive[int] = 1
     """Layers that see the text alone."""
-    cross_layers: int = 1
+    cross_layers: Positive[int] = 1
     """Layers that join text and views."""
-    intermediate_size: int = 128
+    intermediate_size: Positive[int] = 128
     """Width inside the feed-forward blocks."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """After embeddings and blocks, and on attention weights."""
-    init_std: float = 0.12
+    init_std: Positive[float] = 0.12
     """Standard deviation of the initial weights."""
-    cross_init: float = 0.05
+    cross_init: NotNegative[float] = 0.05
     """Factor on the initial weights of what cross-modal layers add; near 0 they begin as the identity."""
 
-    steps: int = 2400
+    steps: Positive[int] = 2400
     """Updates; the learning rate falls to 0 over them."""
-    batch_size: int = 64
+    batch_size: Positive[int] = 64
     """Time steps of paths per update and process."""
-    mask_share: float = 0.15
+    mask_share: PositiveShare = 0.15
     """Share of words that are to be guessed."""
-    lr: float = 3e-3
+    lr: Rate = 3e-3
     """AdamW learning rate at the start."""
-    warmup: float = 0.05
+    warmup: Fraction = 0.05
     """Share of the updates over which the learning rate rises first."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative[float] = 0.01
     """Of AdamW."""
-    clip: float = 1.0
+    clip: Positive[float] = 1.0
     """Largest norm of the gradient."""
-    loss_weights: tuple[float, float] = (0.1, 1.0)
+    loss_weights: tuple[NotNegative[float], NotNegative[float]] = (0.1, 1.0)
     """Of words and actions; the released preset has equal ones, small models ground words sooner so."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that is there."""
 
-    log_every: int = 50
+    log_every: Positive[int] = 50
     """Steps between rows of metrics.csv."""
-    checkpoint_every: int = 1200
+    checkpoint_every: NotNegative[int] = 1200
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Positive[int] = 2
     """Complete checkpoints that stay."""
-    evaluate_every: int = 600
+    evaluate_every: NotNegative[int] = 600
     """Steps between evaluations; 0 evaluates only the last step."""
     select_by: Literal["loss", "accuracy"] = "loss"
     """Held-out figure by which the best checkpoint is kept beside the newest: the weighted loss of words and
     actions, or the accuracy of actions."""
-    eval_steps: int = 1000
+    eval_steps: Positive[int] = 1000
     """Time steps of held-out paths per evaluation."""
     fine_tune: bool = True
     """miniworld: at the end fine-tune an agent for R2R and one from scratch, and compare them."""
-    fine_tune_steps: int = 400
+    fine_tune_steps: Positive[int] = 400
     """Updates of each of them."""
-    fine_tune_items: int = 300
+    fine_tune_items: Positive[int] = 300
     """Instructions that they learn from."""
 
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
-        positive = (
-            "steps", "batch_size", "scans", "train_items", "validation_items", "hidden_size",
-            "num_heads", "text_layers", "cross_layers", "intermediate_size", "log_every", "keep_checkpoints",
-            "eval_steps", "clip", "init_std", "fine_tune_steps", "fine_tune_items",
-        )  # fmt: skip
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name in (
-            "checkpoint_every",
-            "evaluate_every",
-            "seed",
-            "world_seed",
-            "weight_decay",
-            "cross_init",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        if not 0 < self.lr < 1:
-            raise ConfigError(f"lr is {self.lr}; expected 0 < lr < 1")
-        if not 0 < self.mask_share <= 1:
-            raise ConfigError(f"mask_share is {self.mask_share}; expected 0 < mask_share <= 1")
-        for name in ("warmup", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1")
-        if not all(0 <= weight < math.inf for weight in self.loss_weights) or not any(self.loss_weights):
-            raise ConfigError(
-                f"loss_weights are {self.loss_weights}; expected two numbers from 0, one of them above"
-            )
-        if self.synthesised_share is not None:
-            if self.augmented is None:
-                raise ConfigError("synthesised_share mixes two sources: give augmented too")
-            if not 0 < self.synthesised_share < 1:
-                raise ConfigError(
-                    f"synthesised_share is {self.synthesised_share}; expected a share between 0 and 1"
-                )
+        check_bounds(self)
+        if not any(self.loss_weights):
+            raise ConfigError(f"loss_weights are {self.loss_weights}; expected one of them above 0")
+        if self.synthesised_share is not None and self.augmented is None:
+            raise ConfigError("synthesised_share mixes two sources: give augmented too")
         check_columns(self.features, self.feature_dim, self.feature_columns)
-        self.check_limit()
         self._check_sources()
 
     def _check_sources(self) -> None:

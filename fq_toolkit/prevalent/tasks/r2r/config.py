@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fq_toolkit.prevalent.tasks.navigator_config import MINI as MINI
-from fq_toolkit.prevalent.tasks.navigator_config import NavigatorConfig, check_not_negative, check_share
+from fq_toolkit.prevalent.tasks.navigator_config import NavigatorConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
+from fq_toolkit.training.bounds import NotNegative, Share
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -25,7 +26,7 @@ class R2RConfig(InstructionLimit, NavigatorConfig):
     """R2R file of more training instructions, as `augment` writes it; every other batch is of these."""
     speaker: str | None = None
     """Run of `train speaker`: explore the val_unseen world before the test by back-translation with it."""
-    explore_from: float = 0.7
+    explore_from: Share = 0.7
     """With a speaker: share of the steps after which every other batch is back-translated."""
     select_by: Literal["SPL", "SR"] = "SPL"
     """Score on val_unseen (val_seen without it) by which the best checkpoint is kept beside the newest."""
@@ -33,21 +34,18 @@ class R2RConfig(InstructionLimit, NavigatorConfig):
     """Replace all view features by zeros, also in validation: what can be done without seeing."""
     shuffle_instructions: bool = False
     """Give every path the instruction of another, also in validation: what can be done without reading."""
-    a2c_weight: float = 0.0
+    a2c_weight: NotNegative[float] = 0.0
     """Weight of the actor-critic loss beside imitation; 0 turns it off."""
-    a2c_from: float = 0.5
+    a2c_from: Share = 0.5
     """Share of the steps after which the actor-critic begins."""
-    gamma: float = 0.9
+    gamma: Share = 0.9
     """Discount of rewards."""
-    entropy_weight: float = 0.01
+    entropy_weight: NotNegative[float] = 0.01
     """Weight of the policy's entropy."""
 
     def __post_init__(self) -> None:
         """Check ranges, so that a wrong value is refused before anything is built."""
         super().__post_init__()
-        self.check_limit()
-        check_not_negative(self, "a2c_weight", "entropy_weight")
-        check_share(self, "a2c_from", "gamma", "explore_from")
         if self.speaker is not None and self.shuffle_instructions:
             raise ConfigError("shuffle_instructions and speaker do not go together: leave one of them out")
 

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigationConfig, check_positive
+from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigationConfig
 from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
 from fq_toolkit.prevalent.world.features import SYNTHETIC
+from fq_toolkit.training.bounds import Positive
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
@@ -28,7 +29,7 @@ class SpeakerConfig(InstructionLimit, NavigationConfig):
     """Environment dropout: share of feature channels that is missing in a batch."""
     hidden_size: int = 128
     """Of encoder and decoder."""
-    word_size: int = 64
+    word_size: Positive[int] = 64
     """Of word embeddings."""
     dropout: float = 0.2
     """Of states and words."""
@@ -36,12 +37,6 @@ class SpeakerConfig(InstructionLimit, NavigationConfig):
     """Steps between rows of metrics.csv."""
     evaluate_every: int = 100
     """Steps between evaluations, the best of which is kept; 0 evaluates only the last step."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        super().__post_init__()
-        self.check_limit()
-        check_positive(self, "word_size")
 
     def data_options(self) -> R2RConfig:
         """Return the options of the data as `load_r2r_data` takes them: the agent's data is the speaker's."""
