@@ -444,7 +444,7 @@ def test_fine_tuning_compares_two_agents_and_changes_neither_model_nor_random_st
         ({"lr": 1.0}, "lr is 1.0"),
         ({"loss_weights": (0.0, 0.0)}, "loss_weights are"),
         ({"synthesised_share": 0.5}, "give augmented too"),
-        ({"augmented": "a.json", "synthesised_share": 1.0}, "a share between 0 and 1"),
+        ({"augmented": "a.json", "synthesised_share": 1.0}, "0 < synthesised_share < 1"),
         ({"features": "a.npz"}, "miniworld makes its own features"),
         ({"connectivity": "c"}, "connectivity belongs to real data"),
         ({"data": "folder"}, "needs connectivity"),
