@@ -13,7 +13,7 @@ import pytest
 import fq_toolkit
 from fq_toolkit import cli
 from fq_toolkit.fqgan.metrics import extractors
-from fq_toolkit.training import extras
+from fq_toolkit.training import errors
 from fq_toolkit.training.storage.checkpoints import Checkpoints
 
 TINY = [
@@ -233,14 +233,14 @@ def test_a_folder_that_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: P
 def test_a_missing_extra_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    real = extras.importlib.import_module
+    real = errors.importlib.import_module
 
     def without(name: str, *rest: object):
         if name.partition(".")[0] == package:
             raise ModuleNotFoundError(name)
         return real(name, *rest)
 
-    monkeypatch.setattr(extras.importlib, "import_module", without)
+    monkeypatch.setattr(errors.importlib, "import_module", without)
     status, _, err = call(capsys, "train", "fqgan", *TINY, "--out", tmp_path / "run")
     assert status == 2
     assert f"needs {package}, which is not installed" in err
