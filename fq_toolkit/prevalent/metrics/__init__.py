@@ -1,1 +1,1 @@
-"""Measures of walked paths, and scores of prediction files."""
+"""Metrics of paths, and scores of prediction files."""

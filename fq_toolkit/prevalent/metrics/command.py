@@ -1,14 +1,13 @@
 """``fq-toolkit score``: the scores of a prediction file."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Literal
 
+from fq_toolkit.prevalent.files import write_json
 from fq_toolkit.prevalent.metrics.scoring import score_hanna, score_ndh, score_r2r
 from fq_toolkit.prevalent.world.world import NavWorld
 from fq_toolkit.training.errors import ConfigError, require
-from fq_toolkit.training.storage.atomic import write_atomic
 
 
 def score_command(arguments: list[str]) -> int:
@@ -18,7 +17,7 @@ def score_command(arguments: list[str]) -> int:
         The exit status.
 
     Raises:
-        RunError: when a file is unusable.
+        RunError: if a file is unusable.
     """
     tyro = require("tyro", purpose="the command line")
 
@@ -49,7 +48,7 @@ def score_command(arguments: list[str]) -> int:
             scores = (score_r2r if task == "r2r" else score_hanna)(predictions, annotations, world)._asdict()
         sys.stdout.write("".join(f"{name:<8} {value:.4f}\n" for name, value in scores.items()))
         if out is not None:
-            write_atomic(out, (json.dumps(scores, indent=2) + "\n").encode())
+            write_json(out, scores, indent=2)
         return 0
 
     return int(tyro.cli(score, args=arguments, prog="fq-toolkit score"))

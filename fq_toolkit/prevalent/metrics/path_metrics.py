@@ -1,4 +1,8 @@
-"""Metrics of paths on a navigation graph, for all items at once, in float64."""
+"""Metrics of paths on a navigation graph, for all items at once, in float64.
+
+Own code, because the official programs measure one item at a time in Python and disagree at their edges; all
+items are measured here by a few array operations, by the rules that `measure_paths` states.
+"""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -13,15 +17,16 @@ from fq_toolkit.prevalent.world.world import NavWorld
 class PathMetrics(NamedTuple):
     """Metrics per item, float64 (N,); lengths and errors in metres, the rest in [0, 1].
 
-    TL: length of the agent's path.
-    NE: distance from its end to the goal.
-    OE: least distance from any of its viewpoints to the goal.
-    SR: 1 when NE is inside the success radius.
-    OSR: 1 when OE is.
-    SPL: SR times shortest length / max(shortest length, TL); if start is goal, 1 for staying, else 0.
-    CLS: coverage of the annotated path times a score of the length.
-    nDTW: exp(-DTW / (number of annotated viewpoints * threshold)).
-    SDTW: SR times nDTW.
+    TL: trajectory length, the length of the agent's path.
+    NE: navigation error, the distance from its end to the goal.
+    OE: oracle error, the least distance from any of its viewpoints to the goal.
+    SR: success, 1 if NE is inside the success radius.
+    OSR: oracle success, 1 if OE is inside the success radius.
+    SPL: success weighted by path length, SR * shortest / max(shortest, TL). If start is goal: 1 for staying,
+        else 0.
+    CLS: coverage weighted by length score.
+    nDTW: normalized dynamic time warping.
+    SDTW: success weighted by nDTW, SR * nDTW.
     """
 
     TL: np.ndarray
@@ -36,13 +41,14 @@ class PathMetrics(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Paths as numbers, padded by repeating their last viewpoint, which changes no length and no minimum."""
+    """Paths as numbers of viewpoints, padded with their last one, which changes no length and no minimum."""
 
     nodes: np.ndarray
     counts: np.ndarray
 
 
 def _pad(paths: Sequence[Sequence[int]]) -> _Rows:
+    """Return paths of different length as one array."""
     counts = np.array([len(path) for path in paths])
     nodes = np.empty((len(paths), int(counts.max())), dtype=np.int64)
     for row, path in zip(nodes, paths, strict=True):
@@ -56,7 +62,7 @@ class _Distances:
 
     Args:
         world: the graphs.
-        scans: scan of each item.
+        scans: the scan of each item.
     """
 
     def __init__(self, world: NavWorld, scans: Sequence[str]) -> None:
@@ -70,7 +76,8 @@ class _Distances:
         self.size = np.array([len(tables[name]) for name in scans])
 
     def flat(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Return positions in the table for viewpoints (N, ...) of each item."""
+        """Return the places in the table of pairs of viewpoints (N, ...) of each item."""
+        # Scans differ in size, so a stacked (scans, n, n) array would be padded to the largest.
         shape = (-1,) + (1,) * (max(a.ndim, b.ndim) - 1)
         return self.start.reshape(shape) + a * self.size.reshape(shape) + b
 
@@ -90,18 +97,24 @@ def measure_paths(
     inclusive: bool = False,
     threshold: float = 3.0,
 ) -> PathMetrics:
-    """Measure agents' paths against annotated ones.
+    """Measure the paths of agents against annotated paths.
 
-    With ``d`` the length of a shortest path, ``P`` the agent's path, ``R`` the annotated one and ``t`` the
-    threshold::
+    With ``d`` the length of a shortest path, ``P = p_1 .. p_n`` the agent's path, ``R`` the annotated one,
+    ``g`` the goal and ``t`` the threshold::
 
-        CLS  = C * E / (E + |E - length(P)|),  C = mean over r in R of exp(-min over p in P of d(r, p) / t),
-               E = C * length(R)
-        nDTW = exp(-DTW(R, P) / (|R| t))
+        TL   = sum of d(p_i, p_i+1)
+        NE   = d(p_n, g),   OE = min over p in P of d(p, g)
+        SR   = [NE < radius],   OSR = [OE < radius]
+        SPL  = SR * d(p_1, g) / max(d(p_1, g), TL)
+        PC   = mean over r in R of exp(-min over p in P of d(r, p) / t)          (path coverage)
+        EPL  = PC * length(R)                                          (expected path length)
+        CLS  = PC * EPL / (EPL + |EPL - TL|)
+        DTW  = min over monotone alignments of R and P of the sum of d(r_i, p_j)
+        nDTW = exp(-DTW / (|R| t)),   SDTW = SR * nDTW
 
-    Where the official programs disagree or fail: immediate repetitions (turning on the spot) are dropped
-    first; success at exactly the radius counts only with ``inclusive``, in SDTW as in SR; of several goals
-    the one nearest to the agent's end counts (of equals the last); CLS of two paths that both have length 0
+    Rules where the official programs disagree or fail: immediate repetitions (turning on the spot) are
+    dropped first; an end at exactly the radius is a success only with ``inclusive``, in SDTW as in SR; of
+    several goals the one nearest to the agent's end counts (of equals the last); CLS of two paths of length 0
     is their coverage.
 
     Args:
@@ -112,18 +125,18 @@ def measure_paths(
         goals: N lists of goals.
         names: N names for messages.
         success_radius: metres.
-        inclusive: whether the radius itself is success (HANNA) or not (R2R, NDH).
-        threshold: of CLS and nDTW, metres.
+        inclusive: whether an end at exactly the radius is a success (HANNA) or not (R2R, NDH).
+        threshold: threshold ``t`` of CLS and nDTW, metres.
 
     Returns:
-        Metrics per item.
+        The metrics of each item.
 
     Raises:
         DataError: naming the item, for an unknown viewpoint, an empty path, a wrong start, a hop over a
             non-edge, an item without goal, or a goal that cannot be reached.
-        ValueError: when the numbers of items differ.
+        ValueError: if the numbers of items differ.
 
-    Source: SPL arXiv 1807.06757; CLS arXiv 1905.12255; nDTW and SDTW arXiv 1907.05446.
+    Source: SPL, arXiv 1807.06757, equation 1; CLS, arXiv 1905.12255; nDTW and SDTW, arXiv 1907.05446.
     """
     count = len(scans)
     names = [f"item {i}" for i in range(count)] if names is None else names
@@ -146,6 +159,7 @@ def measure_paths(
     steps = distances(agent.nodes[:, :-1], agent.nodes[:, 1:])
     length = _total(steps)
     final = distances(agent.nodes[:, -1:], targets.nodes)
+    # argmin of the reversed row: the last of equally near goals.
     last_best = final.shape[1] - 1 - np.argmin(final[:, ::-1], axis=1)
     nearest = np.take_along_axis(targets.nodes, last_best[:, None], axis=1)
     shortest = distances(agent.nodes[:, :1], nearest)[:, 0]
@@ -156,6 +170,7 @@ def measure_paths(
     oracle = distances(agent.nodes[:, :, None], targets.nodes[:, None, :]).min(axis=(1, 2))
     inside = np.less_equal if inclusive else np.less
     success = inside(error, success_radius).astype(np.float64)
+    # If start is goal, the ratio is 0 / TL: an agent that stays walked perfectly, one that left did not.
     efficiency = shortest / np.where(shortest > 0, np.maximum(shortest, length), 1.0)
     efficiency = np.where(shortest > 0, efficiency, length == 0)
     gaps = distances(annotated.nodes[:, :, None], agent.nodes[:, None, :])
@@ -174,14 +189,15 @@ def measure_paths(
 
 
 def _total(values: np.ndarray) -> np.ndarray:
-    """Add up rows from left to right, so that padding with zeros changes no bit of a sum."""
+    """Add up rows from left to right, so that padding with zeros does not change a bit of a sum."""
+    # np.sum adds in pairs, which depend on the width: scores would change with the longest path of a batch.
     if not values.shape[1]:
         return np.zeros(len(values))
     return np.cumsum(values, axis=1)[:, -1]
 
 
 def _locate(world: NavWorld, scan: str, path: Sequence[str], name: str, what: str) -> list[int]:
-    """Return the numbers of viewpoints without immediate repetitions, or say which item is wrong."""
+    """Return the numbers of viewpoints without immediate repetitions, or raise an error naming the item."""
     if not path:
         raise DataError(f"{name}: {what} is empty")
     try:
@@ -189,7 +205,7 @@ def _locate(world: NavWorld, scan: str, path: Sequence[str], name: str, what: st
         try:
             nodes = [here.index[viewpoint] for viewpoint in path]
         except KeyError as error:
-            here.locate(error.args[0])  # says why there is none
+            here.locate(error.args[0])  # raises a DataError that says why there is none
             raise
         return [node for node, _ in groupby(nodes)]
     except DataError as error:
@@ -214,7 +230,7 @@ def _check_hops(
 def _check_starts(
     world: NavWorld, agent: _Rows, annotated: _Rows, scans: Sequence[str], names: Sequence[str]
 ) -> None:
-    """Raise DataError for an agent's path that begins elsewhere."""
+    """Raise DataError for an agent's path that starts elsewhere than the annotated one."""
     wrong = agent.nodes[:, 0] != annotated.nodes[:, 0]
     if wrong.any():
         row = int(np.nonzero(wrong)[0][0])
@@ -228,7 +244,7 @@ def _check_starts(
 def _coverage(
     gaps: np.ndarray, annotated: _Rows, length: np.ndarray, distances: _Distances, threshold: float
 ) -> np.ndarray:
-    """Return CLS (N,)."""
+    """Return CLS (N,); the equations are in `measure_paths`."""
     real = np.arange(gaps.shape[1]) < annotated.counts[:, None]
     covered = _total(np.where(real, np.exp(-gaps.min(axis=2) / threshold), 0.0)) / annotated.counts
     expected = covered * _total(distances(annotated.nodes[:, :-1], annotated.nodes[:, 1:]))
@@ -239,23 +255,27 @@ def _coverage(
 def _warp(gaps: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return the cost of dynamic time warping (N,) between the first ``rows`` and the first ``columns``.
 
+    ::
+
+        cost[i, j] = gaps[i, j] + min(cost[i-1, j], cost[i, j-1], cost[i-1, j-1])
+
     Args:
         gaps: (N, R, P) distances.
-        rows: (N,) real rows.
-        columns: (N,) real columns.
+        rows: (N,) numbers of real rows.
+        columns: (N,) numbers of real columns.
     """
     count, height, width = gaps.shape
-    gaps = np.ascontiguousarray(gaps.transpose(1, 2, 0))
+    gaps = np.ascontiguousarray(gaps.transpose(1, 2, 0))  # the loops go over cells, each for all items
     above = np.full((width + 1, count), np.inf)
     above[0] = 0.0
     cost = np.empty(count)
     items = np.arange(count)
     for i in range(height):
         here = np.full((width + 1, count), np.inf)
-        best = np.minimum(above[1:], above[:-1])
+        best = np.minimum(above[1:], above[:-1])  # of the row above, for all columns at once
         for j in range(width):
             here[j + 1] = gaps[i, j] + np.minimum(best[j], here[j])
-        ends = rows == i + 1
+        ends = rows == i + 1  # items whose path ends here: the padding below must not count
         cost[ends] = here[columns[ends], items[ends]]
         above = here
     return cost

@@ -29,9 +29,9 @@ class R2RScores(NamedTuple):
 
 
 class NDHScores(NamedTuple):
-    """Means over all dialogs, as R2R's, with progress in place of fidelity.
+    """Means over all dialogs, as in R2R, with progress in place of fidelity.
 
-    GP: goal progress, metres by which the agent came closer to the nearest of the end viewpoints.
+    GP: goal progress, the metres by which the agent came closer to the nearest end viewpoint.
     OPSR: share of agents that came within 3 m of the end of the planner's path.
     """
 
@@ -46,9 +46,9 @@ class NDHScores(NamedTuple):
 
 
 class HannaScores(NamedTuple):
-    """Means over all tasks, as R2R's, with success at 2 m or closer.
+    """Means over all tasks, as in R2R, with success at 2 m or closer.
 
-    requests: for help per task; NaN when the predictions do not say.
+    requests: requests for help per task; NaN if the predictions do not record them.
     """
 
     TL: float
@@ -68,7 +68,7 @@ def _measure(
     predictions: Path | str,
     **options: Any,
 ) -> PathMetrics:
-    """Measure the trajectories; nothing, and items without goal, cannot be scored."""
+    """Measure the trajectories, or raise DataError without items or for an item without a goal."""
     if not items:
         raise DataError(f"{annotations}: no instruction")
     for item in items:
@@ -88,9 +88,9 @@ def _measure(
     )
 
 
-def _shared_means(found: PathMetrics) -> dict[str, float]:
+def _shared_means(metrics: PathMetrics) -> dict[str, float]:
     """Return the means that all three datasets report."""
-    return {name: float(getattr(found, name).mean()) for name in ("TL", "NE", "OE", "SR", "OSR", "SPL")}
+    return {name: float(getattr(metrics, name).mean()) for name in ("TL", "NE", "OE", "SR", "OSR", "SPL")}
 
 
 def score_r2r(predictions: str | Path, annotations: str | Path, world: NavWorld) -> R2RScores:
@@ -125,8 +125,8 @@ def score_r2r(predictions: str | Path, annotations: str | Path, world: NavWorld)
     """
     predictions, annotations = Path(predictions), Path(annotations)
     items = load_r2r(annotations)
-    found = _measure(items, load_predictions(predictions, items), world, annotations, predictions)
-    return R2RScores(*(float(values.mean()) for values in found))
+    metrics = _measure(items, load_predictions(predictions, items), world, annotations, predictions)
+    return R2RScores(*(float(values.mean()) for values in metrics))
 
 
 def score_ndh(
@@ -165,11 +165,15 @@ def ndh_scores(
     annotations: Path | str = "items",
     predictions: Path | str = "predictions",
 ) -> NDHScores:
-    """Score trajectories of NDH items that are in memory.
+    """Score trajectories of NDH items in memory.
+
+    With ``E`` the end viewpoints of an item, goal progress is the distance covered towards them::
+
+        GP = min over e in E of d(first viewpoint, e) - min over e in E of d(last viewpoint, e)
 
     Args:
-        items: as from `load_ndh`.
-        records: for each item one, with its viewpoints as ``"path"``.
+        items: items as `load_ndh` returns them.
+        records: one record for each item, with its viewpoints as ``"path"``.
         world: the graphs.
         planner: ``inst_idx`` -> end of the planner's path.
         annotations: file or name, for messages.
@@ -177,14 +181,17 @@ def ndh_scores(
 
     Raises:
         DataError: as `score_r2r`.
+
+    Source: goal progress of CVDN, arXiv 1907.04957.
     """
-    found = _measure(items, records, world, annotations, predictions)
+    metrics = _measure(items, records, world, annotations, predictions)
     progress, passed = np.zeros((2, len(items)))
     for row, (item, record) in enumerate(zip(items, records, strict=True)):
         scan = world.scan(item.scan)
         regions = [scan.locate(viewpoint) for viewpoint in item.regions]
         path = [scan.locate(viewpoint) for viewpoint in record["path"]]
         remaining = scan.distances[:, regions].min(axis=1)
+        # inf - inf would be NaN and spoil the mean of the whole split without a word.
         if not np.isfinite(remaining[path[0]]):
             raise DataError(
                 f"{annotations}: item {item.instr_id!r}: unreachable goal: no path in scan {item.scan!r} "
@@ -192,8 +199,7 @@ def ndh_scores(
             )
         progress[row] = remaining[path[0]] - remaining[path[-1]]
         passed[row] = scan.distances[path, scan.locate(planner[item.instr_id])].min() < 3.0
-    scores = _shared_means(found)
-    return NDHScores(**scores, GP=float(progress.mean()), OPSR=float(passed.mean()))
+    return NDHScores(**_shared_means(metrics), GP=float(progress.mean()), OPSR=float(passed.mean()))
 
 
 def score_hanna(predictions: str | Path, annotations: str | Path, world: NavWorld) -> HannaScores:
@@ -229,11 +235,11 @@ def hanna_scores(
     annotations: Path | str = "items",
     predictions: Path | str = "predictions",
 ) -> HannaScores:
-    """Score trajectories of HANNA items that are in memory.
+    """Score trajectories of HANNA items in memory.
 
     Args:
-        items: as from `load_hanna`.
-        records: for each item one, with its viewpoints as ``"path"``, and perhaps ``"agent_ask"``.
+        items: items as `load_hanna` returns them.
+        records: one record for each item, with its viewpoints as ``"path"`` and optionally ``"agent_ask"``.
         world: the graphs.
         annotations: file or name, for messages.
         predictions: file or name, for messages.
@@ -241,11 +247,12 @@ def hanna_scores(
     Raises:
         DataError: as `score_r2r`.
     """
-    found = _measure(items, records, world, annotations, predictions, success_radius=2.0, inclusive=True)
+    metrics = _measure(items, records, world, annotations, predictions, success_radius=2.0, inclusive=True)
     requests = [
         field(record, "agent_ask", list, f"{predictions}: {item.instr_id!r}").count(1)
         for item, record in zip(items, records, strict=True)
         if "agent_ask" in record
     ]
+    # A mean over only those that say so would look like one over all.
     asked = float(np.mean(requests)) if len(requests) == len(items) else float("nan")
-    return HannaScores(**_shared_means(found), requests=asked)
+    return HannaScores(**_shared_means(metrics), requests=asked)

@@ -1,18 +1,17 @@
-"""Dialogs in MiniWorld, as items of an NDH file: somebody looks for a thing, asks, and is told the way."""
+"""Dialogs in MiniWorld as items of an NDH file: a navigator looks for an object and asks an oracle."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fq_toolkit.prevalent.data.annotations import PathType, ndh_items
+from fq_toolkit.prevalent.files import write_json
 from fq_toolkit.prevalent.miniworld.landmarks import describe_path
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.paths import sample_paths
 from fq_toolkit.prevalent.world.scan import Scan
-from fq_toolkit.training.storage.atomic import write_atomic
 
 _PLANNED = 3  # edges that the oracle sees ahead
 _QUESTIONS = ("where do i go now", "which way is it", "am i close", "should i go on")
@@ -21,17 +20,17 @@ _QUESTIONS = ("where do i go now", "which way is it", "am i close", "should i go
 def dialog_records(
     world: MiniWorld, count: int, *, seed: int = 0, mistakes: float = 0.15, first_id: int = 0
 ) -> list[dict[str, Any]]:
-    """Return dialog turns as the items of an NDH file.
+    """Generate dialog turns as the items of an NDH file.
 
-    A game is a way of 4 to 8 edges to a landmark. In each turn the oracle describes the next 3 edges of the
-    shortest way, and the navigator walks them; sometimes it goes further, sometimes it goes wrong. Every turn
-    is an item whose history holds all that was said before.
+    A game is a path of 4 to 8 edges to a landmark. In each turn the oracle describes the next 3 edges of the
+    shortest path and the navigator walks them; sometimes it walks further, sometimes it goes wrong. Every
+    turn is an item whose history contains all that was said before.
 
     Args:
-        world: where.
-        count: items.
-        seed: of the games.
-        mistakes: share of turns in which the navigator leaves the way.
+        world: the world.
+        count: number of items.
+        seed: seed of the games.
+        mistakes: share of turns in which the navigator leaves the path.
         first_id: the first ``inst_idx``.
 
     Returns:
@@ -45,18 +44,19 @@ def dialog_records(
         raise ValueError(f"mistakes must be a share between 0 and 1, got {mistakes}")
     generator = np.random.default_rng([world.seed, seed, 4])
     records: list[dict[str, Any]] = []
-    ways = sample_paths(world, count, seed=seed, min_edges=4, max_edges=8)
-    for game, (name, way) in enumerate(ways):
+    paths = sample_paths(world, count, seed=seed, min_edges=4, max_edges=8)
+    for game, (name, path) in enumerate(paths):
         if len(records) >= count:
             break
         scan = world.scan(name)
-        place, goal = scan.locate(way[0]), scan.locate(way[-1])
+        place, goal = scan.locate(path[0]), scan.locate(path[-1])
+        # As in CVDN, every viewpoint of the goal's region ends the game.
         near = scan.neighbors[goal][scan.mask[goal] & (scan.lengths[goal] < 2.0)]
         ends = [goal, *near.tolist()]
         heading = round(float(generator.uniform(0, 2 * np.pi)), 3)
         history: list[dict[str, Any]] = []
         for turn in range(3):
-            if place in ends:
+            if place in ends:  # the object is found
                 break
             planned = scan.shortest_path(place, goal)[: _PLANNED + 1]
             told = describe_path(scan, world.landmarks[name], planned, heading, generator, turns=world.turns)
@@ -69,32 +69,32 @@ def dialog_records(
                     "inst_idx": first_id + len(records),
                     "game_idx": game,
                     "scan": name,
-                    "target": world.landmark(name, way[-1]),
+                    "target": world.landmark(name, path[-1]),
                     "start_pano": {"pano": scan.viewpoints[place], "heading": heading, "elevation": 0.0},
                     "end_panos": [scan.viewpoints[end] for end in ends],
-                    "dialog_history": list(history),
+                    "dialog_history": list(history),  # a copy: the next turn appends to it
                     "planner_path": [scan.viewpoints[node] for node in planned],
                     "player_path": [scan.viewpoints[node] for node in walked],
                 }
             )
             if len(walked) > 1:
-                slot = int(np.nonzero(scan.neighbors[walked[-2]] == walked[-1])[0][0])
+                slot = scan.slot(walked[-2], walked[-1])
                 heading = round(float(scan.headings[walked[-2], slot] % (2 * np.pi)), 3)
             place = walked[-1]
-    return records[:count]
+    return records[:count]  # the last game may have gone over
 
 
 def planner_goal(world: MiniWorld, item: NavItem) -> str:
-    """Return where the planner's path of an item of `dialog_items` ends."""
+    """Return the end of the planner's path of an item of `dialog_items`."""
     scan = world.scan(item.scan)
-    way = scan.shortest_path(scan.locate(item.start), scan.locate(item.regions[0]))
-    return scan.viewpoints[way[: _PLANNED + 1][-1]]
+    path = scan.shortest_path(scan.locate(item.start), scan.locate(item.regions[0]))
+    return scan.viewpoints[path[: _PLANNED + 1][-1]]
 
 
 def _walk(
     scan: Scan, planned: list[int], goal: int, mistakes: float, generator: np.random.Generator
 ) -> list[int]:
-    """Return where a navigator goes who was told the planned way."""
+    """Return the path of a navigator that was told the planned one."""
     draw = generator.random()
     if draw < mistakes:
         turn_off = int(generator.integers(1, len(planned)))
@@ -120,8 +120,6 @@ def write_dialogs(world: MiniWorld, path: str | Path, count: int, *, seed: int =
     """Write `dialog_records` as an NDH file.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: if it cannot be written.
     """
-    path = Path(path)
-    write_atomic(path, (json.dumps(dialog_records(world, count, seed=seed), indent=1) + "\n").encode())
-    return path
+    return write_json(Path(path), dialog_records(world, count, seed=seed), indent=1)

@@ -1,4 +1,4 @@
-"""Landmarks of MiniWorld: what stands where, what it looks like, and how one speaks of it."""
+"""Landmarks of MiniWorld: where they stand, what they look like, and how instructions mention them."""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ LANDMARKS = (
     "fountain", "guitar", "hammock", "ladder",
 )  # fmt: skip
 
-_BESIDE = 0.5  # how clearly a landmark is seen in the views around its own, whose clearness is 1
+_BESIDE = 0.5  # strength of a landmark in the views around the one that shows it best, where it is 1
 
 _APPEARANCE_SEED = 2002_10638  # the same in every world, so that what is learned in one holds in another
 
 
 def landmark_vectors(dim: int) -> np.ndarray:
-    """Return what each landmark looks like: fixed unit-variance vectors, the same in every world.
+    """Return the appearance of each landmark: fixed vectors of unit variance, the same in every world.
 
     Args:
-        dim: width.
+        dim: width of the vectors.
 
     Returns:
         float32 (24, dim).
@@ -37,14 +37,15 @@ def place_landmarks(scan: Scan, generator: np.random.Generator) -> np.ndarray:
 
     Args:
         scan: the graph.
-        generator: of the choice.
+        generator: random source of the choice.
 
     Returns:
         int64 (n,), numbers of landmarks.
 
     Raises:
-        ValueError: when there are fewer landmarks than the graph needs.
+        ValueError: if there are fewer landmarks than the graph needs.
     """
+    # Viewpoints at most two edges apart must differ, or "to the sofa" would name two neighbours of one place.
     close = scan.adjacent | (scan.adjacent.astype(np.int64) @ scan.adjacent.astype(np.int64) > 0)
     chosen = np.full(len(scan), -1)
     for viewpoint in range(len(scan)):
@@ -61,10 +62,10 @@ def place_landmarks(scan: Scan, generator: np.random.Generator) -> np.ndarray:
 def view_pictures(
     scan: Scan, landmarks: np.ndarray, dim: int, noise: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return view features: each view shows the landmarks of the neighbours that lie in it, and noise.
+    """Return view features: each view shows the landmarks of the neighbours that lie in it, plus noise.
 
-    A view spans more than the 30 degrees to the next one, as a camera's does, so a landmark is also seen,
-    less clearly, in the views around the one that shows it best.
+    A view spans more than the 30 degrees to the next one, like that of a camera, so a landmark is also
+    visible, less clearly, in the views around the one that shows it best.
 
     Returns:
         float32 (n, 36, dim).
@@ -84,14 +85,14 @@ def view_pictures(
 
 
 def turn_words(turn: float, rise: float) -> str:
-    """Return words for a move: the turn in radians, positive to the right, and the elevation of the way.
+    """Describe a move by its turn in radians, positive to the right, and the elevation of the edge.
 
     Example:
         >>> turn_words(-1.5, 0.4), turn_words(0.1, 0.0)
         ('turn left and go up', 'go straight')
     """
     turn = wrap(turn)
-    if abs(turn) < math.pi / 4:
+    if abs(turn) < math.pi / 4:  # four sectors of 90 degrees
         words = "go straight"
     elif abs(turn) > 3 * math.pi / 4:
         words = "turn around"
@@ -112,16 +113,16 @@ def describe_path(
     *,
     turns: float = 1.0,
 ) -> str:
-    """Return an instruction for a path, one clause per edge, naming the landmark each edge leads to.
+    """Write an instruction for a path, one clause per edge, naming the landmark at the end of each edge.
 
     Args:
         scan: the graph.
-        landmarks: (n,) as from `place_landmarks`.
+        landmarks: (n,) as `place_landmarks` returns them.
         path: viewpoints, at least one.
-        heading: of the agent at the start, radians.
-        generator: chooses among ways of saying it.
+        heading: heading of the agent at the start, radians.
+        generator: random source of the wording.
         turns: share of clauses that also say which way to turn; the others only name the landmark, so that
-            only who recognizes it knows the way.
+            the agent has to recognize it.
     """
     clauses = []
     for here, there in pairwise(path):

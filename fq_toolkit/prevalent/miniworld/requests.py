@@ -1,17 +1,15 @@
-"""Requests in MiniWorld, as items of a HANNA file: a thing is to be found, and help can be asked for."""
+"""Requests in MiniWorld as items of a HANNA file: an object to find, and help on request."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fq_toolkit.prevalent.data.annotations import hanna_items
-from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.files import DataError, write_json
 from fq_toolkit.prevalent.miniworld.landmarks import LANDMARKS
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
 from fq_toolkit.prevalent.world.items import NavItem
-from fq_toolkit.training.storage.atomic import write_atomic
 
 _PHRASES = ("find a {}", "find the nearest {}", "go and find a {}", "bring me to a {}")
 
@@ -19,23 +17,23 @@ _PHRASES = ("find a {}", "find the nearest {}", "go and find a {}", "bring me to
 def request_records(
     world: MiniWorld, count: int, *, seed: int = 0, min_edges: int = 3, max_edges: int = 8
 ) -> list[dict[str, Any]]:
-    """Return requests as the items of a HANNA file.
+    """Generate requests as the items of a HANNA file.
 
-    The goals are all viewpoints of the building that have the landmark; each path is a shortest one to a
-    goal, and the nearest goal is some edges away.
+    The goals are all viewpoints of the building that have the landmark; each path is a shortest path to one
+    of them.
 
     Args:
-        world: where.
-        count: items.
-        seed: of the requests.
-        min_edges: to the nearest goal, at least.
-        max_edges: to the nearest goal, at most.
+        world: the world.
+        count: number of items.
+        seed: seed of the requests.
+        min_edges: least number of edges to the nearest goal.
+        max_edges: largest number of edges to the nearest goal.
 
     Returns:
         ``{path_id, scan, heading, paths, instructions}``.
 
     Raises:
-        DataError: when a thousand draws for one request find none.
+        DataError: if a thousand draws for one request find none.
     """
     generator = np.random.default_rng([world.seed, seed, 5])
     records: list[dict[str, Any]] = []
@@ -48,6 +46,7 @@ def request_records(
             goals = goals[np.isfinite(scan.distances[start, goals])]
             if not len(goals):
                 continue
+            # Nearest first, as the first path of a HANNA item is the annotated one.
             goals = goals[np.argsort(scan.distances[start, goals], kind="stable")]
             paths = [scan.shortest_path(start, int(goal)) for goal in goals]
             if min_edges <= len(paths[0]) - 1 <= max_edges:
@@ -79,8 +78,6 @@ def write_requests(world: MiniWorld, path: str | Path, count: int, *, seed: int 
     """Write `request_records` as a HANNA file.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: if it cannot be written.
     """
-    path = Path(path)
-    write_atomic(path, (json.dumps(request_records(world, count, seed=seed), indent=1) + "\n").encode())
-    return path
+    return write_json(Path(path), request_records(world, count, seed=seed), indent=1)

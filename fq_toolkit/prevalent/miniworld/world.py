@@ -1,41 +1,44 @@
-"""MiniWorld: small generated buildings in which language can be grounded, in the formats of the real data."""
+"""MiniWorld: small generated buildings in which language can be grounded, in the formats of the real data.
 
-import json
+The real images need a licence and a large download. Here everything that an agent must learn, which words go
+with which views, is present in a world that trains in minutes.
+"""
+
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fq_toolkit.prevalent.data.annotations import r2r_items
+from fq_toolkit.prevalent.files import write_json
 from fq_toolkit.prevalent.miniworld.landmarks import LANDMARKS, describe_path, place_landmarks, view_pictures
 from fq_toolkit.prevalent.world.features import FeatureStore
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.paths import sample_paths
 from fq_toolkit.prevalent.world.scan import Scan
 from fq_toolkit.prevalent.world.world import NavWorld
-from fq_toolkit.training.storage.atomic import write_atomic
 
 _CELL = 5.0  # metres between the middles of neighbouring rooms
 _STOREY = 0.8  # metres between levels of floors
 _EYE = 1.5  # metres of the camera above the floor
-# Where there is only one way on, nothing is learned from an instruction: most rooms must leave a choice.
-_MORE_DOORS = 0.8  # share of the walls, beside those of the spanning tree, that have a door
+# Where there is only one way to go, an agent needs no instruction: most rooms must leave a choice.
+_MORE_DOORS = 0.8  # share of the walls outside the spanning tree that have a door
 _CORRIDORS = 0.15  # share of the doors that have a viewpoint of their own
 
 
 class MiniWorld(NavWorld):
     """Buildings of rooms and corridors on several levels, with a landmark at every viewpoint.
 
-    A building is a grid of rooms; a random spanning tree and some more doors connect them. Each room has a
-    viewpoint near its middle and some have a second one, and so do some doors. A landmark is a fixed random
-    vector in the view that shows it, the same in every world, so an agent that learns what the words mean in
-    some worlds can use it in others: worlds of another seed are unseen. Instructions name the landmark that
-    each edge of a shortest path leads to; few of them say which way to turn, so neither the text nor the
-    views are enough alone.
+    A building is a grid of rooms, connected by a random spanning tree and some more doors. Each room has a
+    viewpoint near its middle, some have a second one, and some doors have one too. A landmark is a fixed
+    random vector in the view that shows it, the same in every world, so an agent that learns the meaning of
+    words in some worlds can use it in others: worlds of another seed are unseen. Instructions name the
+    landmark at the end of each edge of a shortest path; only some clauses say which way to turn, so neither
+    the text nor the views suffice by themselves.
 
     Args:
-        seed: of everything: equal seeds and settings give equal worlds.
-        num_scans: buildings.
+        seed: seed of everything: equal seeds and settings give equal worlds.
+        num_scans: number of buildings.
         rooms: rows and columns of the grid.
         feature_dim: width of the view features.
         noise: standard deviation of the noise in the features; landmarks have 1.
@@ -72,6 +75,8 @@ class MiniWorld(NavWorld):
         if not 0 <= turns <= 1:
             raise ValueError(f"turns must be a share between 0 and 1, got {turns}")
         self.seed, self.feature_dim, self.noise, self.turns = seed, feature_dim, noise, turns
+        # Streams by purpose (0 graphs, 1 landmarks, 2 features, 3 texts, 4 dialogs, 5 requests): more
+        # instructions or another width leave the buildings as they are.
         super().__init__(
             _build(f"mini{seed}x{number}", np.random.default_rng([seed, number, 0]), rows, columns)
             for number in range(num_scans)
@@ -105,12 +110,12 @@ class MiniWorld(NavWorld):
         return FeatureStore(keys, np.concatenate(parts))
 
     def annotations(self, count: int, *, seed: int = 0, instructions: int = 1) -> list[dict[str, Any]]:
-        """Return paths and instructions as items of an R2R file.
+        """Generate paths and instructions as items of an R2R file.
 
         Args:
-            count: paths.
-            seed: of the paths and the wording.
-            instructions: per path.
+            count: number of paths.
+            seed: seed of the paths and of the wording.
+            instructions: number of instructions per path.
 
         Returns:
             ``{path_id, scan, heading, path, distance, instructions}``.
@@ -142,28 +147,25 @@ class MiniWorld(NavWorld):
         return r2r_items(records, f"MiniWorld({self.seed})")
 
     def write(self, folder: str | Path, count: int, *, seed: int = 0, instructions: int = 3) -> Path:
-        """Write the world as real data comes: connectivity files, features.npz and R2R.json.
+        """Write the world in the form of the real data: connectivity files, features.npz and R2R.json.
 
         Args:
-            folder: made if need be.
-            count: paths in R2R.json.
-            seed: of the paths.
-            instructions: per path.
+            folder: created if it does not exist.
+            count: number of paths in R2R.json.
+            seed: seed of the paths.
+            instructions: number of instructions per path.
 
         Returns:
             The file of annotations.
 
         Raises:
-            RunError: when something cannot be written.
+            RunError: if something cannot be written.
         """
         folder = Path(folder)
         self.to_connectivity_json(folder)
         self.features().save_npz(folder / "features.npz")
-        path = folder / "R2R.json"
-        write_atomic(
-            path, json.dumps(self.annotations(count, seed=seed, instructions=instructions), indent=1).encode()
-        )
-        return path
+        records = self.annotations(count, seed=seed, instructions=instructions)
+        return write_json(folder / "R2R.json", records, indent=1)
 
 
 def _build(name: str, generator: np.random.Generator, rows: int, columns: int) -> Scan:
@@ -176,14 +178,14 @@ def _build(name: str, generator: np.random.Generator, rows: int, columns: int) -
     ]
     edges = []
     for i, j in _doors(cells, number, generator):
-        if generator.random() >= _CORRIDORS:
+        if generator.random() >= _CORRIDORS:  # a door between two rooms
             edges.append((i, j))
             continue
         middle = (positions[i] + positions[j]) / 2
         edges += [(i, len(positions)), (len(positions), j)]
         positions.append(middle + generator.uniform(-0.4, 0.4, 3) * (1, 1, 0))
     for i in range(len(cells)):
-        if generator.random() < 0.5:
+        if generator.random() < 0.5:  # a second viewpoint in a corner: a dead end
             corner = generator.choice([-1.0, 1.0], 2) * generator.uniform(1.0, 1.6, 2)
             edges.append((i, len(positions)))
             positions.append(positions[i] + np.array([*corner, 0.0]))
@@ -191,6 +193,7 @@ def _build(name: str, generator: np.random.Generator, rows: int, columns: int) -
     for i, j in edges:
         adjacent[i, j] = adjacent[j, i] = True
     names = [f"{name}v{i:03d}" for i in range(len(positions))]
+    # Rounded to a tenth of a millimetre, so that the files stay readable.
     return Scan(name, names, np.round(np.array(positions), 4), adjacent)
 
 
@@ -209,7 +212,7 @@ def _doors(
         for other in ((row + 1, column), (row, column + 1))
         if other in number
     ]
-    group = list(range(len(cells)))
+    group = list(range(len(cells)))  # rooms with the same number are connected (Kruskal's algorithm)
     doors = []
     for wall in generator.permutation(len(walls)):
         i, j = walls[wall]

@@ -1,1 +1,1 @@
-"""Words of instructions and their limits."""
+"""Vocabularies of instructions, and limits of their length."""

@@ -1,4 +1,4 @@
-"""Instructions that are too long: refused by name, or cut and counted, in one way for all trainers."""
+"""Instructions that are too long: refused by name, or cut and counted; the same for all trainers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,26 +21,26 @@ class InstructionLimit:
     """The options of trainers that read instructions."""
 
     max_tokens: Positive[int] | None = None
-    """Longest instruction in tokens, [CLS] and [SEP] not counted; by default 78, as released."""
+    """Longest instruction in tokens, without [CLS] and [SEP]; by default 78, as released."""
     long_instructions: LongInstructions = "refuse"
     """What happens to longer ones: refuse names file and item and ends; cut drops their end and counts them,
     as released code does without counting."""
 
     @property
     def token_limit(self) -> int:
-        """Return the tokens of the longest instruction, without ``[CLS]`` and ``[SEP]``."""
+        """Return the length of the longest instruction, without ``[CLS]`` and ``[SEP]``."""
         return LONGEST if self.max_tokens is None else self.max_tokens
 
     @property
     def text_limits(self) -> "InstructionLimit":
-        """Return these options: what an agent is built with."""
+        """Return these options, with which an agent is built."""
         return self
 
 
 class Fitted(NamedTuple):
-    """Encodings none of which is longer than the limit, and how many were.
+    """Encodings of at most the limit, and how many were longer.
 
-    encodings: without ``[CLS]`` and ``[SEP]``.
+    encodings: token numbers without ``[CLS]`` and ``[SEP]``.
     cut: how many lost their end.
     """
 
@@ -60,12 +60,12 @@ def fit_encodings(
     """Refuse encodings that are longer than a limit, or cut them at their end and count them.
 
     Args:
-        encodings: of instructions, without ``[CLS]`` and ``[SEP]``.
-        names: of the instructions.
+        encodings: encodings of instructions, without ``[CLS]`` and ``[SEP]``.
+        names: names of the instructions.
         source: file or name of a world, for messages.
-        limit: tokens.
+        limit: largest number of tokens.
         long_instructions: ``"refuse"`` or ``"cut"``.
-        remedy: what to do, for messages; ``{longest}`` stands for the most tokens there are.
+        remedy: what the user can do, for messages; ``{longest}`` stands for the length of the longest.
 
     Raises:
         DataError: naming source, instruction, its tokens and the limit.
@@ -82,6 +82,7 @@ def fit_encodings(
     ]
     if long and long_instructions == "refuse":
         name, count = long[0]
+        # The remedy names the longest of all, so that one change of the option is enough.
         others = f" (one of {len(long)} such instructions)" if len(long) > 1 else ""
         raise DataError(
             f"{source}: instruction {name!r} has {count} tokens, more than the limit of {limit}{others}: "
@@ -102,9 +103,9 @@ def fit_items(
 
     Args:
         items: tasks.
-        vocabulary: which says how many tokens a text has.
+        vocabulary: the tokens in which the length is measured.
         source: file or name of a world, for messages.
-        limit: tokens.
+        limit: largest number of tokens.
         long_instructions: ``"refuse"`` or ``"cut"``.
 
     Raises:
@@ -130,8 +131,8 @@ def check_lengths(
 
     Args:
         items: the tasks.
-        limit: tokens.
-        tokenize: text -> tokens; words by default.
+        limit: largest number of tokens.
+        tokenize: text -> tokens; by default words.
         source: file or name, for messages.
 
     Raises:
@@ -148,12 +149,12 @@ def check_lengths(
 
 
 def keep_start(text: str, vocabulary: Vocabulary, limit: int = LONGEST) -> str:
-    """Return the first words of a text that fit: what a speaker says may end anywhere.
+    """Return the leading words of a text that fit the limit; a speaker's instruction may end anywhere.
 
     Args:
-        text: any.
-        vocabulary: which says how many tokens a word has.
-        limit: tokens.
+        text: any text.
+        vocabulary: the tokens in which the length is measured.
+        limit: largest number of tokens.
 
     Example:
         >>> from fq_toolkit.prevalent import Vocabulary
@@ -164,12 +165,12 @@ def keep_start(text: str, vocabulary: Vocabulary, limit: int = LONGEST) -> str:
 
 
 def keep_end(text: str, vocabulary: Vocabulary, limit: int = LONGEST) -> str:
-    """Return the last words of a text that fit: a dialog is cut on the left, its oldest words go first.
+    """Return the trailing words of a text that fit the limit; a dialog loses its oldest words first.
 
     Args:
         text: a dialog, or any text.
-        vocabulary: which says how many tokens a word has.
-        limit: tokens.
+        vocabulary: the tokens in which the length is measured.
+        limit: largest number of tokens.
 
     Example:
         >>> from fq_toolkit.prevalent import Vocabulary
@@ -180,7 +181,7 @@ def keep_end(text: str, vocabulary: Vocabulary, limit: int = LONGEST) -> str:
 
 
 def _fitting(words: Iterable[str], vocabulary: Vocabulary, limit: int) -> list[str]:
-    """Return the words before the first that does not fit any more."""
+    """Return the words before the first that exceeds the limit."""
     kept: list[str] = []
     for word in words:
         limit -= len(vocabulary.pieces(word))

@@ -1,4 +1,8 @@
-"""Vocabulary: the words of navigation instructions, and instructions as 80 numbers."""
+"""Vocabulary: the words of navigation instructions, and instructions as token ids.
+
+The `tokenizers` library splits texts into words and words into pieces. Own code are only the tags of dialogs,
+which BERT would split at ``<``, and vocabularies of whole words.
+"""
 
 import json
 import re
@@ -12,26 +16,25 @@ from fq_toolkit.prevalent.files import DataError, check_readable, read_json
 from fq_toolkit.training.storage.atomic import write_atomic
 
 VOCABULARY = "vocabulary.json"
-"""Where a model's folder keeps its words."""
+"""Name of the file of words in the folder of a model."""
 
 LONGEST = 78
-"""Tokens of the longest instruction, as released; ``[CLS]`` and ``[SEP]`` make them 80."""
+"""Tokens of the longest instruction, as released; with ``[CLS]`` and ``[SEP]`` they are 80."""
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _TAG = re.compile(r"(<\w+>)")
-_LONGEST_WORD = 100  # characters; longer ones are unknown, as in BERT
+_LONGEST_WORD = 100  # characters; longer words are unknown, as in BERT
 
 
 class Vocabulary:
-    """Words and their numbers; splits a text into them, the longest first, as WordPiece does.
+    """Tokens and their numbers; splits texts into them by WordPiece, the longest match first.
 
-    Text is lower-cased and split as BERT does it, by the `tokenizers` library: accents are dropped,
-    punctuation and Chinese characters stand alone. A tag such as ``<nav>`` is one word where the vocabulary
-    has it. With BERT's vocabulary the pieces are BERT's; in a vocabulary that was
-    trained here every word is whole, and what it does not have is ``[UNK]``.
+    Text is lower-cased and split as in BERT: accents are dropped, punctuation and Chinese characters are
+    words of their own. A tag such as ``<nav>`` is one token if the vocabulary has it. With BERT's vocabulary
+    the pieces are BERT's; in a vocabulary trained here every word is whole and unknown words are ``[UNK]``.
 
     Args:
-        tokens: all of them in order of their numbers; ``[PAD]`` is number 0.
+        tokens: all tokens in the order of their numbers; ``[PAD]`` is number 0.
 
     Raises:
         DataError: for a repeated token, or without one of ``[PAD] [UNK] [CLS] [SEP] [MASK]``.
@@ -51,7 +54,7 @@ class Vocabulary:
             twice = next(t for number, t in enumerate(self.tokens) if self._numbers[t] != number)
             raise DataError(f"the token {twice!r} occurs twice in the vocabulary")
         missing = [token for token in SPECIALS if token not in self._numbers]
-        if missing or self.tokens[0] != SPECIALS[0]:
+        if missing or self.tokens[0] != SPECIALS[0]:  # models treat id 0 as padding
             raise DataError(
                 f"a vocabulary needs the tokens {' '.join(SPECIALS)}, [PAD] as number 0; "
                 + (f"missing: {' '.join(missing)}" if missing else f"number 0 is {self.tokens[0]!r}")
@@ -60,10 +63,10 @@ class Vocabulary:
 
     @classmethod
     def train(cls, instructions: Iterable[str], *, min_count: int = 1) -> "Vocabulary":
-        """Return the words of some instructions, the frequent first, of equals the lexically first.
+        """Build the vocabulary of some instructions: the most frequent words first, ties in lexical order.
 
         Args:
-            instructions: of the training split.
+            instructions: texts of the training split.
             min_count: rarer words are left out.
         """
         counts = Counter(word for text in instructions for word in _words(text))
@@ -72,10 +75,10 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":
-        """Read a vocabulary: what `save` wrote, or BERT's ``vocab.txt`` with one token a line.
+        """Read a vocabulary: a file of `save`, or BERT's ``vocab.txt`` with one token per line.
 
         Raises:
-            DataError: naming the file, when it is missing or no vocabulary.
+            DataError: naming the file, if it is missing or not a vocabulary.
         """
         path = Path(path)
         check_readable(path)
@@ -95,7 +98,7 @@ class Vocabulary:
         """Return the vocabulary of a WordPiece tokenizer of transformers, such as BERT's.
 
         Raises:
-            DataError: when its tokens are not BERT's kind.
+            DataError: if it lacks one of BERT's special tokens.
         """
         numbers: dict[str, int] = tokenizer.get_vocab()
         return cls(sorted(numbers, key=numbers.__getitem__))
@@ -107,7 +110,7 @@ class Vocabulary:
             The file.
 
         Raises:
-            RunError: when it cannot be written.
+            RunError: if it cannot be written.
         """
         path = Path(path)
         write_atomic(path, (json.dumps(self.tokens, ensure_ascii=False, indent=0) + "\n").encode())
@@ -127,18 +130,18 @@ class Vocabulary:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Return the numbers of ``[...]`` tokens: never masked, never drawn as a random word."""
+        """Return the numbers of ``[...]`` tokens, which are never masked nor drawn as a random word."""
         return frozenset(n for n, token in enumerate(self.tokens) if re.fullmatch(r"\[\w+\]", token))
 
     def pieces(self, text: str) -> list[int]:
-        """Return the numbers of a text, without ``[CLS]`` and ``[SEP]``."""
-        found: list[int] = []
+        """Return the token numbers of a text, without ``[CLS]`` and ``[SEP]``."""
+        numbers: list[int] = []
         for part, is_tag in self._parts(text):
             if is_tag:
-                found.append(self._numbers[part])
+                numbers.append(self._numbers[part])
             elif part:
-                found += self._tokenizer.encode(part, add_special_tokens=False).ids
-        return found
+                numbers += self._tokenizer.encode(part, add_special_tokens=False).ids
+        return numbers
 
     def _parts(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yield the tags that the vocabulary has, and the texts between them."""
@@ -149,12 +152,13 @@ class Vocabulary:
                 yield part.lower(), True
                 between = ""
             else:
-                between += part
+                between += part  # an unknown tag is text, as in BERT: "<", its name, ">"
         yield between, False
 
     @cached_property
     def _tokenizer(self) -> Any:
         """Return the WordPiece tokenizer of these tokens."""
+        # Imported on first use: many runs read encoded texts only, and the library takes time to load.
         from tokenizers import Tokenizer
         from tokenizers.models import WordPiece
 
@@ -164,6 +168,7 @@ class Vocabulary:
         return tokenizer
 
     def __getstate__(self) -> dict[str, Any]:
+        # The tokenizer is rebuilt in the other process: half the size, and none of its threads' state.
         return {name: value for name, value in self.__dict__.items() if name != "_tokenizer"}
 
     def encode(
@@ -173,11 +178,11 @@ class Vocabulary:
 
         Args:
             text: an instruction or a dialog.
-            length: of the result.
+            length: length of the result.
             cut: which side of a text that is too long is dropped; dialogs drop the start. None refuses it.
 
         Raises:
-            ValueError: for a length without room for one token, or a text that is too long.
+            ValueError: for a length without room for a token, or a text that is too long.
         """
         if length < 3:
             raise ValueError(f"length must be at least 3, got {length}")
@@ -191,11 +196,11 @@ class Vocabulary:
         return self.frame([body], length=length)[0]
 
     def frame(self, bodies: Sequence[Sequence[int]], *, length: int | None = None) -> list[list[int]]:
-        """Return ``[CLS] body [SEP]`` of token numbers, padded to a length.
+        """Return ``[CLS] body [SEP]`` of each body, padded to one length.
 
         Args:
             bodies: texts as `pieces` returns them.
-            length: at least that of the longest with both marks, which is the default.
+            length: at least the length of the longest body with both marks, which is the default.
         """
         rows = [[self.cls, *body, self.sep] for body in bodies]
         length = max(map(len, rows)) if length is None else length
@@ -205,12 +210,13 @@ class Vocabulary:
         """Return the text of token numbers, without padding, ``[CLS]`` and ``[SEP]``."""
         left_out = {self.pad, self.cls, self.sep}
         text = " ".join(self.tokens[int(number)] for number in ids if int(number) not in left_out)
-        return text.replace(" ##", "")
+        return text.replace(" ##", "")  # how WordPiece marks the continuation of a word
 
 
 @cache
 def _bert() -> tuple[Any, Any]:
-    """Return what BERT does to a text before it looks for words, and how it finds them."""
+    """Return BERT's normalizer of texts and its splitter into words."""
+    # Imported on first use, as in `_tokenizer`.
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -219,12 +225,12 @@ def _bert() -> tuple[Any, Any]:
 
 
 def _words(text: str) -> list[str]:
-    """Return lower-case words without accents, punctuation and tags."""
+    """Split a text into lower-case words without accents, punctuation marks and tags."""
     cleaner, splitter = _bert()
-    found: list[str] = []
+    words: list[str] = []
     for part in _TAG.split(text):
         if _TAG.fullmatch(part):
-            found.append(part.lower())
+            words.append(part.lower())
         else:
-            found += [word for word, _ in splitter.pre_tokenize_str(cleaner.normalize_str(part))]
-    return found
+            words += [word for word, _ in splitter.pre_tokenize_str(cleaner.normalize_str(part))]
+    return words
