@@ -1,35 +1,36 @@
-"""A dictionary that owns its state: one checked way in, and everything derived is derived.
+"""The state of a dictionary has one owner: what others write into it is checked, and what follows derived.
 
 The state is the codebook with its moving counts and sums.  What follows from it, the center of the lookup and
 whether the dictionary has started, is no buffer: loaders that skip `torch.nn.Module.load_state_dict` would
 leave uninitialised memory in one.  It is derived whenever somebody else has written the codebook, which
 `fq_toolkit.layers.codebook.witness` tells.
+
+These are functions over a layer, so that the layer itself reads as what a dictionary does.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fq_toolkit.kernels import tracing
 from fq_toolkit.layers.codebook import initialization
 from fq_toolkit.layers.codebook.consistency import account_for, center_of, disagreeing
-from fq_toolkit.layers.codebook.staging import StagedStatistics
+from fq_toolkit.layers.codebook.staging import Staging
+from fq_toolkit.layers.codebook.state import keep_float32
+from fq_toolkit.layers.codebook.statistics import HostState
 from fq_toolkit.layers.codebook.witness import Witness, bits
 
-_OWNED = frozenset({"codebook", "ema_counts", "ema_sums", "chosen_counts", "num_updates", "initialized"})
+#: The buffers that only the layer itself may replace.
+OWNED = frozenset({"codebook", "ema_counts", "ema_sums", "chosen_counts", "num_updates", "initialized"})
 #: Set by the loader of transformers on what it has loaded, and on modules when it is done with them.
-_LOADED_BY_TRANSFORMERS = "_is_hf_initialized"
-NOT_SCRIPTABLE = (
-    "a {} cannot be compiled by torch.jit.script; use torch.compile, or torch.export for evaluation elsewhere"
-)
+LOADED_BY_TRANSFORMERS = "_is_hf_initialized"
 
 
-class OwnedCodebook(StagedStatistics):
-    """The part of a quantizer that lets nobody change its codebook without its statistics."""
+class OwnedState(Protocol):
+    """What these functions need of a layer; `MovingDictionary` documents it."""
 
     num_codes: int
     codebook_dim: int
@@ -38,400 +39,307 @@ class OwnedCodebook(StagedStatistics):
     ema: str
     init: str
     metric: str
+    revive: float
+    codebook: Tensor
     ema_counts: Tensor
     ema_sums: Tensor
     chosen_counts: Tensor
+    num_updates: Tensor
     initialized: Tensor
     center: Tensor
     nonfinite_rows: Tensor
+    witness: Witness
+    host: HostState
+    staged: Staging
+    _buffers: dict[str, Tensor | None]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.codebook_frozen = False
-        self.witness = Witness()
-        self._loading = False
-        self._materialized = False  # buffers have been assigned to a layer on the meta device
-        self._doubtful: Tensor | None = None  # codes that somebody else has written since the last update
-        self._counts_given = False  # and their counts as well
-
-    # --- the way in -----------------------------------------------------------------------------------------
-
-    @torch.no_grad()
     def set_codebook(self, codebook: Any) -> None:
-        """Make these codes the dictionary, which has then started: each counts as one row seen.
-
-        Codes, moving counts, moving sums and what is derived from them change together; statistics that wait
-        for a commit are forgotten. ``num_updates`` stays. With ``metric="cosine"`` codes are scaled to unit
-        length. With more than one rank, call it on each.
-
-        Args:
-            codebook: ``(K, codebook_dim)``: a tensor on any device, a NumPy array or nested lists.
-
-        Raises:
-            TypeError: not real numbers.
-            ValueError: another shape, or entries that are not finite in float32.
-            RuntimeError: the layer is on the meta device.
-
-        Example:
-            >>> import torch
-            >>> from fq_toolkit import FeatureQuantizer
-            >>> layer = FeatureQuantizer(2, 3)
-            >>> layer.set_codebook([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-            >>> layer.quantize(torch.tensor([[0.9, 0.2]])).indices
-            tensor([1])
-        """
-        if self.codebook.is_meta:
-            raise RuntimeError(
-                "this layer is on the meta device, where set_codebook has nothing to write to; call "
-                "to_empty(device=...) first"
-            )
-        codes = initialization.as_codebook(
-            codebook, self.num_codes, self.codebook_dim, self.metric == "cosine"
-        )
-        self._check_shapes()
-        self._put_on_one_device()
-        self.codebook.copy_(codes)
-        self.ema_counts.fill_(1)
-        self.ema_sums.copy_(self.codebook)
-        if self.revive > 0:
-            self.chosen_counts.zero_()
-        self.initialized.fill_(True)
-        self.forget_staged(torch.ones_like(self.ema_counts, dtype=torch.bool))
-        self._trust(started=True)
-
-    @torch.no_grad()
-    def adopt(self, codebook: Tensor, counts: Tensor, sums: Tensor) -> None:
-        """Take over a dictionary together with its moving statistics."""
-        self.codebook.copy_(codebook)
-        self.ema_counts.copy_(counts)
-        self.ema_sums.copy_(sums)
-        if self.revive > 0:
-            self.chosen_counts.copy_(counts)
-        self.initialized.fill_(True)
-        self.after_load()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OWNED and name in self.__dict__.get("_buffers", ()) and not self._loading:
-            self._assign(name, value)
-            return
-        if name == _LOADED_BY_TRANSFORMERS and value and self._materialized:
-            self._start_what_was_not_loaded()
-        super().__setattr__(name, value)
-
-    @torch.no_grad()
-    def _assign(self, name: str, value: Any) -> None:
-        """Take over an assigned buffer: the values, not the tensor."""
-        own: Tensor = getattr(self, name)
-        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
-            raise TypeError(
-                f"{name} of a {type(self).__name__} is state that moving averages keep, not a "
-                f"{type(value).__name__}; to give it a dictionary call set_codebook(codes)"
-            )
-        if tuple(value.shape) != tuple(own.shape) or value.is_complex() or value.layout != torch.strided:
-            raise ValueError(
-                f"{name} of this {type(self).__name__} has shape {tuple(own.shape)}, but was assigned "
-                f"{tuple(value.shape)} of {value.dtype}; set_codebook takes ({self.num_codes}, "
-                f"{self.codebook_dim}) real numbers"
-            )
-        if own.is_meta or value.is_meta:  # a loader fills a model that was built without memory
-            self._materialized = True
-            super().__setattr__(name, value)
-        elif name == "codebook" and self._replaces_codes(value):
-            self.set_codebook(value)
-        else:
-            own.copy_(value)
-            self._start_known(False)
-
-    def _replaces_codes(self, codebook: Tensor) -> bool:
-        """Whether the moving statistics do not belong to this codebook."""
-        codes = codebook.detach().to(self.codebook)
-        if not bool((self.ema_counts > 0).any()):
-            return not torch.equal(codes, self.codebook)
-        return bool(self._disagreeing(codes).any()) or not bool(torch.isfinite(codes).all())
-
-    def _start_what_was_not_loaded(self) -> None:
-        """Transformers is done with this module; what it did not find is uninitialised memory."""
-        self._materialized = False
-        if self.codebook.is_meta:
-            return
-        owned = _OWNED & self._buffers.keys()
-        loaded = {name for name in owned if getattr(getattr(self, name), _LOADED_BY_TRANSFORMERS, False)}
-        if "codebook" not in loaded:
-            self.reset_parameters()
-            return
-        for name in owned - loaded:
-            getattr(self, name).zero_()
-        if not {"ema_counts", "ema_sums"} <= loaded:
-            self.set_codebook(self.codebook)
-            return
-        if self.revive > 0 and "chosen_counts" not in loaded:
-            self.chosen_counts.copy_(self.ema_counts)
-        self.after_load()
+        """Make these codes the dictionary."""
 
     def reset_parameters(self) -> None:
         """Start afresh."""
-        raise NotImplementedError
 
-    # --- what somebody else has written ---------------------------------------------------------------------
-
-    def notice_writes(self, learning: bool) -> None:
-        """Bring everything in line with a codebook that somebody else has written; a lookup asks first.
-
-        Args:
-            learning: whether this forward may change the dictionary. Only then are the statistics of codes
-                that they do not account for replaced: until then the codes may be somebody's for one call.
-
-        Raises:
-            RuntimeError: what was put in place of the state is no state of this layer.
-        """
-        if torch.compiler.is_compiling():
-            if learning:
-                self._compare_on_device()
-            return
-        codebook = self._buffers.get("codebook")
-        if codebook is None or not self.witness.knows(codebook):
-            self._look_closer(learning)
-        if learning and self._doubtful is not None:
-            doubtful, keep = self._doubtful, self._counts_given
-            self._doubtful, self._counts_given = None, False
-            self._account_for(doubtful, keep, may_be_blank=keep or self.init in initialization.FROM_DATA)
-            self._record(content=self.witness.compares(self.codebook))
-
-    @torch.no_grad()
-    def _look_closer(self, learning: bool) -> None:
-        self._check_shapes()
-        if self.codebook.is_meta:
-            return
-        own = self.witness
-        if self.codebook.dtype == torch.float32 and self.codebook.device == self.center.device:
-            if own.compares(self.codebook) and own.same_bits(self.codebook):
-                self._record(content=False)
-                return
-            if own.all_written(self.codebook, self.ema_counts, self.ema_sums):
-                # The statistics came along. DistributedDataParallel does so before every forward; in
-                # training the center follows by itself.
-                self._doubtful, self._counts_given = None, False
-                if not learning:
-                    self.derive_center()
-                    self._start_known(False)
-                self._record(content=own.compares(self.codebook))
-                return
-        given = own.counts_written(self.ema_counts)
-        self._put_on_one_device()
-        changed = own.changed_rows(self.codebook)
-        before = self._doubtful
-        self._doubtful = changed if before is None or before.device != changed.device else before | changed
-        self._counts_given |= given
-        self._start_known(False)
-        self.derive_center()
-        self._record(content=True)
-
-    def _check_shapes(self) -> None:
-        """Refuse a state that is none: native code would read beyond it."""
-        shapes = {
-            "codebook": (self.num_codes, self.codebook_dim),
-            "ema_counts": (self.num_codes,),
-            "ema_sums": (self.num_codes, self.codebook_dim),
-            "num_updates": (),
-            "initialized": (),
-        }
-        if self.revive > 0:
-            shapes["chosen_counts"] = (self.num_codes,)
-        for name, shape in shapes.items():
-            value = getattr(self, name, None)
-            if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.is_complex():
-                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise RuntimeError(
-                    f"{name} of this {type(self).__name__} was replaced by {found}, expected shape {shape}; "
-                    "set_codebook(codes) gives it another dictionary of the same size, and another size "
-                    "needs another layer"
-                )
-
-    def _put_on_one_device(self) -> None:
-        """Bring the state to where the codebook is, float32 and contiguous, as the kernels need it."""
-        self.keep_float32()
-        device = self.codebook.device
-        missing = self.ema_counts.is_meta or self.ema_sums.is_meta
-        for name in sorted(_OWNED):
-            held = self._buffers.get(name)
-            if held is None:
-                continue
-            if held.is_meta and not device.type == "meta":
-                held = torch.zeros(held.shape, dtype=held.dtype, device=device)
-            self._buffers[name] = held.to(device).contiguous()
-        if missing and device.type != "meta":  # a codebook came without statistics
-            self.ema_counts.fill_(1)
-            self.ema_sums.copy_(self.codebook)
-            self.initialized.fill_(True)
-        if self.center.device != device:
-            self.center = self.codebook.new_zeros(self.codebook_dim)
-        if self.nonfinite_rows.device != device:
-            held = self.nonfinite_rows
-            self.nonfinite_rows = torch.zeros_like(held, device=device) if held.is_meta else held.to(device)
-
-    def derive_center(self) -> None:
-        """The center of a codebook that did not come from updates."""
-        self.center.copy_(center_of(self.codebook, self.ema_counts))
-
-    def usable_center(self) -> Tensor:
-        """The center for this lookup.
-
-        A traced graph cannot ask whether the one that is kept fits, so unless it trains it derives one; so
-        does a transform, whose codebook may be another for every sample.
-        """
-        if torch.compiler.is_compiling() or tracing.under_export():
-            fits = self.training and self.center.device == self.codebook.device and not tracing.under_export()
-        else:
-            fits = not tracing.under_transform()
-        return self.center if fits else center_of(self.codebook)
-
-    def written(self) -> None:
-        """The layer has just written its state itself."""
-        if not torch.compiler.is_compiling():
-            self._record(content=self.witness.compares(self.codebook))
-        elif self.witness.copy is not None:
-            self.witness.copy.copy_(bits(self.codebook))
-
-    def _record(self, content: bool) -> None:
-        self.witness.record(self.codebook, self.ema_counts, self.ema_sums, content=content)
-
-    def debiasing_scale(self) -> Tensor | float:
-        """What the moving statistics are multiplied by before they are compared or divided."""
-        if self.ema != "debiased":
-            return 1.0
-        steps = self.num_updates.float()
-        return torch.where(steps > 0, 1 / (1 - self.decay**steps), 1.0)
-
-    def _disagreeing(self, codebook: Tensor, may_be_blank: bool = True) -> Tensor:
-        unit = self.metric == "cosine"
-        return disagreeing(
-            codebook, self.ema_counts, self.ema_sums, self.eps, self.debiasing_scale(), unit, may_be_blank
-        )
-
-    @torch.no_grad()
-    def _account_for(self, rows: Tensor, keep: bool, may_be_blank: bool = True) -> None:
-        """Give those of the codes that their statistics do not account for statistics that do."""
-        if self.metric == "cosine":
-            off = (self.codebook.norm(dim=1) - 1).abs() > 1e-5
-            unit = F.normalize(self.codebook, dim=1)
-            self.codebook.copy_(torch.where((rows & off)[:, None], unit, self.codebook))
-        rows = rows & self._disagreeing(self.codebook, may_be_blank)
-        counts, sums = account_for(
-            self.codebook, self.ema_counts, self.ema_sums, rows, keep, self.eps, self.debiasing_scale()
-        )
-        self.ema_counts.copy_(counts)
-        self.ema_sums.copy_(sums)
-        if self.revive > 0 and not keep:
-            self.chosen_counts.masked_fill_(rows, 0.0)
-        self.forget_staged(rows)
-
-    def _compare_on_device(self) -> None:
-        """In a compiled graph: what was written since the layer last wrote gets statistics of its own."""
-        if self.codebook.dtype != torch.float32:
-            self.keep_float32()
-        copy = self.witness.copy
-        if copy is not None and copy.device == self.codebook.device:
-            self._account_for(self.witness.changed_rows(self.codebook), False)
-
-    def _trust(self, started: bool) -> None:
-        """The whole state is as it should be: derive what follows from it."""
-        self._doubtful, self._counts_given, self._materialized = None, False, False
-        self.derive_center()
-        self._start_known(started)
-        self._record(content=True)
-
-    # --- whether it has started -----------------------------------------------------------------------------
-
-    def has_started(self) -> bool:
-        """Whether the dictionary comes from data or from somebody; waits for the device.
-
-        The moving counts tell as well as the flag: averages of models may copy floats alone.
-        """
-        return bool(self.initialized) or bool((self.ema_counts > 0).any())
-
-    def is_given(self) -> bool:
-        """Whether a dictionary that would start from data has been given codes instead; asks only once."""
-        if self.memory.given is None:
-            self.memory.given = initialization.is_given(self.codebook, self.metric == "cosine")
-        return self.memory.given
-
-    def _start_known(self, started: bool) -> None:
-        """Note on the host what is known without asking the device."""
-        self.memory.started = started or self.init not in initialization.FROM_DATA
-        self.memory.given = None
-
-    # --- loading and moving ---------------------------------------------------------------------------------
-
-    @torch.no_grad()
     def after_load(self) -> None:
         """Bring what is not saved in line with what was loaded."""
-        if self.codebook.is_meta:
+
+
+# --- assignments --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def take_over(layer: OwnedState, name: str, value: Any) -> bool:
+    """Take over an assigned buffer: the values, not the tensor.
+
+    Returns:
+        Whether that is done.  Without memory there are no values to copy: then the caller binds the tensor,
+        which is how a loader fills a model that was built on the meta device.
+
+    Raises:
+        TypeError: not a plain tensor.
+        ValueError: another shape, or no real numbers.
+    """
+    own: Tensor = getattr(layer, name)
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+        raise TypeError(
+            f"{name} of a {type(layer).__name__} is state that moving averages keep, not a "
+            f"{type(value).__name__}; to give it a dictionary call set_codebook(codes)"
+        )
+    if tuple(value.shape) != tuple(own.shape) or value.is_complex() or value.layout != torch.strided:
+        raise ValueError(
+            f"{name} of this {type(layer).__name__} has shape {tuple(own.shape)}, but was assigned "
+            f"{tuple(value.shape)} of {value.dtype}; set_codebook takes ({layer.num_codes}, "
+            f"{layer.codebook_dim}) real numbers"
+        )
+    if own.is_meta or value.is_meta:
+        layer.witness.materialized = True
+        return False
+    if name == "codebook" and _replaces_codes(layer, value):
+        layer.set_codebook(value)
+    else:
+        # Not trusted: the rest of the state may be assigned next, and the next lookup compares it all.
+        own.copy_(value)
+        start_known(layer, False)
+    return True
+
+
+def _replaces_codes(layer: OwnedState, codebook: Tensor) -> bool:
+    """Whether the moving statistics do not belong to this codebook."""
+    codes = codebook.detach().to(layer.codebook)
+    if not bool((layer.ema_counts > 0).any()):
+        return not torch.equal(codes, layer.codebook)
+    return bool(_disagreeing(layer, codes).any()) or not bool(torch.isfinite(codes).all())
+
+
+def start_what_was_not_loaded(layer: OwnedState) -> None:
+    """Finish a load by transformers: what it did not find is uninitialised memory."""
+    layer.witness.materialized = False
+    if layer.codebook.is_meta:
+        return
+    owned = OWNED & layer._buffers.keys()
+    loaded = {name for name in owned if getattr(getattr(layer, name), LOADED_BY_TRANSFORMERS, False)}
+    if "codebook" not in loaded:
+        layer.reset_parameters()
+        return
+    for name in owned - loaded:
+        getattr(layer, name).zero_()
+    if not {"ema_counts", "ema_sums"} <= loaded:
+        layer.set_codebook(layer.codebook)
+        return
+    if layer.revive > 0 and "chosen_counts" not in loaded:
+        layer.chosen_counts.copy_(layer.ema_counts)
+    layer.after_load()
+
+
+# --- what somebody else has written -------------------------------------------------------------------------
+
+
+def notice_writes(layer: OwnedState, learning: bool) -> None:
+    """Bring everything in line with a codebook that somebody else has written; a lookup asks first.
+
+    Args:
+        layer: the layer.
+        learning: whether this forward may change the dictionary. Only then are the statistics of codes that
+            they do not account for replaced: until then the codes may be somebody's for one call.
+
+    Raises:
+        RuntimeError: what was put in place of the state is no state of this layer.
+    """
+    if torch.compiler.is_compiling():
+        # A graph cannot ask the host who wrote; it compares bits on the device. Evaluation derives what it
+        # needs, see `usable_center`.
+        if learning:
+            _compare_on_device(layer)
+        return
+    witness, codebook = layer.witness, layer._buffers.get("codebook")
+    if codebook is None or not witness.knows(codebook):
+        _look_closer(layer, learning)
+    if learning and witness.doubtful is not None:
+        doubtful, keep = witness.doubtful, witness.counts_given
+        witness.dismiss_doubts()
+        _account_for(layer, doubtful, keep, may_be_blank=keep or layer.init in initialization.FROM_DATA)
+        record(layer, content=witness.compares(layer.codebook))
+
+
+@torch.no_grad()
+def _look_closer(layer: OwnedState, learning: bool) -> None:
+    """Find out what was written, and doubt the statistics of those codes; cheap answers come first."""
+    check_shapes(layer)  # before any kernel gets a pointer to it
+    if layer.codebook.is_meta:
+        return
+    own = layer.witness
+    if layer.codebook.dtype == torch.float32 and layer.codebook.device == layer.center.device:
+        if own.compares(layer.codebook) and own.same_bits(layer.codebook):
+            record(layer, content=False)  # moved or written with the same values
             return
-        self._check_shapes()
-        self._put_on_one_device()
-        self.nonfinite_rows.zero_()
-        if self.staging:
-            self.make_room_to_stage()
-        self.clear_staged()
-        self.memory.commits_now.fill_(int(self.num_updates))
-        started = self.has_started()
-        self.initialized.fill_(started)
-        self._trust(started)
+        if own.all_written(layer.codebook, layer.ema_counts, layer.ema_sums):
+            # The statistics came along. DistributedDataParallel does so before every forward; in training the
+            # center follows by itself.
+            own.dismiss_doubts()
+            if not learning:
+                derive_center(layer)
+                start_known(layer, False)
+            record(layer, content=own.compares(layer.codebook))
+            return
+    given = own.counts_written(layer.ema_counts)
+    put_on_one_device(layer)
+    own.doubt(own.changed_rows(layer.codebook), given)
+    start_known(layer, False)
+    derive_center(layer)
+    record(layer, content=True)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        self._loading = True
-        try:
-            super()._load_from_state_dict(*args)
-        finally:
-            self._loading = False
-        if not self.codebook.is_meta:
-            # Loaded as it was saved; but an edited or averaged state need not agree with itself, which the
-            # next training forward looks at.
-            self._doubtful = torch.ones_like(self.ema_counts, dtype=torch.bool)
-            self._counts_given = True
-            self.witness.forget_content()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> OwnedCodebook:
-        """Follow the model to another device."""
-        known = self.witness.knows(self.codebook) and not self.codebook.is_meta
-        super()._apply(fn, recurse)
-        if known and not self.codebook.is_meta:
-            self.center = self.center.to(self.codebook.device)
-            self.nonfinite_rows = self.nonfinite_rows.to(self.codebook.device)
-            self._record(content=False)
-        return self
+def _compare_on_device(layer: Any) -> None:
+    """In a compiled graph: what was written since the layer last wrote gets statistics of its own."""
+    if layer.codebook.dtype != torch.float32:
+        keep_float32(layer)
+    copy = layer.witness.copy
+    if copy is not None and copy.device == layer.codebook.device:
+        _account_for(layer, layer.witness.changed_rows(layer.codebook), False)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if not self.codebook.is_meta and self.codebook.dtype == torch.float32:
-            self._record(content=False)
 
-    def __prepare_scriptable__(self) -> OwnedCodebook:
-        raise TypeError(NOT_SCRIPTABLE.format(type(self).__name__))
+@torch.no_grad()
+def _account_for(layer: OwnedState, rows: Tensor, keep: bool, may_be_blank: bool = True) -> None:
+    """Give those of the codes that their statistics do not account for statistics that do."""
+    if layer.metric == "cosine":
+        # Only codes that are visibly off: normalizing a unit vector again would change its last bits.
+        off = (layer.codebook.norm(dim=1) - 1).abs() > 1e-5
+        unit = F.normalize(layer.codebook, dim=1)
+        layer.codebook.copy_(torch.where((rows & off)[:, None], unit, layer.codebook))
+    rows = rows & _disagreeing(layer, layer.codebook, may_be_blank)
+    counts, sums = account_for(
+        layer.codebook, layer.ema_counts, layer.ema_sums, rows, keep, layer.eps, debiasing_scale(layer)
+    )
+    layer.ema_counts.copy_(counts)
+    layer.ema_sums.copy_(sums)
+    if layer.revive > 0 and not keep:
+        layer.chosen_counts.masked_fill_(rows, 0.0)
+    layer.staged.forget(rows)
 
-    # --- holding still --------------------------------------------------------------------------------------
 
-    def freeze_codebook(self) -> None:
-        """Hold the dictionary still for good: unlike ``eval()``, this survives the next ``train()``.
+def _disagreeing(layer: OwnedState, codebook: Tensor, may_be_blank: bool = True) -> Tensor:
+    unit = layer.metric == "cosine"
+    return disagreeing(
+        codebook, layer.ema_counts, layer.ema_sums, layer.eps, debiasing_scale(layer), unit, may_be_blank
+    )
 
-        Features are still quantized and the commitment loss still pulls them towards their codes. Statistics
-        that wait for a commit are forgotten. Not part of ``state_dict()``.
-        """
-        self.codebook_frozen = True
-        self.clear_staged()
 
-    def unfreeze_codebook(self) -> None:
-        """Let the dictionary move again; the opposite of `freeze_codebook`."""
-        self.codebook_frozen = False
+def debiasing_scale(layer: OwnedState) -> Tensor | float:
+    r"""Return what the moving statistics are multiplied by before they are compared or divided.
 
-    def requires_grad_(self, requires_grad: bool = True) -> OwnedCodebook:
-        """As in `torch.nn.Module`, and False freezes the dictionary too, True lets it move again.
+    With ``ema="debiased"`` that is :math:`1 / (1 - \lambda^t)` after ``t`` updates, as they start at zero.
+    """
+    if layer.ema != "debiased":
+        return 1.0
+    steps = layer.num_updates.float()
+    return torch.where(steps > 0, 1 / (1 - layer.decay**steps), 1.0)
 
-        Only called on the layer itself: ``requires_grad_`` of a model around it visits parameters alone.
-        """
-        super().requires_grad_(requires_grad)
-        if requires_grad:
-            self.unfreeze_codebook()
-        else:
-            self.freeze_codebook()
-        return self
+
+# --- bringing the state in order ----------------------------------------------------------------------------
+
+
+def check_shapes(layer: OwnedState) -> None:
+    """Refuse a state that is none: native code would read beyond it."""
+    shapes = {
+        "codebook": (layer.num_codes, layer.codebook_dim),
+        "ema_counts": (layer.num_codes,),
+        "ema_sums": (layer.num_codes, layer.codebook_dim),
+        "num_updates": (),
+        "initialized": (),
+    }
+    if layer.revive > 0:
+        shapes["chosen_counts"] = (layer.num_codes,)
+    for name, shape in shapes.items():
+        value = getattr(layer, name, None)
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.is_complex():
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise RuntimeError(
+                f"{name} of this {type(layer).__name__} was replaced by {given}, expected shape {shape}; "
+                "set_codebook(codes) gives it another dictionary of the same size, and another size "
+                "needs another layer"
+            )
+
+
+def put_on_one_device(layer: Any) -> None:
+    """Bring the state to where the codebook is, float32 and contiguous, as the kernels need it."""
+    keep_float32(layer)
+    device = layer.codebook.device
+    missing = layer.ema_counts.is_meta or layer.ema_sums.is_meta
+    for name in sorted(OWNED):
+        held = layer._buffers.get(name)
+        if held is None:
+            continue
+        if held.is_meta and not device.type == "meta":
+            held = torch.zeros(held.shape, dtype=held.dtype, device=device)
+        layer._buffers[name] = held.to(device).contiguous()
+    if missing and device.type != "meta":  # a codebook came without statistics
+        layer.ema_counts.fill_(1)
+        layer.ema_sums.copy_(layer.codebook)
+        layer.initialized.fill_(True)
+    if layer.center.device != device:
+        layer.center = layer.codebook.new_zeros(layer.codebook_dim)
+    if layer.nonfinite_rows.device != device:
+        held = layer.nonfinite_rows
+        layer.nonfinite_rows = torch.zeros_like(held, device=device) if held.is_meta else held.to(device)
+
+
+def derive_center(layer: OwnedState) -> None:
+    """Compute the center of a codebook that did not come from updates."""
+    layer.center.copy_(center_of(layer.codebook, layer.ema_counts))
+
+
+def usable_center(layer: Any, exporting: bool, transformed: bool) -> Tensor:
+    """Return the center for this lookup.
+
+    A traced graph cannot ask whether the one that is kept fits, so unless it trains it derives one; so does a
+    transform, whose codebook may be another for every sample.
+
+    Args:
+        layer: the layer.
+        exporting: whether `torch.export` traces this forward.
+        transformed: whether it runs inside a transform of `torch.func`.
+    """
+    if exporting:
+        fits = False
+    elif torch.compiler.is_compiling():
+        fits = layer.training and layer.center.device == layer.codebook.device
+    else:
+        fits = not transformed
+    return layer.center if fits else center_of(layer.codebook)
+
+
+def trust(layer: OwnedState, started: bool) -> None:
+    """Take the whole state for what it should be, and derive what follows from it."""
+    layer.witness.dismiss_doubts()
+    layer.witness.materialized = False
+    derive_center(layer)
+    start_known(layer, started)
+    record(layer, content=True)
+
+
+def written(layer: OwnedState) -> None:
+    """Note that the layer has just written its state itself."""
+    if not torch.compiler.is_compiling():
+        record(layer, content=layer.witness.compares(layer.codebook))
+    elif layer.witness.copy is not None:
+        layer.witness.copy.copy_(bits(layer.codebook))
+
+
+def record(layer: OwnedState, content: bool) -> None:
+    """Let the witness know the state as it is, see `Witness.record`."""
+    layer.witness.record(layer.codebook, layer.ema_counts, layer.ema_sums, content=content)
+
+
+# --- whether it has started ---------------------------------------------------------------------------------
+
+
+def is_given(layer: OwnedState) -> bool:
+    """Whether a dictionary that would start from data has been given codes instead; looks only once."""
+    if layer.host.given is None:
+        layer.host.given = initialization.is_given(layer.codebook, layer.metric == "cosine")
+    return layer.host.given
+
+
+def start_known(layer: OwnedState, started: bool) -> None:
+    """Note on the host what is known without asking the device."""
+    layer.host.started = started or layer.init not in initialization.FROM_DATA
+    layer.host.given = None

@@ -1,9 +1,12 @@
-"""Reading the states of other implementations."""
+"""Reading the states of other implementations, and writing them.
+
+`FeatureQuantizer.from_reference` and its siblings build layers from what these functions read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +15,11 @@ from fq_toolkit.layers.checks import one_of
 from fq_toolkit.layers.codebook.consistency import smoothed_counts
 from fq_toolkit.layers.codebook.dictionary import MovingDictionary
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+LayerT = TypeVar("LayerT", bound=MovingDictionary)
 
 
 def _find(state: Mapping[str, Tensor], prefix: str, names: tuple[str, ...], what: str) -> list[Tensor]:
-    """The named entries under ``prefix``.
+    """Return the named entries under ``prefix``.
 
     Raises:
         ValueError: one is missing; the prefixes under which all are present are listed.
@@ -37,17 +39,56 @@ def _find(state: Mapping[str, Tensor], prefix: str, names: tuple[str, ...], what
 
 #: Which axis of ``embed`` counts the codes.
 _CODE_AXIS = {"released": 1, "encodec": 0}
+#: What a layer with such a dictionary is built with, unless the user says otherwise.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "released": {"preset": "fqgan"},
+    "encodec": {"decay": 0.99, "commitment": 1.0},
+    "lucidrains": {"preset": "lucidrains"},
+}
 
 
-def moving_average_state(
-    state: Mapping[str, Tensor], prefix: str, layout: str | None
-) -> tuple[str, Tensor, Tensor, Tensor]:
-    """Layout, codebook ``(K, C)``, moving counts ``(K,)`` and moving sums ``(K, C)`` of a quantizer.
+class ReferenceDictionary(NamedTuple):
+    """A dictionary of another implementation in this package's terms.
+
+    Attributes:
+        dim: channels of the features.
+        codebook: ``(K, C)``.
+        counts: ``(K,)``, moving counts.
+        sums: ``(K, C)``, moving sums.
+        options: settings of the layer that go with it.
+        projections: states of ``project_in`` and ``project_out``, if there are any.
+    """
+
+    dim: int
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+    options: dict[str, Any]
+    projections: dict[str, dict[str, Tensor]]
+
+    def build(self, layer_class: Callable[..., LayerT], options: dict[str, Any]) -> LayerT:
+        """Build a layer with this dictionary.
+
+        Args:
+            layer_class: `FeatureQuantizer`, or a class of the user's that extends it.
+            options: settings of the user's, which come before those of the reference.
+        """
+        layer = layer_class(self.dim, self.codebook.shape[0], **{**self.options, **options})
+        layer.adopt(self.codebook, self.counts, self.sums)
+        for name, values in self.projections.items():
+            projection = getattr(layer, name)
+            if projection is not None:
+                projection.load_state_dict(values)
+        return layer
+
+
+def read_released(state: Mapping[str, Tensor], prefix: str, layout: str | None) -> ReferenceDictionary:
+    """Read a quantizer of the PyTorch release of FQ-GAN, or after Encodec.
 
     Args:
         state: entries ``embed``, ``cluster_size`` and ``embed_avg``.
         prefix: what stands before these names.
-        layout: "released" or "encodec", see `ReferenceStates.from_reference`; None to find out.
+        layout: "released" or "encodec", see `FeatureQuantizer.from_reference`; None to find out.
 
     Raises:
         ValueError: no such quantizer, entries whose shapes do not belong together, a square ``embed`` that
@@ -82,10 +123,11 @@ def moving_average_state(
             'expected embed (C, K), or (K, C) with layout="encodec", cluster_size (K,) and embed_avg like '
             f"embed under {prefix!r}, got {shapes}"
         )
-    found = fitting[0]
     if started is not None and not bool(torch.as_tensor(started).any()):
         raise ValueError(f"{prefix}inited is False: that quantizer has not started, so it has no dictionary")
-    return (found, embed.t(), counts, sums.t()) if found == "released" else (found, embed, counts, sums)
+    if _CODE_AXIS[fitting[0]] == 1:
+        embed, sums = embed.t(), sums.t()
+    return ReferenceDictionary(embed.shape[1], embed, counts, sums, _DEFAULTS[fitting[0]], {})
 
 
 def _explained(layout: str, embed: Tensor, counts: Tensor, sums: Tensor) -> bool:
@@ -103,40 +145,38 @@ def _explained(layout: str, embed: Tensor, counts: Tensor, sums: Tensor) -> bool
 
 
 def embedding_weight(source: Any, prefix: str) -> Tensor:
-    """The weight ``(K, C)`` of an embedding: of a module, a tensor, or an entry of a state.
+    """Return the weight ``(K, C)`` of an embedding: of a module, a tensor, or an entry of a state.
 
     Raises:
         TypeError: something else.
-        ValueError: no embedding under that prefix; those that there are are listed.
+        ValueError: no embedding under that prefix (those that there are are listed), or a weight that is no
+            matrix.
     """
     if isinstance(source, nn.Embedding):
-        return source.weight
-    if isinstance(source, Tensor):
-        return source
-    if not isinstance(source, Mapping):
+        weight: Tensor = source.weight
+    elif isinstance(source, Tensor):
+        weight = source
+    elif isinstance(source, Mapping):
+        weight = _embedding_in(source, prefix)
+    else:
         raise TypeError(f"expected an nn.Embedding, its weight or a state, got {type(source).__name__}")
+    if weight.ndim != 2:
+        raise ValueError(f"the weight of an embedding is (K, C), got shape {tuple(weight.shape)}")
+    return weight
+
+
+def _embedding_in(state: Mapping[str, Tensor], prefix: str) -> Tensor:
     for name in ("embedding.weight", "weight"):
-        if prefix + name in source:
-            return source[prefix + name]
+        if prefix + name in state:
+            return state[prefix + name]
     marker = "embedding.weight"
-    found = [key[: -len(marker)] for key in source if key.endswith(marker)]
-    hint = f"it has one under prefix={', '.join(map(repr, found))}" if found else "it has none anywhere"
+    starts = [key[: -len(marker)] for key in state if key.endswith(marker)]
+    hint = f"it has one under prefix={', '.join(map(repr, starts))}" if starts else "it has none anywhere"
     raise ValueError(f"the state has no embedding.weight and no weight under prefix={prefix!r}; {hint}")
 
 
-class LucidrainsState(NamedTuple):
-    """A ``VectorQuantize`` in this package's terms."""
-
-    dim: int
-    heads: int
-    codebook: Tensor
-    counts: Tensor
-    sums: Tensor
-    projections: dict[str, dict[str, Tensor]]
-
-
-def lucidrains_state(state: Mapping[str, Tensor], prefix: str, heads: int) -> LucidrainsState:
-    """The dictionary and the projections of a ``vector_quantize_pytorch.VectorQuantize``.
+def read_lucidrains(state: Mapping[str, Tensor], prefix: str, heads: int) -> ReferenceDictionary:
+    """Read the dictionary and the projections of a ``vector_quantize_pytorch.VectorQuantize``.
 
     Args:
         state: its state.
@@ -167,135 +207,27 @@ def lucidrains_state(state: Mapping[str, Tensor], prefix: str, heads: int) -> Lu
             projections[name] = {key: state[f"{prefix}{name}.{key}"] for key in ("weight", "bias")}
         inner, dim = projections["project_in"]["weight"].shape
         heads = inner // codebook_dim
-    return LucidrainsState(dim, heads, embed[0], counts[0], sums[0], projections)
+    options = {**_DEFAULTS["lucidrains"], "heads": heads, "codebook_dim": codebook_dim}
+    return ReferenceDictionary(dim, embed[0], counts[0], sums[0], options, projections)
 
 
-class ReferenceStates(MovingDictionary):
-    """The part of a quantizer that speaks to other implementations."""
+def released_state(codebook: Tensor, counts: Tensor, sums: Tensor) -> dict[str, Tensor]:
+    """Name the state of a dictionary as the released layer does; copies."""
+    values = {"embed": codebook.t(), "cluster_size": counts, "embed_avg": sums.t()}
+    return {name: value.detach().clone().contiguous() for name, value in values.items()}
 
-    project_in: nn.Linear | None
-    project_out: nn.Linear | None
 
-    @classmethod
-    def from_reference(
-        cls, state_dict: Mapping[str, Tensor], prefix: str = "", *, layout: str | None = None, **options: Any
-    ) -> Self:
-        """A layer with the dictionary of a quantizer from the PyTorch release of FQ-GAN, or after Encodec.
-
-        Args:
-            state_dict: a state that contains ``embed``, ``cluster_size`` (K,) and ``embed_avg`` like
-                ``embed``.
-            prefix: what stands before these names, such as ``"blocks.0.1."``.
-            layout: "released" for ``embed`` (C, K), as in FQ-GAN; "encodec" for (K, C), as in Encodec and
-                what follows it; None to find out from the shapes and, with K = C, from the statistics.
-            **options: settings of `FeatureQuantizer`; by default those of ``preset="fqgan"``, or for
-                "encodec" ``decay=0.99`` and ``commitment=1.0``. (Encodec also restarts codes:
-                ``revive=2.0, revive_by="count"``.)
-
-        Raises:
-            ValueError: no such quantizer under that prefix (prefixes that have one are listed), or one whose
-                layout cannot be told.
-        """
-        found, codebook, counts, sums = moving_average_state(state_dict, prefix, layout)
-        defaults: dict[str, Any] = {"preset": "fqgan"}
-        if found == "encodec":
-            defaults = {"decay": 0.99, "commitment": 1.0}
-        layer = cls(codebook.shape[1], codebook.shape[0], **{**defaults, **options})
-        layer.adopt(codebook, counts, sums)
-        return layer
-
-    @classmethod
-    def from_encodec(cls, state_dict: Mapping[str, Tensor], prefix: str = "", **options: Any) -> Self:
-        """A layer with the dictionary of a quantizer of Encodec: `from_reference` with its layout.
-
-        Args:
-            state_dict: a state that contains ``embed`` (K, C), ``cluster_size`` (K,) and ``embed_avg`` (K,
-                C).
-            prefix: what stands before these names, such as ``"quantizer.layers.0.codebook."``.
-            **options: settings of `FeatureQuantizer`.
-
-        Raises:
-            ValueError: as `from_reference`.
-        """
-        return cls.from_reference(state_dict, prefix, layout="encodec", **options)
-
-    @classmethod
-    def from_embedding(
-        cls, source: nn.Embedding | Tensor | Mapping[str, Tensor], prefix: str = "", **options: Any
-    ) -> Self:
-        """A layer with the dictionary of a quantizer that keeps it in an ``nn.Embedding``, as VQGAN does.
-
-        Its codes were trained by gradients and have no moving statistics: each counts as one row seen, as
-        after `set_codebook`.
-
-        Args:
-            source: the embedding, its weight ``(K, C)``, or a state with ``embedding.weight``.
-            prefix: what stands before that name in a state, such as ``"quantize."``.
-            **options: settings of `FeatureQuantizer`; ``metric="cosine"`` where the original normalizes
-                codes, as LlamaGen does.
-
-        Raises:
-            TypeError: another kind of source.
-            ValueError: no embedding under that prefix, or a weight that is no dictionary.
-        """
-        weight = embedding_weight(source, prefix)
-        if weight.ndim != 2:
-            raise ValueError(f"the weight of an embedding is (K, C), got shape {tuple(weight.shape)}")
-        num_codes, channels = weight.shape
-        return cls(channels * options.get("heads", 1), num_codes, **{**options, "init": weight})
-
-    def to_reference(self, prefix: str = "") -> dict[str, Tensor]:
-        """The dictionary as a state of the released layer; the opposite of `from_reference`.
-
-        Args:
-            prefix: put before every name.
-        """
-        values = {"embed": self.codebook.t(), "cluster_size": self.ema_counts, "embed_avg": self.ema_sums.t()}
-        return {prefix + name: value.detach().clone().contiguous() for name, value in values.items()}
-
-    @classmethod
-    def from_lucidrains(cls, state_dict: Mapping[str, Tensor], prefix: str = "", **options: Any) -> Self:
-        """A layer with the dictionary and the projections of a ``vector_quantize_pytorch.VectorQuantize``.
-
-        Args:
-            state_dict: its state.
-            prefix: what stands before ``_codebook.embed``.
-            **options: settings of `FeatureQuantizer`, where the state cannot tell them (``heads``,
-                ``metric``, ``revive``, ``decay``); by default those of ``preset="lucidrains"``.
-
-        Raises:
-            ValueError: no such quantizer under that prefix, or one with several codebooks, affine parameters
-                or a normalized projection.
-        """
-        found = lucidrains_state(state_dict, prefix, options.pop("heads", 1))
-        settings = {
-            "preset": "lucidrains",
-            "heads": found.heads,
-            "codebook_dim": found.codebook.shape[1],
-            **options,
-        }
-        layer = cls(found.dim, found.codebook.shape[0], **settings)
-        layer.adopt(found.codebook, found.counts, found.sums)
-        for name, values in found.projections.items():
-            projection = getattr(layer, name)
-            if projection is not None:
-                projection.load_state_dict(values)
-        return layer
-
-    def to_lucidrains(self, prefix: str = "") -> dict[str, Tensor]:
-        """The dictionary as a state of ``VectorQuantize``; the opposite of `from_lucidrains`.
-
-        Args:
-            prefix: put before every name.
-        """
-        values = {
-            "_codebook.initted": self.initialized,
-            "_codebook.cluster_size": self.ema_counts[None],
-            "_codebook.embed_avg": self.ema_sums[None],
-            "_codebook.embed": self.codebook[None],
-        }
-        for name in ("project_in", "project_out"):
-            projection = getattr(self, name)
-            if projection is not None:
-                values |= {f"{name}.{key}": value for key, value in projection.state_dict().items()}
-        return {prefix + name: value.detach().clone() for name, value in values.items()}
+def lucidrains_state(
+    codebook: Tensor, counts: Tensor, sums: Tensor, initialized: Tensor, projections: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Name the state of a dictionary and its projections as ``VectorQuantize`` does; copies."""
+    values = {
+        "_codebook.initted": initialized,
+        "_codebook.cluster_size": counts[None],
+        "_codebook.embed_avg": sums[None],
+        "_codebook.embed": codebook[None],
+    }
+    for name, projection in projections.items():
+        if projection is not None:
+            values |= {f"{name}.{key}": value for key, value in projection.state_dict().items()}
+    return {name: value.detach().clone() for name, value in values.items()}

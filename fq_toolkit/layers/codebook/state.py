@@ -1,8 +1,8 @@
-"""A module whose state stays float32 and loads completely or not at all."""
+"""Loading a saved state completely or not at all, and keeping it float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def check_state(state: Mapping[str, Any], prefix: str, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What keeps a saved state from being loaded into a quantizer.
+    """List what keeps a saved state from being loaded into a quantizer.
 
     Args:
         state: the saved state, of the quantizer or of a model around it.
@@ -43,84 +43,58 @@ def check_state(state: Mapping[str, Any], prefix: str, expected: Mapping[str, tu
     return problems
 
 
-class StrictState(nn.Module):
-    """The part of a quantizer that guards its buffers."""
+def check_whole_state(module: nn.Module, state: Mapping[str, Any], *, strict: bool) -> None:
+    """Refuse a state that does not fit a quantizer on its own, before anything of it is loaded.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.frozen_depth = 0
+    Args:
+        module: the quantizer.
+        state: the saved state.
+        strict: whether entries that the quantizer does not have are refused too.
 
-    def after_load(self) -> None:
-        """Bring what is not saved in line with what was loaded."""
-        raise NotImplementedError
+    Raises:
+        RuntimeError: naming everything that is wrong.
+    """
+    own = module.state_dict()
+    problems = check_state(state, "", {name: tuple(value.shape) for name, value in own.items()})
+    unexpected = [name for name in state if name not in own]
+    if strict and unexpected:
+        problems.append(f"unexpected entries: {', '.join(unexpected)}")
+    if problems:
+        raise RuntimeError(f"cannot load this state into {type(module).__name__}: " + "; ".join(problems))
 
-    def translate(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-        """A saved state in the terms of these settings; others may save more or less."""
-        return state
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StrictState:
-        """Follow the model to another device but stay float32: half precision would stop the averages."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = self._buffers[name]
-            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
+def with_chosen_counts(state: Mapping[str, Any], prefix: str, wanted: bool) -> Mapping[str, Any]:
+    """Return a saved state with ``chosen_counts`` if they are wanted, and without them if not.
 
-    def keep_float32(self) -> None:
-        """Undo a cast that went around `_apply`, as the buffer casts of FSDP do."""
-        for name, buffer in self._buffers.items():
-            if buffer is not None and buffer.is_floating_point() and buffer.dtype != torch.float32:
-                self._buffers[name] = buffer.float()
+    A dictionary that restarts codes saves them, and others do not; one may be loaded into the other.  What
+    the data chose is then taken for all that the moving counts hold.
+    """
+    name, counts = prefix + "chosen_counts", prefix + "ema_counts"
+    if wanted and name not in state and counts in state:
+        return {**state, name: state[counts]}
+    if not wanted and name in state:
+        return {key: value for key, value in state.items() if key != name}
+    return state
 
-    def _problems(self, state: Mapping[str, Any], prefix: str) -> list[str]:
-        return check_state(state, prefix, {name: tuple(own.shape) for name, own in self.state_dict().items()})
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load a saved state, all of it or nothing.
+def keep_float32(module: nn.Module) -> None:
+    """Undo a cast of buffers that went around `nn.Module._apply`, as those of FSDP do."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.is_floating_point() and buffer.dtype != torch.float32:
+            module._buffers[name] = buffer.float()
 
-        Args:
-            state_dict: what ``state_dict()`` returned.
-            strict: refuse unexpected entries; missing ones are always refused.
-            assign: as in `torch.nn.Module.load_state_dict`.
 
-        Raises:
-            RuntimeError: another K or dim, or an incomplete state. Nothing has changed then.
-        """
-        state_dict = self.translate(state_dict, "")
-        problems = self._problems(state_dict, "")
-        own = self.state_dict()
-        unexpected = [name for name in state_dict if name not in own]
-        if strict and unexpected:
-            problems.append(f"unexpected entries: {', '.join(unexpected)}")
-        if problems:
-            raise RuntimeError(f"cannot load this state into {type(self).__name__}: " + "; ".join(problems))
-        return super().load_state_dict(state_dict, strict, assign)
+def restore_dtypes(module: nn.Module, before: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Give buffers that have followed a model through ``half()`` or ``to(dtype)`` their values back.
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        state_dict = self.translate(state_dict, prefix)
-        problems = self._problems(state_dict, prefix)
-        if problems:
-            error_msgs.extend(problems)
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self.after_load()
+    In half precision the moving averages would stop: ``(1 - decay) * count`` falls below their last digit.
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["frozen_depth"] = 0  # a copy made inside frozen() has no end of the block to wait for
-        return state
+    Args:
+        module: the module after the cast.
+        before: its buffers before the cast, by name.
+    """
+    for name, buffer in before:
+        moved = module._buffers[name]
+        if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+            # From the old tensor, as the cast has cut its digits off.
+            module._buffers[name] = buffer.to(moved.device)

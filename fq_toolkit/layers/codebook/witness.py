@@ -25,7 +25,10 @@ from torch import Tensor
 
 @functools.cache
 def _memcmp() -> Callable[[int, int, int], int] | None:
-    """The C library's comparison of memory, an eighth of the time of `torch.equal`; None where not found."""
+    """Return the C library's comparison of memory, or None where it is not found.
+
+    It takes an eighth of the time of `torch.equal`, which every forward would spend.
+    """
     try:
         function = ctypes.CDLL(None).memcmp
     except (AttributeError, OSError, TypeError):  # no such library under that name, as on Windows
@@ -35,7 +38,7 @@ def _memcmp() -> Callable[[int, int, int], int] | None:
 
 
 def bits(codebook: Tensor) -> Tensor:
-    """A float32 codebook as integers, so that a NaN equals itself."""
+    """View a float32 codebook as integers, so that a NaN equals itself."""
     return codebook.view(torch.int32)
 
 
@@ -47,7 +50,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _nobody() -> None:
-    """Stands for a weak reference to nothing."""
+    """Stand for a weak reference to nothing."""
 
 
 class Witness:
@@ -55,17 +58,32 @@ class Witness:
 
     Attributes:
         copy: ``(K, C)`` int32, the bits of the codebook; on GPUs kept up by compiled graphs only.
+        doubtful: ``(K,)`` bool, codes that somebody else has written since the last update; None if none.
+        counts_given: whether their counts were written as well.
+        materialized: whether buffers have been assigned to a layer on the meta device.
     """
 
     def __init__(self) -> None:
         self.copy: Tensor | None = None
+        self.doubtful: Tensor | None = None
+        self.counts_given = False
+        self.materialized = False
         self._owner: Callable[[], Tensor | None] = _nobody
         self._counts: Callable[[], Tensor | None] = _nobody
         self._place = 0
         self._versions = (0, 0, 0)
 
     def record(self, codebook: Tensor, counts: Tensor, sums: Tensor, *, content: bool) -> None:
-        """The layer has just written its state (and the content of its codebook has changed)."""
+        """Note that the layer has just written its state.
+
+        Args:
+            codebook: ``(K, C)``.
+            counts: ``(K,)``.
+            sums: ``(K, C)``.
+            content: whether the content of the codebook has changed.
+        """
+        # Weak references, so that the witness keeps no replaced tensor alive. An address alone would not do:
+        # the memory of a freed codebook is soon that of another tensor.
         if self._owner() is not codebook:
             self._owner = weakref.ref(codebook)
         if self._counts() is not counts:
@@ -76,7 +94,8 @@ class Witness:
         self._place, own = codebook.data_ptr(), self.copy
         if own is None or own.shape != codebook.shape or own.device != codebook.device:
             self.copy = bits(codebook).clone(memory_format=torch.contiguous_format)
-        elif content and codebook.is_cpu and codebook.is_contiguous():  # a fifth of the time of copy_
+        elif content and codebook.is_cpu and codebook.is_contiguous():
+            # A fifth of the time of copy_, which each update of a small dictionary would feel.
             ctypes.memmove(own.data_ptr(), self._place, 4 * own.numel())
         elif content:
             own.copy_(bits(codebook))
@@ -116,19 +135,33 @@ class Witness:
         return self._counts() is not counts or _version(counts) != self._versions[1]
 
     def changed_rows(self, codebook: Tensor) -> Tensor:
-        """``(K,)`` bool: codes that are not what the layer wrote; all of them where that is not known."""
+        """Return which codes are not what the layer wrote, ``(K,)`` bool; all where that is not known."""
         own = self.copy
         if own is None or own.shape != codebook.shape or own.device != codebook.device:
             return torch.ones(codebook.shape[0], dtype=torch.bool, device=codebook.device)
         return (bits(codebook) != own).any(dim=1)
 
-    def forget_content(self) -> None:
-        """Take every code for written by somebody else, in compiled graphs as well."""
+    def doubt(self, codes: Tensor, counts_given: bool) -> None:
+        """Note codes whose statistics the next training forward must look at, besides those noted before."""
+        before = self.doubtful
+        self.doubtful = codes if before is None or before.device != codes.device else before | codes
+        self.counts_given |= counts_given
+
+    def doubt_everything(self, codebook: Tensor) -> None:
+        """Take every code for written by somebody else, its counts too, in compiled graphs as well."""
+        self.doubtful = torch.ones(codebook.shape[0], dtype=torch.bool, device=codebook.device)
+        self.counts_given = True
         if self.copy is not None:
-            self.copy.bitwise_not_()
+            self.copy.bitwise_not_()  # bits never equal their complement, so every code differs
+
+    def dismiss_doubts(self) -> None:
+        """Note that every code has statistics that account for it."""
+        self.doubtful, self.counts_given = None, False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # a copy of a layer makes a witness of its own
+        # A copy of a layer makes a witness of its own: addresses and versions are those of the original.
+        return {name: getattr(self, name) for name in ("doubtful", "counts_given", "materialized")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
+        self.__dict__.update(state)

@@ -24,8 +24,19 @@ from torch.autograd.function import FunctionCtx
 
 _ATTRIBUTE = "_fq_toolkit_dictionaries"
 
+#: What a layer warns of when it cannot find the forward that it repeats.
+UNKNOWN_REPLAY = (
+    "a FeatureQuantizer runs inside a backward pass, as in gradient checkpointing, but no forward is known "
+    "that it would repeat: it sees the dictionary of now, so that gradients are those of another forward"
+)
+#: And when its loss cannot be recorded.
+LOST_LOSS = (
+    "a FeatureQuantizer runs inside a checkpoint with use_reentrant=True, which cannot carry its commitment "
+    "loss; use use_reentrant=False, or return layer.quantize(x).loss from the region"
+)
 
-class Dictionary(NamedTuple):
+
+class Snapshot(NamedTuple):
     """What the lookup of one forward depends on besides its features."""
 
     codebook: Tensor
@@ -37,26 +48,27 @@ class _Region:
     """The dictionaries that the layers of one checkpointed region used, in calling order."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, list[Dictionary]] = {}
+        self.seen: dict[int, list[Snapshot]] = {}
         self.replayed: dict[tuple[int, int], int] = {}
 
-    def next_replay(self, layer: nn.Module, task: int) -> Dictionary:
-        """The dictionary of the next call of ``layer`` in the repetition of backward pass ``task``."""
-        seen, key = self.seen[id(layer)], (id(layer), task)
+    def next_replay(self, layer: nn.Module, replay_of: int) -> Snapshot:
+        """Return the dictionary of the next call of ``layer`` in the repetition by that backward pass."""
+        # Counted for each backward pass, as a second one over a retained graph repeats the calls again.
+        seen, key = self.seen[id(layer)], (id(layer), replay_of)
         call = self.replayed.get(key, 0)
         self.replayed[key] = call + 1
         return seen[call % len(seen)]
 
 
 def in_backward() -> int | None:
-    """Identity of the backward pass that is running on this thread, or None."""
-    task = torch._C._current_graph_task_id()
-    return None if task == -1 else task
+    """Return the identity of the backward pass that is running on this thread, or None."""
+    backward_pass = torch._C._current_graph_task_id()
+    return None if backward_pass == -1 else backward_pass
 
 
 def enclosing_regions() -> list[object]:
-    """The objects of the checkpointed regions that are running, innermost first."""
-    found: list[object] = []
+    """Return the objects of the checkpointed regions that are running, innermost first."""
+    regions: list[object] = []
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -71,15 +83,16 @@ def enclosing_regions() -> list[object]:
         elif code.co_name == "unpack_hook" and "frame" in code.co_freevars:  # its repetition
             owner = frame.f_locals.get("frame")
         if owner is not None:
-            found.append(owner)
+            regions.append(owner)
         frame = frame.f_back  # type: ignore[assignment]
-    return found
+    return regions
 
 
 def may_be_checkpointed() -> bool:
     """Whether the running forward could be one that will be repeated; cheap, and False in a plain step."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():  # use_reentrant=True runs the region so
         return True
+    # use_reentrant=False puts hooks on the tensors that the region saves.
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
@@ -91,29 +104,34 @@ def remember(layer: nn.Module, codebook: Tensor, center: Tensor, strength: float
     """
     regions = enclosing_regions()
     if regions:
-        dictionary = Dictionary(codebook.clone(), center.clone(), strength)
+        snapshot = Snapshot(codebook.clone(), center.clone(), strength)
         for owner in regions:
-            _store(owner, layer, dictionary)
+            _store(owner, layer, snapshot)
     return bool(regions) and not torch.is_grad_enabled()
 
 
-def recall(layer: nn.Module, task: int) -> Dictionary | None:
-    """The dictionary of the forward that is being repeated, or None if nobody left one."""
+def recall(layer: nn.Module, replay_of: int) -> Snapshot | None:
+    """Return the dictionary of the forward that is being repeated, or None if nobody left one.
+
+    Args:
+        layer: which layer asks.
+        replay_of: the backward pass in which its forward is repeated, from `in_backward`.
+    """
     newer: list[object] = []
     for owner in enclosing_regions():
         region = getattr(owner, _ATTRIBUTE, None)
         if region is not None and id(layer) in region.seen:
-            dictionary = region.next_replay(layer, task)
+            snapshot = region.next_replay(layer, replay_of)
             for inner in newer:  # regions inside a repeated region are new, and will be repeated themselves
-                _store(inner, layer, dictionary)
-            return dictionary
+                _store(inner, layer, snapshot)
+            return snapshot
         newer.append(owner)
     return None
 
 
-def _store(owner: object, layer: nn.Module, dictionary: Dictionary) -> None:
+def _store(owner: object, layer: nn.Module, snapshot: Snapshot) -> None:
     region = getattr(owner, _ATTRIBUTE, None)
     if region is None:
         region = _Region()
         setattr(owner, _ATTRIBUTE, region)
-    region.seen.setdefault(id(layer), []).append(dictionary)
+    region.seen.setdefault(id(layer), []).append(snapshot)

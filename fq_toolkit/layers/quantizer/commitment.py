@@ -1,4 +1,4 @@
-"""Keeping the commitment losses of a model's quantizers until they are read."""
+"""Reading the commitment losses that a model's quantizers have recorded."""
 
 from __future__ import annotations
 
@@ -6,86 +6,21 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fq_toolkit.kernels import tracing
-
-if TYPE_CHECKING:
-    from fq_toolkit.layers.quantizer.feature_quantizer import FeatureQuantizer
-
-#: Unread losses kept per layer. Each keeps its graph alive, so there must be a bound.
-MAX_UNREAD = 8
-
-
-class _Nothing:
-    """Fills the empty places of a ledger. Not None: `torch.compile` would guard on a tuple of constants."""
-
-
-_NOTHING = _Nothing()
-_EMPTY = (_NOTHING,) * MAX_UNREAD
-
-
-class CommitmentLedger:
-    """The unread per-sample losses of one layer, newest first, in a tuple of fixed length.
-
-    The length never changes and old entries are only moved, never looked at, so `torch.compile` puts no guard
-    on them: recording is free of recompiles and of graph breaks.
-    """
-
-    def __init__(self) -> None:
-        self.unread: tuple[Tensor | _Nothing, ...] = _EMPTY
-        self.warned = False
-        self.dropped = False
-
-    def record(self, loss: Tensor) -> None:
-        """Add the ``(B,)`` loss of one call; the oldest is dropped when nobody reads.
-
-        Not inside a transform of `torch.func`, after whose end its tensors are dead.
-        """
-        if tracing.under_transform():
-            return
-        if not torch.compiler.is_compiling() and isinstance(self.unread[-1], Tensor) and not self.warned:
-            self.warned = True
-            warnings.warn(
-                f"{MAX_UNREAD} commitment losses of a FeatureQuantizer are unread, so the oldest are now "
-                "dropped; add commitment_loss(model) to the loss, or run forwards that need none under "
-                "torch.no_grad() or frozen(model)",
-                stacklevel=3,
-            )
-        self.unread = (loss, *self.unread[:-1])
-
-    def losses(self) -> list[Tensor]:
-        """The unread losses, oldest first."""
-        return [loss for loss in reversed(self.unread) if isinstance(loss, Tensor)]
-
-    def take(self) -> list[Tensor]:
-        """The unread losses, oldest first; none is left behind."""
-        losses, self.unread = self.losses(), _EMPTY
-        return losses
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # a copy or a pickle must not drag the graphs of the original along
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+from fq_toolkit.layers.codebook.statistics import batch_mean
+from fq_toolkit.layers.quantizer.feature_quantizer import FeatureQuantizer
+from fq_toolkit.layers.quantizer.ledger import EMPTY
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, FeatureQuantizer]]:
-    """Every quantizer in ``model``, itself included, with its name; a shared one comes once."""
-    from fq_toolkit.layers.quantizer.feature_quantizer import FeatureQuantizer
-
+    """Yield every quantizer in ``model``, itself included, with its name; a shared one comes once."""
     for name, module in model.named_modules():
         if isinstance(module, FeatureQuantizer):
             yield name, module
-
-
-def batch_mean(loss: Tensor, samples: Tensor | int | None = None) -> Tensor:
-    """Sum of the losses over the number of samples (by default their own), 0 for an empty batch."""
-    total = loss.shape[0] if samples is None else int(samples)
-    return loss.sum() / max(total, 1)
 
 
 def commitment_loss(model: nn.Module) -> Tensor:
@@ -94,8 +29,8 @@ def commitment_loss(model: nn.Module) -> Tensor:
     .. math:: \sum_{layers} \sum_{calls} \frac1B \sum_b \beta \, \mathrm{mean}_{c,p} (\mathrm{sg}(q) - x)^2
 
     Losses add up over the calls since they were last read, so a discriminator that is called once for real
-    and once for fake samples counts both.  Calls without grad are not recorded.  At most `MAX_UNREAD` calls
-    per layer are kept.
+    and once for fake samples counts both.  Calls without grad are not recorded.  At most 8 calls per
+    layer are kept.
 
     Args:
         model: any module that contains `FeatureQuantizer` layers, or one of them.
@@ -153,13 +88,13 @@ class CollectedCommitment:
 
     @property
     def per_sample(self) -> dict[str, list[Tensor]]:
-        """For each layer name the ``(B,)`` losses of its calls, in order."""
+        """The ``(B,)`` losses of the calls of each layer, in order, by the layer's name."""
         if self._closed is not None:
             return self._closed
         return {name: layer.ledger.losses() for name, layer in quantizers(self._model)}
 
     def total(self) -> Tensor:
-        """The sum over layers and calls of the batch means, as in `commitment_loss`; clears nothing."""
+        """Return the sum over layers and calls of the batch means, as `commitment_loss`; clears nothing."""
         means = [batch_mean(loss) for losses in self.per_sample.values() for loss in losses]
         return torch.stack(means).sum() if means else torch.zeros(())
 
@@ -186,19 +121,19 @@ def collect_commitment(model: nn.Module) -> Iterator[CollectedCommitment]:
         >>> [loss.shape for loss in real.per_sample[""]]
         [torch.Size([3])]
     """
-    with separate_books(model):
+    with fresh_ledgers(model):
         collected = CollectedCommitment(model)
         yield collected
         collected._close()
 
 
 @contextlib.contextmanager
-def separate_books(model: nn.Module) -> Iterator[None]:
-    """Start with empty ledgers; at the end drop what is unread and put the former contents back."""
+def fresh_ledgers(model: nn.Module) -> Iterator[None]:
+    """Run a block with empty ledgers; at its end drop what is unread and put the former contents back."""
     ledgers = [layer.ledger for _, layer in quantizers(model)]
     outside = [ledger.unread for ledger in ledgers]
     for ledger in ledgers:
-        ledger.unread = _EMPTY
+        ledger.unread = EMPTY
     try:
         yield
     finally:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fq_toolkit.kernels import ops, tracing
-from fq_toolkit.layers.checks import at_least_one, one_of
-from fq_toolkit.layers.codebook.references import ReferenceStates
+from fq_toolkit.layers.checks import at_least_one, between, one_of
+from fq_toolkit.layers.codebook import learning, references
+from fq_toolkit.layers.codebook.dictionary import MovingDictionary
 from fq_toolkit.layers.codebook.statistics import perplexity
-from fq_toolkit.layers.quantizer import checkpointing, updates
-from fq_toolkit.layers.quantizer.commitment import CommitmentLedger
+from fq_toolkit.layers.quantizer import encoding
+from fq_toolkit.layers.quantizer.circumstances import circumstances
 from fq_toolkit.layers.quantizer.layout import (
     FeatureLayout,
     check_features,
@@ -25,41 +23,20 @@ from fq_toolkit.layers.quantizer.layout import (
     row_mask,
     to_canonical,
 )
-from fq_toolkit.layers.quantizer.presets import find_preset
+from fq_toolkit.layers.quantizer.ledger import CommitmentLedger, per_sample_loss
+from fq_toolkit.layers.quantizer.presets import settings_for
+from fq_toolkit.layers.quantizer.results import Lookup, QuantizerOutput
 from fq_toolkit.layers.quantizer.rotation import rotate_gradient
+from fq_toolkit.layers.quantizer.snapshot import snapshot
+from fq_toolkit.layers.quantizer.strength import Strength
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MODES = ("straight_through", "regularize", "rotation")
 
 
-class QuantizerOutput(NamedTuple):
-    """What a lookup returns.
-
-    Attributes:
-        quantized: like the features.
-        indices: int64, the features' shape without the channel axis (plus an axis of heads or levels, if
-            several); -1 for masked rows and rows that are not finite.
-        loss: ``(B,)`` float32, the commitment loss of each sample.
-        perplexity: scalar float32, ``exp(-sum p log(p + 1e-10))`` of this batch's codes (``(levels,)`` if
-            several).
-    """
-
-    quantized: Tensor
-    indices: Tensor
-    loss: Tensor
-    perplexity: Tensor
-
-
-class Lookup(NamedTuple):
-    """One forward before it is shaped for the user."""
-
-    quantized: Tensor
-    loss: Tensor
-    indices: Tensor
-    counts: Tensor
-    recomputed: bool
-
-
-class FeatureQuantizer(ReferenceStates):
+class FeatureQuantizer(MovingDictionary):
     r"""Replace every feature vector by its nearest centroid; the dictionary follows by moving averages.
 
     For features :math:`x_n` and a dictionary :math:`E` of K centroids,
@@ -75,7 +52,7 @@ class FeatureQuantizer(ReferenceStates):
     The gradient passes straight through:
     :math:`dx = g_{out} + g_{loss} \, 2 \beta (x - q) / (C \cdot positions)`.  The loss is kept until
     `commitment_loss` reads it.  Outputs and gradients use the dictionary from before the update of the same
-    call.
+    run.
 
     Rows with a NaN or an infinity pass unchanged, carry no loss, do not touch the dictionary and are counted
     in ``nonfinite_rows``.  The state is float32 whatever the dtype of the model, and results repeat bit for
@@ -181,17 +158,27 @@ class FeatureQuantizer(ReferenceStates):
         heads = at_least_one("heads", heads)
         if codebook_dim is None and at_least_one("dim", dim) % heads:
             raise ValueError(f"dim={dim} cannot be split into heads={heads} equal parts; pass codebook_dim")
-        given: dict[str, Any] = {"mode": mode, "decay": decay, "commitment": commitment, "eps": eps}
-        codebook = None if init is None or isinstance(init, str) else init
-        given |= {"ema": ema, "init": None if codebook is not None else init}
-        given |= {"revive": revive, "revive_by": revive_by}
-        settings = replace(find_preset(preset), **{k: v for k, v in given.items() if v is not None})
+        own_codes = init is not None and not isinstance(init, str)
+        settings = settings_for(
+            preset,
+            mode=mode,
+            decay=decay,
+            commitment=commitment,
+            eps=eps,
+            ema=ema,
+            init=None if own_codes else init,
+            revive=revive,
+            revive_by=revive_by,
+        )
         super().__init__(
             num_codes,
             dim // heads if codebook_dim is None else codebook_dim,
-            settings,
-            given=codebook,
-            strength=strength,
+            init=init if own_codes else settings.init,
+            decay=settings.decay,
+            eps=settings.eps,
+            ema=settings.ema,
+            revive=settings.revive,
+            revive_by=settings.revive_by,
             metric=metric,
             update=update,
             update_every=update_every,
@@ -199,18 +186,32 @@ class FeatureQuantizer(ReferenceStates):
             device=device,
         )
         self.dim = at_least_one("dim", dim)
-        self.heads = self.lookups_per_row = heads
+        self.heads = heads
         self.mode = one_of("mode", settings.mode, MODES)
+        self.commitment = between("commitment", settings.commitment, 0, float("inf"))
         self.precision = one_of("precision", precision, ("exact", "fast"))
         self.nonfinite = one_of("nonfinite", nonfinite, ("skip", "raise"))
         self.channel_dim = channel_dim
         self.ledger = CommitmentLedger()
+        self._strength = Strength()
+        self.strength = strength
         # A projection is there to change the number of channels, and only then; without the centroids going
         # forward nothing would train the way back.
         inner = heads * self.codebook_dim
         self.project_in = nn.Linear(dim, inner, device=device) if inner != dim else None
         back = inner != dim and self.mode != "regularize"
         self.project_out = nn.Linear(inner, dim, device=device) if back else None
+
+    @property
+    def strength(self) -> float | Callable[[int], float]:
+        """How far the output goes towards the centroids: a number in [0, 1] or a schedule; may be set."""
+        schedule = self._strength.schedule
+        return self._strength.number if schedule is None else schedule.function
+
+    @strength.setter
+    def strength(self, value: float | Callable[[int], float]) -> None:
+        self._strength.set(value)
+        self.host.counts_commits = self._strength.schedule is not None
 
     # --- forward --------------------------------------------------------------------------------------------
 
@@ -233,10 +234,12 @@ class FeatureQuantizer(ReferenceStates):
             RuntimeError: in training inside a transform of `torch.func` or under forward derivatives.
         """
         layout = check_features(x, self.dim, self.channel_dim)
-        found = self.look_up(x, layout, row_mask(mask, lengths, x.shape[0], layout, x.device), in_band=False)
-        if found.loss.requires_grad and not found.recomputed and not tracing.under_export():
-            self.ledger.record(found.loss)
-        return found.quantized
+        rows = row_mask(mask, lengths, x.shape[0], layout, x.device)
+        lookup = self.look_up(x, layout, rows, returns_loss=False)
+        # A repetition has been recorded the first time, and an exported graph has no ledger.
+        if lookup.loss.requires_grad and not lookup.is_replay and not tracing.under_export():
+            self.ledger.record(lookup.loss)
+        return lookup.quantized
 
     def quantize(
         self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
@@ -256,13 +259,14 @@ class FeatureQuantizer(ReferenceStates):
             ValueError: as `forward`.
         """
         layout = check_features(x, self.dim, self.channel_dim)
-        found = self.look_up(x, layout, row_mask(mask, lengths, x.shape[0], layout, x.device), in_band=True)
-        indices = found.indices.clamp(min=-1).to(torch.int64)
+        rows = row_mask(mask, lengths, x.shape[0], layout, x.device)
+        lookup = self.look_up(x, layout, rows, returns_loss=True)
+        indices = lookup.indices.clamp(min=-1).to(torch.int64)  # the kernels tell two kinds of bad rows apart
         if self.heads > 1:
             indices = indices.view(x.shape[0], self.heads, *layout.positions).movedim(1, -1)
         else:
             indices = indices.view(x.shape[0], *layout.positions)
-        return QuantizerOutput(found.quantized, indices, found.loss, perplexity(found.counts))
+        return QuantizerOutput(lookup.quantized, indices, lookup.loss, perplexity(lookup.counts))
 
     def decode(self, indices: Tensor) -> Tensor:
         """Turn indices back into features: what `quantize` returned as ``quantized`` for them.
@@ -277,58 +281,44 @@ class FeatureQuantizer(ReferenceStates):
             TypeError: indices that are not integers.
             ValueError: an index outside the dictionary (checked on the CPU), or a wrong axis of heads.
         """
-        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise TypeError(f"indices must be integers, got {indices.dtype}")
-        if self.heads > 1 and (indices.ndim < 2 or indices.shape[-1] != self.heads):
-            raise ValueError(
-                f"indices must end with an axis of {self.heads} heads, got shape {tuple(indices.shape)}"
-            )
-        if indices.device.type == "cpu" and indices.numel() and not torch.compiler.is_compiling():
-            low, high = (int(value) for value in indices.aminmax())
-            if low < -1 or high >= self.num_codes:
-                raise ValueError(
-                    f"indices run from {low} to {high}; this dictionary has codes 0 to {self.num_codes - 1}"
-                )
-        valid = (indices >= 0)[..., None]
-        codes = self.codebook[indices.clamp(min=0).long()]
-        if self.heads > 1:
-            valid, codes = valid.all(dim=-2), codes.flatten(-2)
-        if self.project_out is not None:
-            codes = self.project_out(codes.to(self.project_out.weight.dtype))
-        elif self.project_in is not None:
+        encoding.check_indices(indices, self.heads, self.num_codes)
+        if self.project_out is None and self.project_in is not None:
             raise ValueError(
                 'mode="regularize" has no projection back from codebook_dim, so there is nothing to decode'
             )
-        codes = torch.where(valid, codes, torch.zeros_like(codes))
-        ndim = codes.ndim
-        axis = self.channel_dim % ndim if self.channel_dim is not None else (2 if ndim == 3 else 1)
-        return codes.movedim(-1, axis).contiguous()
+        return encoding.decode(self.codebook, indices, self.heads, self.project_out, self.channel_dim)
 
-    def look_up(self, x: Tensor, layout: FeatureLayout, mask: Tensor | None, in_band: bool) -> Lookup:
-        """One lookup with everything that belongs to it: start, update, bookkeeping."""
+    # --- one lookup, step by step ---------------------------------------------------------------------------
+
+    def look_up(self, x: Tensor, layout: FeatureLayout, mask: Tensor | None, *, returns_loss: bool) -> Lookup:
+        """Run one lookup with everything that belongs to it.
+
+        Args:
+            x: features, checked.
+            layout: their layout.
+            mask: ``(N,)`` bool, or None.
+            returns_loss: whether the caller hands the loss on to the user, rather than recording it.
+        """
+        # 1. The features as the kernels read them, `(B * heads, codebook_dim, P, Q)`, and their row mask.
         canonical = to_canonical(x, layout)
         if self.nonfinite == "raise":
-            _refuse_nonfinite(canonical, mask)
-        features, usable = self._encode(canonical, mask)
-        rows = _repeat_for_heads(mask, x.shape[0], self.heads)
-        task = None if torch.compiler.is_compiling() else checkpointing.in_backward()
-        learning = self.may_learn(task)
-        transformed = tracing.under_transform()
-        if transformed and learning:
-            raise RuntimeError(
-                "a FeatureQuantizer in training changes its dictionary in place, which transforms of "
-                "torch.func and forward derivatives cannot see; call eval() before, or transform inside "
-                "frozen(model)"
-            )
-        if task is None and not transformed and not tracing.under_export():
-            self.notice_writes(learning)
-            if self.coalesced and self.training and (learning or self.awaited) and self.is_left_due():
-                # A second lookup before the end of the model's forward, or after a forward that failed:
-                # the update of the first comes before it, as in a single process.
-                updates.commit_staged([self])
-        self.start(features, rows, learning)
-        dictionary = self.consult(torch.is_grad_enabled() and features.requires_grad, task, in_band)
+            encoding.refuse_nonfinite(canonical, mask)
+        features, usable = canonical, None
+        if self._transforms:
+            unit = self.metric == "cosine"
+            features, usable = encoding.encode(canonical, mask, self.heads, self.project_in, unit)
+        batch, rows = x.shape[0], encoding.repeat_for_heads(mask, x.shape[0], self.heads)
 
+        # 2. The dictionary: in order, started, and the one that this forward must see.
+        run = circumstances(self)
+        if run.is_plain:
+            learning.catch_up(self, run.learning)
+        learning.start(self, features, rows, run.learning)
+        needs_grad = torch.is_grad_enabled() and features.requires_grad
+        records_loss = self.commitment > 0 and not returns_loss
+        dictionary = snapshot(self, run, self._strength, needs_grad=needs_grad, records_loss=records_loss)
+
+        # 3. The lookup, one op. Output and loss are differentiable; counts and sums are for the update.
         with_output = self.mode != "regularize"
         out, indices, sq_error, counts, sums = ops.quantize_forward(
             features,
@@ -337,79 +327,142 @@ class FeatureQuantizer(ReferenceStates):
             rows,
             dictionary.strength,
             with_output,
-            learning,
+            run.learning,
             self.precision == "exact",
         )
-        loss = self._per_sample_loss(sq_error, mask, x.shape[0], canonical.shape[2] * canonical.shape[3])
-        if task is None and not tracing.under_export() and not transformed:
-            self.memory.shape = tuple(x.shape)
-            self.learn(features.detach(), rows, loss.detach(), counts, sums.detach(), learning)
+        positions = canonical.shape[2] * canonical.shape[3]
+        if self.heads > 1:
+            sq_error = sq_error.view(batch, self.heads).sum(dim=1)
+        channels = self.heads * self.codebook_dim
+        loss = per_sample_loss(sq_error, mask, batch, channels, positions, self.commitment)
+
+        # 4. The update. After the lookup: outputs and gradients are those of the dictionary before it.
+        if run.is_plain:
+            self.host.shape = tuple(x.shape)
+            learning.learn(
+                self,
+                features.detach(),
+                rows,
+                loss.detach(),
+                counts,
+                sums.detach(),
+                lookups_per_row=self.heads,
+                learning=run.learning,
+            )
+
+        # 5. The output in the user's layout.
         if not with_output:
             # The loss keeps x for its gradient, and the host may go on with an in-place activation: let it.
             x = x.clone() if loss.requires_grad else x
-            return Lookup(x, loss, indices, counts, task is not None)
+            return Lookup(x, loss, indices, counts, run.replay_of is not None)
         if self.mode == "rotation":
-            batch, _, height, width = features.shape
-            out = rotate_gradient(features, out, None if rows is None else rows.view(batch, 1, height, width))
-        out = from_canonical(self._decode_features(out, canonical, usable), layout)
-        if self._transforms and not transformed and x.is_contiguous():
-            out = out.contiguous()
-        return Lookup(out, loss, indices, counts, task is not None)
-
-    # --- between the user's features and those of the dictionary --------------------------------------------
+            lookup_batch, _, height, width = features.shape
+            real = None if rows is None else rows.view(lookup_batch, 1, height, width)
+            out = rotate_gradient(features, out, real)
+        if usable is not None:
+            out = encoding.restore(out, canonical, usable, self.heads, self.project_out)
+        out = from_canonical(out, layout)
+        if usable is not None and not run.transformed and x.is_contiguous():
+            out = out.contiguous()  # a projection leaves its channels last in memory
+        return Lookup(out, loss, indices, counts, run.replay_of is not None)
 
     @property
     def _transforms(self) -> bool:
         """Whether a row is more than a lookup: then a bad row must be taken out as a whole."""
         return self.project_in is not None or self.metric == "cosine" or self.heads > 1
 
-    def _encode(self, canonical: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Features ``(B h, codebook_dim, P, Q)`` to look up, and the rows that may be transformed.
+    # --- the states of other implementations ----------------------------------------------------------------
 
-        Rows that are masked or not finite are not multiplied by a weight, or its gradient would be NaN as
-        well; they enter the lookup as NaN, which leaves them alone there.
+    @classmethod
+    def from_reference(
+        cls, state_dict: Mapping[str, Tensor], prefix: str = "", *, layout: str | None = None, **options: Any
+    ) -> Self:
+        """Build a layer with the dictionary of the release of FQ-GAN, or of a quantizer after Encodec.
+
+        Args:
+            state_dict: a state that contains ``embed``, ``cluster_size`` (K,) and ``embed_avg`` like
+                ``embed``.
+            prefix: what stands before these names, such as ``"blocks.0.1."``.
+            layout: "released" for ``embed`` (C, K), as in FQ-GAN; "encodec" for (K, C), as in Encodec and
+                what follows it; None to find out from the shapes and, with K = C, from the statistics.
+            **options: settings of `FeatureQuantizer`; by default those of ``preset="fqgan"``, or for
+                "encodec" ``decay=0.99`` and ``commitment=1.0``. (Encodec also restarts codes:
+                ``revive=2.0, revive_by="count"``.)
+
+        Raises:
+            ValueError: no such quantizer under that prefix (prefixes that have one are listed), or one whose
+                layout cannot be told.
         """
-        if not self._transforms:
-            return _split_heads(canonical, self.heads), None
-        batch, _, height, width = canonical.shape
-        usable = torch.isfinite(canonical).all(dim=1, keepdim=True)
-        if mask is not None:
-            usable = usable & mask.view(batch, 1, height, width)
-        features = torch.where(usable, canonical, torch.zeros_like(canonical))
-        if self.project_in is not None:
-            features = self.project_in(features.movedim(1, -1)).movedim(-1, 1)
-        features = _split_heads(features, self.heads)
-        if self.metric == "cosine":
-            wide = torch.promote_types(features.dtype, torch.float32)
-            features = F.normalize(features.to(wide), dim=1)
-        blocked = ~usable if self.heads == 1 else (~usable).repeat_interleave(self.heads, dim=0)
-        return features.masked_fill(blocked, float("nan")), usable
+        return references.read_released(state_dict, prefix, layout).build(cls, options)
 
-    def _decode_features(self, out: Tensor, canonical: Tensor, usable: Tensor | None) -> Tensor:
-        """Undo `_encode` on quantized features; rows that were not usable are the user's own."""
-        out = _join_heads(out, self.heads)
-        if usable is None:
-            return out
-        if self.project_out is not None:
-            out = torch.where(usable, out, torch.zeros_like(out))
-            out = out.movedim(1, -1).to(self.project_out.weight.dtype)
-            out = self.project_out(out).movedim(-1, 1)
-        return torch.where(usable, out.to(canonical.dtype), canonical)
+    @classmethod
+    def from_encodec(cls, state_dict: Mapping[str, Tensor], prefix: str = "", **options: Any) -> Self:
+        """Build a layer with the dictionary of a quantizer of Encodec: `from_reference` with its layout.
 
-    def _per_sample_loss(self, sq_error: Tensor, mask: Tensor | None, batch: int, positions: Any) -> Tensor:
-        """``(B,)``: the squared error over channels and real positions; 0 for a sample without any."""
-        if self.heads > 1:
-            sq_error = sq_error.view(batch, self.heads).sum(dim=1)
-        channels = self.heads * self.codebook_dim
-        if mask is None:
-            return sq_error * (self.commitment / max(channels * positions, 1))
-        real = mask.view(batch, positions).sum(dim=1).clamp(min=1)
-        return sq_error * (self.commitment / channels) / real
+        Args:
+            state_dict: as there, with ``embed`` (K, C).
+            prefix: what stands before its names, such as ``"quantizer.layers.0.codebook."``.
+            **options: settings of `FeatureQuantizer`.
+        """
+        return cls.from_reference(state_dict, prefix, layout="encodec", **options)
+
+    @classmethod
+    def from_embedding(
+        cls, source: nn.Embedding | Tensor | Mapping[str, Tensor], prefix: str = "", **options: Any
+    ) -> Self:
+        """Build a layer with a dictionary that was kept in an ``nn.Embedding``, as VQGAN does.
+
+        Its codes were trained by gradients and have no moving statistics: each counts as one row seen, as
+        after `set_codebook`.
+
+        Args:
+            source: the embedding, its weight ``(K, C)``, or a state with ``embedding.weight``.
+            prefix: what stands before that name in a state, such as ``"quantize."``.
+            **options: settings of `FeatureQuantizer`; ``metric="cosine"`` where the original normalizes
+                codes, as LlamaGen does.
+
+        Raises:
+            TypeError: another kind of source.
+            ValueError: no embedding under that prefix, or a weight that is no dictionary.
+        """
+        weight = references.embedding_weight(source, prefix)
+        num_codes, channels = weight.shape
+        return cls(channels * options.get("heads", 1), num_codes, **{**options, "init": weight})
+
+    @classmethod
+    def from_lucidrains(cls, state_dict: Mapping[str, Tensor], prefix: str = "", **options: Any) -> Self:
+        """Build a layer with the dictionary and projections of ``vector_quantize_pytorch.VectorQuantize``.
+
+        Args:
+            state_dict: its state.
+            prefix: what stands before ``_codebook.embed``.
+            **options: settings of `FeatureQuantizer`, where the state cannot tell them (``heads``,
+                ``metric``, ``revive``, ``decay``); by default those of ``preset="lucidrains"``.
+
+        Raises:
+            ValueError: no such quantizer under that prefix, or one with several codebooks, affine parameters
+                or a normalized projection.
+        """
+        heads = options.pop("heads", 1)
+        return references.read_lucidrains(state_dict, prefix, heads).build(cls, options)
+
+    def to_reference(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return the dictionary as a state of the released layer, ``prefix`` before every name."""
+        state = references.released_state(self.codebook, self.ema_counts, self.ema_sums)
+        return {prefix + name: value for name, value in state.items()}
+
+    def to_lucidrains(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return the dictionary as a state of ``VectorQuantize``, ``prefix`` before every name."""
+        projections = {"project_in": self.project_in, "project_out": self.project_out}
+        state = references.lucidrains_state(
+            self.codebook, self.ema_counts, self.ema_sums, self.initialized, projections
+        )
+        return {prefix + name: value for name, value in state.items()}
 
     # --- the rest of a module -------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
-        """The settings that matter most, and how the dictionary is doing."""
+        """Name the settings that matter most, and how the dictionary is doing."""
         parts = [f"{self.dim}, {self.num_codes}", f"mode={self.mode}", f"decay={self.decay:g}"]
         if self.codebook.device.type == "meta":
             return ", ".join([*parts, "device=meta"])
@@ -428,31 +481,3 @@ class FeatureQuantizer(ReferenceStates):
             stacklevel=2,
         )
         return super()._replicate_for_data_parallel()
-
-
-def _refuse_nonfinite(canonical: Tensor, mask: Tensor | None) -> None:
-    """Raise if a real row holds a NaN or an infinity."""
-    bad = ~torch.isfinite(canonical).all(dim=1).reshape(-1)
-    bad = bad if mask is None else bad & mask
-    if torch.compiler.is_compiling():
-        torch._assert_async(~bad.any(), 'FeatureQuantizer(nonfinite="raise"): features hold NaN or Inf')
-    elif bool(bad.any()):
-        rows = bad.nonzero().squeeze(1)
-        raise ValueError(
-            f"{rows.numel()} of {bad.numel()} feature vectors hold NaN or Inf, the first at row "
-            f'{int(rows[0])}; nonfinite="skip" passes them through instead'
-        )
-
-
-def _repeat_for_heads(mask: Tensor | None, batch: int, heads: int) -> Tensor | None:
-    if mask is None or heads == 1:
-        return mask
-    return mask.view(batch, mask.numel() // max(batch, 1)).repeat_interleave(heads, dim=0).reshape(-1)
-
-
-def _split_heads(features: Tensor, heads: int) -> Tensor:
-    return features if heads == 1 else rearrange(features, "b (h c) p q -> (b h) c p q", h=heads)
-
-
-def _join_heads(features: Tensor, heads: int) -> Tensor:
-    return features if heads == 1 else rearrange(features, "(b h) c p q -> b (h c) p q", h=heads)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fq_toolkit.kernels import ops
 from fq_toolkit.layers.codebook.statistics import perplexity
-from fq_toolkit.layers.quantizer.feature_quantizer import QuantizerOutput
 from fq_toolkit.layers.quantizer.layout import check_features, from_canonical, row_mask, to_canonical
+from fq_toolkit.layers.quantizer.ledger import per_sample_loss
+from fq_toolkit.layers.quantizer.results import QuantizerOutput
 
 
 def quantize(
@@ -21,7 +22,7 @@ def quantize(
     commitment: float = 1.0,
     channel_dim: int | None = None,
 ) -> QuantizerOutput:
-    r"""Nearest centroid of every feature vector.
+    r"""Replace every feature vector by its nearest centroid.
 
     .. math:: i(n) = \arg\min_k |x_n - e_k|^2, \qquad q_n = e_{i(n)}, \qquad
               loss_b = \beta \, \mathrm{mean}_{c, p} (\mathrm{sg}(q) - x)^2
@@ -71,18 +72,12 @@ def quantize(
     rows = row_mask(mask, lengths, x.shape[0], layout, x.device)
     features = to_canonical(x, layout)
     codes = codebook.detach().float().contiguous()
+    # Any center gives the same indices; one amid the codes keeps the most digits of the fast pass.
     center = torch.nan_to_num(codes.mean(dim=0), nan=0.0, posinf=0.0, neginf=0.0)
     out, indices, sq_error, counts, _ = ops.quantize_forward(
         features, codes, center, rows, 1.0, True, False, precision == "exact"
     )
     positions = features.shape[2] * features.shape[3]
-    if rows is None:
-        loss = sq_error * (commitment / max(codes.shape[1] * positions, 1))
-    else:
-        loss = (
-            sq_error
-            * (commitment / codes.shape[1])
-            / rows.view(x.shape[0], positions).sum(dim=1).clamp(min=1)
-        )
+    loss = per_sample_loss(sq_error, rows, x.shape[0], codes.shape[1], positions, commitment)
     indices = indices.clamp(min=-1).to(torch.int64).view(x.shape[0], *layout.positions)
     return QuantizerOutput(from_canonical(out, layout), indices, loss, perplexity(counts))

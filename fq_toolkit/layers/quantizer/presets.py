@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ PRESETS = {
 
 
 def find_preset(name: str | None) -> Preset:
-    """The preset of that name; None is "default".
+    """Return the preset of that name; None is "default".
 
     Raises:
         ValueError: an unknown name; the nearest one is suggested.
@@ -61,3 +62,12 @@ def find_preset(name: str | None) -> Preset:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(map(repr, PRESETS))}{hint}")
     return PRESETS[name]
+
+
+def settings_for(preset: str | None, **given: Any) -> Preset:
+    """Return the settings of a preset with those replaced that are given, which None are not.
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    return replace(find_preset(preset), **{name: value for name, value in given.items() if value is not None})

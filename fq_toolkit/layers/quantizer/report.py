@@ -126,7 +126,7 @@ def codebook_report(model: nn.Module) -> CodebookReport:
         rows.append(
             CodebookRow(
                 layer=name or type(layer).__name__,
-                shape=layer.memory.shape,
+                shape=layer.host.shape,
                 num_codes=layer.num_codes,
                 used=layer.usage(),
                 perplexity=layer.perplexity(),

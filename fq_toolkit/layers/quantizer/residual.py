@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from fq_toolkit.kernels import tracing
 from fq_toolkit.layers.checks import at_least_one, between, one_of
-from fq_toolkit.layers.codebook.ownership import NOT_SCRIPTABLE
+from fq_toolkit.layers.codebook.dictionary import NOT_SCRIPTABLE
 from fq_toolkit.layers.codebook.statistics import perplexity
 from fq_toolkit.layers.quantizer import checkpointing
-from fq_toolkit.layers.quantizer.feature_quantizer import MODES, FeatureQuantizer, QuantizerOutput
+from fq_toolkit.layers.quantizer.feature_quantizer import MODES, FeatureQuantizer
 from fq_toolkit.layers.quantizer.layout import check_features, from_canonical, row_mask, to_canonical
 from fq_toolkit.layers.quantizer.presets import find_preset
+from fq_toolkit.layers.quantizer.results import QuantizerOutput
 from fq_toolkit.layers.quantizer.rotation import rotate_gradient
 
 
@@ -187,7 +188,9 @@ class ResidualQuantizer(nn.Module):
             if used is not None:
                 kept = (used > i).expand(batch, height * width).reshape(-1)
                 level_rows = kept if rows is None else rows & kept
-            found = self._level(i).look_up(from_canonical(residual, layout), layout, level_rows, in_band=True)
+            found = self._level(i).look_up(
+                from_canonical(residual, layout), layout, level_rows, returns_loss=True
+            )
             valid = (found.indices >= 0).view(batch, 1, height, width)
             centroid = to_canonical(found.quantized.detach(), layout)
             total = torch.where(valid, total + centroid, total)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.layers.checks import between
+from fq_toolkit.layers.codebook.dictionary import MovingDictionary
+from fq_toolkit.layers.quantizer.circumstances import Circumstances
 
 _KEYS = itertools.count()
 _SCHEDULES: dict[int, Callable[[int], float]] = {}
@@ -30,12 +32,59 @@ class Schedule:
         return Schedule, (self.function,)
 
 
-def ask(function: Callable[[int], float], step: int) -> float:
-    """What a schedule says for a number of updates.
+class Strength:
+    """What a layer was told: a number in [0, 1] or a schedule.
 
-    Raises:
-        ValueError: something outside [0, 1].
+    Attributes:
+        number: the number; 1 under a schedule.
+        schedule: the schedule, if there is one.
     """
+
+    def __init__(self) -> None:
+        self.number = 1.0
+        self.schedule: Schedule | None = None
+        self._tensor: Tensor | None = None
+
+    def set(self, value: float | Callable[[int], float]) -> None:
+        """Take over what the user says.
+
+        Raises:
+            TypeError: neither a number nor a function.
+            ValueError: a number outside [0, 1].
+        """
+        if callable(value):
+            self.schedule, self.number = Schedule(value), 1.0
+            return
+        self.schedule, self.number = None, between("strength", value, 0, 1)
+        # Full strength, which hardly anybody ever changes, needs no tensor. Once there is one it stays, so
+        # that a warm-up that is set from outside compiles nothing when it ends.
+        if self._tensor is None and self.number != 1:
+            self._tensor = torch.empty((), dtype=torch.float64, device="cpu")
+        if self._tensor is not None:
+            self._tensor.fill_(self.number)
+
+    def now(self, run: Circumstances, layer: MovingDictionary) -> float | Tensor:
+        """Return the strength of this forward: a tensor where a graph is compiled, which a number would bind.
+
+        Args:
+            run: how the forward runs.
+            layer: the layer, which has counted its updates.
+        """
+        if torch.compiler.is_compiling() and not run.exporting:
+            if self.schedule is not None:
+                return scheduled_strength(layer.host.commits_now, self.schedule.key)
+            return 1.0 if self._tensor is None else self._tensor
+        if self.schedule is None:
+            return self.number
+        # An averaged copy of a model gets its buffers from elsewhere: outside training they are asked, which
+        # waits for the device. A transform or an export could not wait.
+        asks = not layer.training and not run.transformed and not run.exporting
+        asks = asks and not layer.num_updates.is_meta
+        return _ask(self.schedule.function, int(layer.num_updates) if asks else layer.host.commits)
+
+
+def _ask(function: Callable[[int], float], step: int) -> float:
+    """Return what a schedule says for a number of updates; ValueError for something outside [0, 1]."""
     return between("strength(step)", float(function(step)), 0, 1)
 
 
@@ -43,8 +92,8 @@ def ask(function: Callable[[int], float], step: int) -> float:
 # of the graph, and each step would compile another one.
 @torch.library.custom_op("fq_toolkit::scheduled_strength", mutates_args=())
 def scheduled_strength(step: Tensor, schedule: int) -> Tensor:
-    """The strength now, float64 on the CPU; ``step`` is there too, so that no step waits for a device."""
-    return torch.tensor(ask(_SCHEDULES[schedule], int(step)), dtype=torch.float64, device="cpu")
+    """Return the strength now, float64 on the CPU; ``step`` is there too, so no step waits for a device."""
+    return torch.tensor(_ask(_SCHEDULES[schedule], int(step)), dtype=torch.float64, device="cpu")
 
 
 @scheduled_strength.register_fake

@@ -1,4 +1,4 @@
-"""When the dictionaries move, and how their statistics travel between ranks.
+"""When the dictionaries of a model move, together or not at all.
 
 Under ``update="training"`` every training forward of a layer commits its own statistics: one all_reduce per
 layer and forward when torch.distributed is initialised.  Two things join them:
@@ -7,55 +7,25 @@ layer and forward when torch.distributed is initialised.  Two things join them:
   all_reduce;
 * `coalesce_updates(model)` lets the layers of one model wait for the end of the model's forward, which then
   commits them together in one all_reduce.
+
+`frozen(model)` is a block in which none of them moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fq_toolkit.layers.codebook import distributed
-from fq_toolkit.layers.codebook.statistics import BatchStatistics
+from fq_toolkit.layers.codebook.learning import commit_staged
 from fq_toolkit.layers.quantizer.checkpointing import in_backward
-from fq_toolkit.layers.quantizer.commitment import quantizers
+from fq_toolkit.layers.quantizer.commitment import fresh_ledgers, quantizers
 
-if TYPE_CHECKING:
-    from fq_toolkit.layers.codebook.dictionary import MovingDictionary
-
-
-def commit(
-    layers: Sequence[MovingDictionary],
-    statistics: Sequence[BatchStatistics],
-    candidates: Sequence[Tensor | None],
-) -> None:
-    """Apply one batch of statistics to each layer, summed over the ranks in one all_reduce.
-
-    Args:
-        layers: the layers to update; layers of different process groups are summed group by group.
-        statistics: what each has gathered on this rank, possibly nothing at all.
-        candidates: for each layer the rows from which dead codes may restart, ``(K, C)`` or None.
-    """
-    merged, restarts = list(statistics), list(candidates)
-    groups: dict[str, list[int]] = {}
-    for i, layer in enumerate(layers):
-        group = distributed.group_name(layer.process_group)
-        if group is not None:
-            groups.setdefault(group, []).append(i)
-    for group, members in groups.items():
-        vectors = [statistics[i].flatten() for i in members]
-        vectors += [rows for i in members if (rows := candidates[i]) is not None]
-        summed = distributed.sum_together(vectors, group)
-        rest = iter(summed[len(members) :])
-        for i, vector in zip(members, summed[: len(members)], strict=True):
-            merged[i] = statistics[i].unflatten(vector)
-        for i in members:
-            if candidates[i] is not None:
-                restarts[i] = next(rest)
-    for layer, batch, rows in zip(layers, merged, restarts, strict=True):
-        layer.apply_statistics(batch, rows)
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def commit_updates(model: nn.Module) -> None:
@@ -90,17 +60,6 @@ def commit_updates(model: nn.Module) -> None:
     commit_staged(layers)
 
 
-def commit_staged(layers: Sequence[MovingDictionary]) -> None:
-    """Commit what the given layers have staged, and start them afresh."""
-    commit(
-        layers,
-        [layer.staged_statistics() for layer in layers],
-        [layer.staged_candidates() for layer in layers],
-    )
-    for layer in layers:
-        layer.clear_staged()
-
-
 def await_the_end(model: nn.Module, args: Any) -> None:
     """Forward pre-hook of `coalesce_updates`: now the model's forward runs, and its end will commit.
 
@@ -109,12 +68,12 @@ def await_the_end(model: nn.Module, args: Any) -> None:
     """
     if distributed.several_ranks():
         for _, layer in quantizers(model):
-            layer.awaited = layer.coalesced
+            layer.staged.awaited = layer.staged.coalesced
 
 
 def commit_after_forward(model: nn.Module, args: Any, output: Any) -> None:
     """Forward hook of `coalesce_updates`; at module level, so that copies of a model commit their own."""
-    awaited = [layer for _, layer in quantizers(model) if layer.awaited]
+    awaited = [layer for _, layer in quantizers(model) if layer.staged.awaited]
     if not torch.compiler.is_compiling() and in_backward() is not None:
         due = []  # a checkpointed forward is being repeated
     else:
@@ -131,7 +90,7 @@ def stop_waiting(model: nn.Module, args: Any, output: Any) -> None:
     the only one that failed.
     """
     for _, layer in quantizers(model):
-        layer.awaited = False
+        layer.staged.awaited = False
 
 
 def coalesce_updates(model: nn.Module) -> CoalescedUpdates:
@@ -153,22 +112,22 @@ class CoalescedUpdates:
     """What `coalesce_updates` returns."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [layer for _, layer in quantizers(model) if not layer.coalesced]
+        self._layers = [layer for _, layer in quantizers(model) if not layer.staged.coalesced]
         self._hooks = (
             model.register_forward_pre_hook(await_the_end),
             model.register_forward_hook(commit_after_forward),
             model.register_forward_hook(stop_waiting, always_call=True),
         )
         for layer in self._layers:
-            layer.make_room_to_stage()
-            layer.coalesced = True
+            layer.staged.make_room(layer.codebook, layer.revive > 0)
+            layer.staged.coalesced = True
 
     def remove(self) -> None:
         """Take the hook off the model."""
         for hook in self._hooks:
             hook.remove()
         for layer in self._layers:
-            layer.coalesced = layer.awaited = False
+            layer.staged.coalesced = layer.staged.awaited = False
 
 
 def forget_coalescing(model: nn.Module) -> None:
@@ -182,4 +141,39 @@ def forget_coalescing(model: nn.Module) -> None:
             del hooks[key]
             model._forward_hooks_always_called.pop(key, None)
     for _, layer in quantizers(model):
-        layer.coalesced = layer.awaited = False
+        layer.staged.coalesced = layer.staged.awaited = False
+
+
+@contextlib.contextmanager
+def frozen(model: ModelT) -> Iterator[ModelT]:
+    """Inside the block no dictionary in ``model`` moves, although the model stays in training mode.
+
+    For the generator's step, a gradient penalty, or an evaluation in training mode.  The commitment losses of
+    the block are kept apart: `commitment_loss` called inside reads only the calls inside, and what is unread
+    at the end is dropped, so that a gradient penalty leaves no freed graph behind for the next read.
+
+    Args:
+        model: any module that contains `FeatureQuantizer` layers.
+
+    Yields:
+        The model.
+
+    Example:
+        >>> import torch
+        >>> from fq_toolkit import FeatureQuantizer, frozen
+        >>> layer = FeatureQuantizer(4, 8, init="normal")
+        >>> before = layer.codebook.clone()
+        >>> with frozen(layer):
+        ...     _ = layer(torch.randn(3, 4))
+        >>> torch.equal(layer.codebook, before)
+        True
+    """
+    layers = [layer for _, layer in quantizers(model)]
+    with fresh_ledgers(model):
+        for layer in layers:
+            layer.frozen_depth += 1
+        try:
+            yield model
+        finally:
+            for layer in layers:
+                layer.frozen_depth -= 1

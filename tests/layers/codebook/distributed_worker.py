@@ -112,7 +112,7 @@ def count_all_reduces(rank: int) -> dict[str, Any]:
     coalesce_updates(joined)
     for layer in (manual[1], manual[3]):
         layer.update = "manual"
-        layer.make_room_to_stage()
+        layer.staged.make_room(layer.codebook, layer.revive > 0)
     for net in (plain, joined, manual):
         net(x)
     commit_updates(manual)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fq_toolkit.layers import FeatureQuantizer, ResidualQuantizer, commit_updates, commitment_loss
+from fq_toolkit.layers.codebook import ownership
 from fq_toolkit.layers.codebook.consistency import disagreeing
 from fq_toolkit.layers.codebook.witness import Witness
 
@@ -273,7 +274,7 @@ def test_only_codes_that_were_written_start_again(rows: set[int], seed: int, cos
     before = copy.deepcopy(layer)
     w = nn.functional.normalize(codes(seed=seed), dim=1) if cosine else codes(seed=seed)
     layer.codebook[chosen] = w[chosen]
-    layer.notice_writes(True)
+    ownership.notice_writes(layer, True)
     assert torch.equal(layer.ema_counts[chosen], torch.ones(len(rows)))
     torch.testing.assert_close(layer.ema_sums[chosen], w[chosen])
     for name in ("codebook", "ema_counts", "ema_sums"):
@@ -323,8 +324,8 @@ def test_what_the_layer_has_written_itself_is_never_doubted(options: dict, forwa
         if step == forwards:
             assert torch.equal(layer.codebook, layer.state_dict()["codebook"])
             loaded.load_state_dict(copy.deepcopy(layer.state_dict()))
-            loaded.memory.staged_forwards = layer.memory.staged_forwards = 0
-            layer.clear_staged()
+            loaded.staged.forwards = layer.staged.forwards = 0
+            layer.staged.clear()
         x = torch.randn(size, 4, generator=draw)
         if step >= forwards:
             assert torch.equal(layer(x), loaded(x))
@@ -397,7 +398,7 @@ def test_whatever_happens_what_is_looked_up_stays_until_the_data_moves_it(
         scaled = nn.functional.normalize(x, dim=1) if layer.metric == "cosine" else x
         nearest = torch.cdist(scaled.double(), held.double(), compute_mode="donot_use_mm_for_euclid_dist")
         assert torch.equal(found.indices, nearest.argmin(dim=1))
-        layer.clear_staged()
+        layer.staged.clear()
         layer.train()(torch.full((3, 4), float("nan")))  # a step without data
         assert torch.equal(layer.codebook, held)
         # ... and the next step with data starts from these codes, not from what stale sums remember.
@@ -406,7 +407,7 @@ def test_whatever_happens_what_is_looked_up_stays_until_the_data_moves_it(
             layer.ema_counts,
             layer.ema_sums,
             layer.eps,
-            layer.debiasing_scale(),
+            ownership.debiasing_scale(layer),
             unit=layer.metric == "cosine",
             may_be_blank=True,
         )

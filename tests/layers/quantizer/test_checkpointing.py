@@ -166,9 +166,9 @@ def test_stored_dictionaries_die_with_the_graph() -> None:
     kept: list[weakref.ref] = []
     original = checkpointing._store
 
-    def watch(owner: object, layer: nn.Module, dictionary: checkpointing.Dictionary) -> None:
-        kept.append(weakref.ref(dictionary.codebook))
-        original(owner, layer, dictionary)
+    def watch(owner: object, layer: nn.Module, snapshot: checkpointing.Snapshot) -> None:
+        kept.append(weakref.ref(snapshot.codebook))
+        original(owner, layer, snapshot)
 
     checkpointing._store = watch
     try:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fq_toolkit.layers import FeatureQuantizer, collect_commitment, commitment_loss, frozen
-from fq_toolkit.layers.quantizer.commitment import MAX_UNREAD
+from fq_toolkit.layers.quantizer.ledger import MAX_UNREAD
 
 
 def network() -> nn.Sequential:
