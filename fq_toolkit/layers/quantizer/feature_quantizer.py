@@ -13,9 +13,10 @@ from fq_toolkit.kernels import ops, tracing
 from fq_toolkit.layers.checks import at_least_one, between, one_of
 from fq_toolkit.layers.codebook import learning, references
 from fq_toolkit.layers.codebook.dictionary import MovingDictionary
+from fq_toolkit.layers.codebook.presets import settings_for
 from fq_toolkit.layers.codebook.statistics import perplexity
 from fq_toolkit.layers.quantizer import encoding
-from fq_toolkit.layers.quantizer.circumstances import circumstances
+from fq_toolkit.layers.quantizer.circumstances import circumstances, dictionary_for
 from fq_toolkit.layers.quantizer.layout import (
     FeatureLayout,
     check_features,
@@ -24,10 +25,8 @@ from fq_toolkit.layers.quantizer.layout import (
     to_canonical,
 )
 from fq_toolkit.layers.quantizer.ledger import CommitmentLedger, per_sample_loss
-from fq_toolkit.layers.quantizer.presets import settings_for
 from fq_toolkit.layers.quantizer.results import Lookup, QuantizerOutput
 from fq_toolkit.layers.quantizer.rotation import rotate_gradient
-from fq_toolkit.layers.quantizer.snapshot import snapshot
 from fq_toolkit.layers.quantizer.strength import Strength
 
 if TYPE_CHECKING:
@@ -316,7 +315,9 @@ class FeatureQuantizer(MovingDictionary):
         learning.start(self, features, rows, run.learning)
         needs_grad = torch.is_grad_enabled() and features.requires_grad
         records_loss = self.commitment > 0 and not returns_loss
-        dictionary = snapshot(self, run, self._strength, needs_grad=needs_grad, records_loss=records_loss)
+        dictionary = dictionary_for(
+            self, run, self._strength, needs_grad=needs_grad, records_loss=records_loss
+        )
 
         # 3. The lookup, one op. Output and loss are differentiable; counts and sums are for the update.
         with_output = self.mode != "regularize"

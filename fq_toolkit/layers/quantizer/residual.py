@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from fq_toolkit.kernels import tracing
 from fq_toolkit.layers.checks import at_least_one, between, one_of
 from fq_toolkit.layers.codebook.dictionary import NOT_SCRIPTABLE
+from fq_toolkit.layers.codebook.presets import find_preset
 from fq_toolkit.layers.codebook.statistics import perplexity
 from fq_toolkit.layers.quantizer import checkpointing
 from fq_toolkit.layers.quantizer.feature_quantizer import MODES, FeatureQuantizer
 from fq_toolkit.layers.quantizer.layout import check_features, from_canonical, row_mask, to_canonical
-from fq_toolkit.layers.quantizer.presets import find_preset
 from fq_toolkit.layers.quantizer.results import QuantizerOutput
 from fq_toolkit.layers.quantizer.rotation import rotate_gradient
 

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.layers.checks import between
-from fq_toolkit.layers.codebook.dictionary import MovingDictionary
-from fq_toolkit.layers.quantizer.circumstances import Circumstances
 
 _KEYS = itertools.count()
 _SCHEDULES: dict[int, Callable[[int], float]] = {}
@@ -27,6 +25,10 @@ class Schedule:
         self.function = function
         self.key = next(_KEYS)
         _SCHEDULES[self.key] = function
+
+    def at(self, step: int) -> float:
+        """Return what the schedule says for a number of updates; ValueError for something outside [0, 1]."""
+        return _ask(self.function, step)
 
     def __reduce__(self) -> tuple[type[Schedule], tuple[Any]]:
         return Schedule, (self.function,)
@@ -63,28 +65,18 @@ class Strength:
         if self._tensor is not None:
             self._tensor.fill_(self.number)
 
-    def now(self, run: Circumstances, layer: MovingDictionary) -> float | Tensor:
-        """Return the strength of this forward: a tensor where a graph is compiled, which a number would bind.
+    def for_graph(self, commits: Tensor) -> float | Tensor:
+        """Return the strength for a compiled graph.
 
         Args:
-            run: how the forward runs.
-            layer: the layer, which has counted its updates.
+            commits: int64 scalar on the CPU, the number of updates so far.
         """
-        if torch.compiler.is_compiling() and not run.exporting:
-            if self.schedule is not None:
-                return scheduled_strength(layer.host.commits_now, self.schedule.key)
-            return 1.0 if self._tensor is None else self._tensor
-        if self.schedule is None:
-            return self.number
-        # An averaged copy of a model gets its buffers from elsewhere: outside training they are asked, which
-        # waits for the device. A transform or an export could not wait.
-        asks = not layer.training and not run.transformed and not run.exporting
-        asks = asks and not layer.num_updates.is_meta
-        return _ask(self.schedule.function, int(layer.num_updates) if asks else layer.host.commits)
+        if self.schedule is not None:
+            return scheduled_strength(commits, self.schedule.key)
+        return 1.0 if self._tensor is None else self._tensor
 
 
 def _ask(function: Callable[[int], float], step: int) -> float:
-    """Return what a schedule says for a number of updates; ValueError for something outside [0, 1]."""
     return between("strength(step)", float(function(step)), 0, 1)
 
 
