@@ -120,7 +120,6 @@ KNOWN: dict[str, set[str]] = {
         "fq_toolkit/prevalent/tasks/commands.py",
         "fq_toolkit/prevalent/tasks/hanna/commands.py",
         "fq_toolkit/prevalent/tasks/ndh/commands.py",
-        "fq_toolkit/prevalent/tasks/pretraining/benefit.py",
         "fq_toolkit/prevalent/tasks/pretraining/commands.py",
         "fq_toolkit/prevalent/tasks/r2r/commands.py",
         "fq_toolkit/prevalent/tasks/speaker/commands.py",

@@ -7,7 +7,7 @@ import torch
 
 from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
-from fq_toolkit.prevalent.tasks.navigator import Figures, NavigatorTraining
+from fq_toolkit.prevalent.tasks.navigator import Figures, NavigatorTask
 from fq_toolkit.prevalent.world.angles import wrap
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.config import nearest
@@ -46,7 +46,7 @@ class Journey(NamedTuple):
     scores: Figures
 
 
-def choose_item(task: NavigatorTraining, split: str, name: str | None) -> tuple[Split, NavItem]:
+def choose_item(task: NavigatorTask, split: str, name: str | None) -> tuple[Split, NavItem]:
     """Return an instruction and its split.
 
     Args:
@@ -67,7 +67,7 @@ def choose_item(task: NavigatorTraining, split: str, name: str | None) -> tuple[
 
 
 @torch.no_grad()
-def walk(task: NavigatorTraining, split: Split, item: NavItem) -> Journey:
+def walk(task: NavigatorTask, split: Split, item: NavItem) -> Journey:
     """Let the agent do one item greedily and note what it could have done, and what it was told.
 
     Raises:

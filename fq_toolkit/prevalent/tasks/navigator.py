@@ -124,7 +124,7 @@ class Trace(NamedTuple):
     heard: list[list[str | None]] | None = None
 
 
-class NavigatorTraining(TrainingTask):
+class NavigatorTask(TrainingTask):
     """An agent in training: the task that the loop drives. A task of the field says what its losses are.
 
     Args:

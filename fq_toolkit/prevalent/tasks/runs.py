@@ -14,7 +14,7 @@ from fq_toolkit.prevalent.tasks.another_split import (
     result_path,
     tell_known,
 )
-from fq_toolkit.prevalent.tasks.navigator import NavigatorTraining
+from fq_toolkit.prevalent.tasks.navigator import NavigatorTask
 from fq_toolkit.training.runs import open_saved
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.session import Trainer, make_accelerator
@@ -35,7 +35,7 @@ class NavigatorRun(NamedTuple):
     """
 
     folder: RunFolder
-    task: NavigatorTraining
+    task: NavigatorTask
     step: int
     seconds: float
     checkpoint: Which

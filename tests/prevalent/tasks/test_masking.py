@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fq_toolkit.prevalent import DataError, MiniWorld, Vocabulary
-from fq_toolkit.prevalent.tasks.pretraining.masking import WordMasker
+from fq_toolkit.prevalent.tasks.pretraining.steps import WordMasker
 
 TEXTS = ["go to the sofa , then turn left .", "walk past the lamp and stop ."]
 VOCABULARY = Vocabulary.train(TEXTS)

@@ -25,15 +25,11 @@ from fq_toolkit.prevalent import (
 from fq_toolkit.prevalent.tasks.pretraining.benefit import measure_benefit
 from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig, preset
 from fq_toolkit.prevalent.tasks.pretraining.data import load_pretraining_data, mix
+from fq_toolkit.prevalent.tasks.pretraining.evaluation import score_steps
+from fq_toolkit.prevalent.tasks.pretraining.network import PretrainingNetwork
 from fq_toolkit.prevalent.tasks.pretraining.runs import evaluate_run, load_run
 from fq_toolkit.prevalent.tasks.pretraining.steps import PretrainingSteps
-from fq_toolkit.prevalent.tasks.pretraining.training import (
-    Pretraining,
-    PretrainingNetwork,
-    build_pretraining,
-    score_steps,
-    train,
-)
+from fq_toolkit.prevalent.tasks.pretraining.training import PretrainingTask, build_pretraining, train
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.session import make_accelerator
 from fq_toolkit.training.storage.checkpoints import Checkpoints
@@ -46,7 +42,7 @@ SMALL = PretrainingConfig(
 LABELS = ("prevalent", "view36", "candidate")
 
 
-def task(config: PretrainingConfig) -> Pretraining:
+def task(config: PretrainingConfig) -> PretrainingTask:
     return build_pretraining(config, make_accelerator(config))
 
 

@@ -15,7 +15,7 @@ from fq_toolkit.prevalent.tasks.navigate import choose_item, narrate, walk
 from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig, preset
 from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data, shuffle_instructions
 from fq_toolkit.prevalent.tasks.r2r.evaluation import Decoder
-from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER, R2RTraining, fine_tune
+from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER, R2RTask, fine_tune
 from fq_toolkit.prevalent.tasks.runs import NavigatorRun, evaluate_run, load_navigator
 from fq_toolkit.prevalent.tasks.top_view import draw_top_view
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
@@ -136,7 +136,7 @@ def test_exploring_trains_on_what_the_speaker_says_of_the_unseen_world(
     speaker = Speaker(Vocabulary.train(texts), feature_dim=8, hidden_size=8, word_size=8)
     speaker.save_pretrained(tmp_path)
     config = dataclasses.replace(TINY, speaker=str(tmp_path), explore_from=0.0, a2c_weight=0.0)
-    task = R2RTraining(config, load_r2r_data(config), make_accelerator(config))
+    task = R2RTask(config, load_r2r_data(config), make_accelerator(config))
     read: list[str] = []
     original = FollowerAgent.read
 
@@ -147,7 +147,7 @@ def test_exploring_trains_on_what_the_speaker_says_of_the_unseen_world(
     monkeypatch.setattr(FollowerAgent, "read", watch)
     other = dataclasses.replace(config, feature_dim=12)
     with pytest.raises(ConfigError, match="features of width 8, the agent sees 12"):
-        R2RTraining(other, load_r2r_data(other), make_accelerator(other))
+        R2RTask(other, load_r2r_data(other), make_accelerator(other))
     unseen = set(task.validation["val_unseen"].world.names)
     for step in (0, 1):
         read.clear()
@@ -194,7 +194,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"R2R_train\.json: instruction '.*_0' has .* more than the limit of 3"
     ):
-        R2RTraining(short, load_r2r_data(short), make_accelerator(short))
+        R2RTask(short, load_r2r_data(short), make_accelerator(short))
     with pytest.raises(DataError, match=r"missing|no scan|scans\.txt|nowhere"):
         load_r2r_data(dataclasses.replace(config, connectivity=str(tmp_path / "nowhere")))
     train_file.write_text(train_file.read_text()[:-40])
@@ -225,7 +225,7 @@ def test_real_graphs_and_texts_go_through(real_world: NavWorld, tasks: Path, sha
         feature_dropout=0.0,
     )
     data = load_r2r_data(config)
-    task = R2RTraining(config, data, make_accelerator(config))
+    task = R2RTask(config, data, make_accelerator(config))
     task.step(0)
     task.evaluate()
     assert "features synthesised" in str(task.last_evaluation)

@@ -33,7 +33,7 @@ from fq_toolkit.prevalent.tasks.runs import load_navigator
 from fq_toolkit.prevalent.tasks.speaker.config import SpeakerConfig
 from fq_toolkit.prevalent.tasks.speaker.config import preset as speaker_preset
 from fq_toolkit.prevalent.tasks.speaker.runs import load_speaker
-from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER, SpeakerTraining
+from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER, SpeakerTask
 from fq_toolkit.prevalent.text.length_limit import keep_end
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world.features import FEATURE_DIM
@@ -142,7 +142,7 @@ def test_hanna_submissions_are_scored_officially(runs: dict[str, Path], tmp_path
 
 def test_the_best_speaker_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = iter([{"val_unseen": 7.0}, {"val_unseen": 3.0}, {"val_unseen": 7.0}])
-    monkeypatch.setattr(SpeakerTraining, "measure", lambda self: next(found))
+    monkeypatch.setattr(SpeakerTask, "measure", lambda self: next(found))
     trainer, config = RUNS["speaker"]
     result = train(trainer, config, out=tmp_path / "run")
     assert (result.evaluation.kept_step, result.evaluation.bleu) == (2, {"val_unseen": 7.0})

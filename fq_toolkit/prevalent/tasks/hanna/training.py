@@ -14,7 +14,7 @@ from fq_toolkit.prevalent.tasks.hanna.config import TRAINER, HannaConfig
 from fq_toolkit.prevalent.tasks.hanna.data import HANNA, HannaData, helper_in, load_hanna_data
 from fq_toolkit.prevalent.tasks.hanna.help import RouteHelper
 from fq_toolkit.prevalent.tasks.hanna.walk import AskModule, Walk, walk
-from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTraining, Trace, build_follower
+from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTask, Trace, build_follower
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
@@ -72,7 +72,7 @@ def curiosity_loss(done: Walk) -> Tensor:
     return -torch.log1p(-probabilities.clamp(max=1 - 1e-6)).sum() / again.sum().clamp(min=1)
 
 
-class HannaTraining(NavigatorTraining):
+class HannaTask(NavigatorTask):
     """An agent that learns to find things and to ask for help.
 
     Args:
@@ -174,7 +174,7 @@ class HannaTraining(NavigatorTraining):
 HANNA_TRAINER = Trainer(
     name=TRAINER,
     config_class=HannaConfig,
-    build=lambda config, accelerator: HannaTraining(config, load_hanna_data(config), accelerator),
+    build=lambda config, accelerator: HannaTask(config, load_hanna_data(config), accelerator),
     run_name=lambda config: f"{TRAINER}-{config.preset}-seed{config.seed}",
     artifacts=("predictions-*.json", "curves.png", "metrics.csv"),
     free_on_resume=FREE_ON_RESUME | {"long_instructions"},  # data of equal bits, or an error

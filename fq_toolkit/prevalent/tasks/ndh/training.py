@@ -9,7 +9,7 @@ from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.metrics.scoring import NDHScores, ndh_scores
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.tasks.losses import imitation_loss
-from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTraining, build_follower
+from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTask, build_follower
 from fq_toolkit.prevalent.tasks.ndh.config import TRAINER, NDHConfig
 from fq_toolkit.prevalent.tasks.ndh.data import (
     NDHData,
@@ -44,7 +44,7 @@ class NDHEvaluation(NamedTuple):
         return "\n".join(lines)
 
 
-class NDHTraining(NavigatorTraining):
+class NDHTask(NavigatorTask):
     """An agent that learns to go on from a dialog.
 
     Args:
@@ -140,7 +140,7 @@ def cut_dialogs(split: Split, agent: FollowerAgent) -> CutSplit:
 NDH_TRAINER = Trainer(
     name=TRAINER,
     config_class=NDHConfig,
-    build=lambda config, accelerator: NDHTraining(config, load_ndh_data(config), accelerator),
+    build=lambda config, accelerator: NDHTask(config, load_ndh_data(config), accelerator),
     run_name=lambda config: f"{TRAINER}-{config.preset}-{config.target}-seed{config.seed}",
     artifacts=("predictions-*.json", "curves.png", "metrics.csv"),
     free_on_resume=FREE_ON_RESUME,

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from fq_toolkit.prevalent.metrics.scoring import R2RScores
 from fq_toolkit.prevalent.model.encoder import PrevalentModel
 from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig
+from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig
+from fq_toolkit.prevalent.tasks.r2r.training import fine_tune
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
 from fq_toolkit.training.seeding import isolated_rng
 
@@ -43,9 +45,6 @@ def measure_benefit(config: PretrainingConfig, model: PrevalentModel, vocabulary
         model: pretrained.
         vocabulary: its words.
     """
-    from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig
-    from fq_toolkit.prevalent.tasks.r2r.training import fine_tune
-
     options = R2RConfig(
         feature_dim=config.feature_dim,
         scans=config.scans,

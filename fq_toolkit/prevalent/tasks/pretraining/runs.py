@@ -6,15 +6,10 @@ from typing import NamedTuple
 from fq_toolkit.prevalent.tasks.pretraining.benefit import measure_benefit
 from fq_toolkit.prevalent.tasks.pretraining.config import TRAINER, PretrainingConfig
 from fq_toolkit.prevalent.tasks.pretraining.data import PretrainingData
-from fq_toolkit.prevalent.tasks.pretraining.masking import WordMasker
-from fq_toolkit.prevalent.tasks.pretraining.training import (
-    PretrainingNetwork,
-    PretrainingResult,
-    build_pretraining,
-    save_model,
-    score_steps,
-    write_evaluation,
-)
+from fq_toolkit.prevalent.tasks.pretraining.evaluation import PretrainingResult, score_steps, write_evaluation
+from fq_toolkit.prevalent.tasks.pretraining.network import PretrainingNetwork
+from fq_toolkit.prevalent.tasks.pretraining.steps import WordMasker
+from fq_toolkit.prevalent.tasks.pretraining.training import build_pretraining, save_model
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.runs import open_saved
 from fq_toolkit.training.session import make_accelerator

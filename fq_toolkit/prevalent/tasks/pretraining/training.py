@@ -2,113 +2,33 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fq_toolkit.layers.vln_pretraining_head import VLNPretrainingHead, VLNPretrainingOutput
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel, count_parameters
-from fq_toolkit.prevalent.tasks.pretraining.benefit import Benefit, measure_benefit
+from fq_toolkit.prevalent.tasks.pretraining.benefit import measure_benefit
 from fq_toolkit.prevalent.tasks.pretraining.config import TRAINER, PretrainingConfig
 from fq_toolkit.prevalent.tasks.pretraining.data import PretrainingData, load_pretraining_data
-from fq_toolkit.prevalent.tasks.pretraining.masking import WordMasker
-from fq_toolkit.prevalent.tasks.pretraining.steps import PretrainingSteps, StepBatch
+from fq_toolkit.prevalent.tasks.pretraining.evaluation import PretrainingResult, score_steps, write_evaluation
+from fq_toolkit.prevalent.tasks.pretraining.network import PretrainingNetwork
+from fq_toolkit.prevalent.tasks.pretraining.steps import WordMasker
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY
-from fq_toolkit.prevalent.world.angles import VIEWS
 from fq_toolkit.training import session
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.reporting.progress import Reporter
 from fq_toolkit.training.sampling_order import ShuffledIndices
-from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
+from fq_toolkit.training.seeding import rank_seed, seed_everything
 from fq_toolkit.training.session import Trainer, TrainResult
-from fq_toolkit.training.storage import evaluation
 from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.measured_data import MeasuredSet
 from fq_toolkit.training.storage.run_folder import RunFolder
 from fq_toolkit.training.task import LoopResult, TrainingTask
 
-EVALUATION_SEED = 10638
 
-
-class PretrainingScores(NamedTuple):
-    """How well held-out paths are understood.
-
-    mlm_loss: cross-entropy of the hidden words.
-    action_loss: cross-entropy of the next actions.
-    word_accuracy: share of the hidden words that are guessed.
-    action_accuracy: share of the next actions that are guessed.
-    words: hidden words there were.
-    steps: time steps there were.
-    """
-
-    mlm_loss: float
-    action_loss: float
-    word_accuracy: float
-    action_accuracy: float
-    words: int
-    steps: int
-
-    def __str__(self) -> str:
-        return (
-            f"held-out paths: loss {self.mlm_loss:.3f} of words and {self.action_loss:.3f} of actions; "
-            f"masked words {100 * self.word_accuracy:.1f} % right, actions {100 * self.action_accuracy:.1f} %"
-        )
-
-
-class PretrainingResult(NamedTuple):
-    """A measurement: of the pretraining itself, and where it was asked for, of what it is worth."""
-
-    scores: PretrainingScores
-    benefit: Benefit | None = None
-
-    def __str__(self) -> str:
-        return f"{self.scores}" + ("" if self.benefit is None else f"\n{self.benefit}")
-
-
-class PretrainingNetwork(nn.Module):
-    """The model and its heads.
-
-    Args:
-        config: options.
-        vocab_size: words.
-        vision_size: width of a view with its angles.
-    """
-
-    def __init__(self, config: PretrainingConfig, *, vocab_size: int, vision_size: int) -> None:
-        super().__init__()
-        self.action_from = config.action_from
-        self.model = PrevalentModel(config.model_config(vocab_size=vocab_size, vision_size=vision_size))
-        self.head = VLNPretrainingHead(
-            config.hidden_size,
-            vocab_size,
-            VIEWS + 1 if config.action_label == "view36" else VIEWS,
-            action_mode="pointer" if config.action_label == "candidate" else "cls",
-            tie_to=self.model.get_input_embeddings(),
-            loss_weights=config.loss_weights,
-        )
-
-    def forward(self, batch: StepBatch, ids: Tensor, labels: Tensor) -> VLNPretrainingOutput:
-        """Guess the hidden words and the next actions.
-
-        Args:
-            batch: time steps.
-            ids: int64 (B, L), their instructions with words hidden.
-            labels: int64 (B, L), the hidden words, -1 elsewhere.
-        """
-        tokens = ids != 0
-        needed = tokens if self.action_from == "words" else labels >= 0
-        out = self.model(ids, tokens, batch.views, needed=needed)
-        candidates = None if batch.candidates is None else self.model.vision_encoder(batch.candidates)
-        pooled = out.pooled
-        if self.action_from == "words":
-            words = tokens.unsqueeze(-1)
-            pooled = (out.language * words).sum(dim=1) / words.sum(dim=1)
-        return self.head(out.language, pooled, labels, batch.actions, candidates, batch.candidate_mask)
-
-
-class Pretraining(TrainingTask):
-    """A pretraining: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
+class PretrainingTask(TrainingTask):
+    """A pretraining in progress: the task that `fq_toolkit.training.loop.run_loop` drives.
 
     Args:
         config: all options.
@@ -156,17 +76,17 @@ class Pretraining(TrainingTask):
         return self.data.fingerprint()
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step: up over the warm-up, then down to 0 in a line."""
+        """Return the learning rate of a step: linear rise over the warm-up, then linear decay to 0."""
         total, warmup = self.config.steps, self.config.warmup * self.config.steps
         rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
         return self.config.lr * rising * max(0.0, 1 - step / total)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Do one update."""
+        """Do one update: both losses of `PretrainingNetwork` on one batch of time steps."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         batch = self.data.train.batch(self.order.next())
-        ids, labels = self.masker(batch.ids)
+        ids, labels = self.masker(batch.ids)  # fresh masks: a path is seen with other words hidden each time
         device = self.accelerator.device
         self.optimizer.zero_grad()
         with self.accelerator.autocast():
@@ -250,98 +170,15 @@ class Pretraining(TrainingTask):
             )
 
 
-def score_steps(
-    network: PretrainingNetwork,
-    steps: PretrainingSteps,
-    masker: WordMasker,
-    *,
-    limit: int,
-    batch_size: int = 100,
-) -> PretrainingScores:
-    """Measure a network: the same time steps and the same masks every time.
-
-    Args:
-        network: model and heads.
-        steps: of held-out paths.
-        masker: hides words.
-        limit: time steps to look at, drawn once.
-        batch_size: time steps at once.
-    """
-    device = next(network.parameters()).device
-    training = network.training
-    network.eval()
-    totals = torch.zeros(6, dtype=torch.float64)
-    with isolated_rng(EVALUATION_SEED), torch.no_grad():
-        for index in torch.randperm(len(steps))[:limit].sort().values.split(batch_size):
-            batch = steps.batch(index)
-            ids, labels = masker(batch.ids)
-            out = network(batch.to(device), ids.to(device), labels.to(device))
-            hidden = labels[labels >= 0]
-            words, rows = len(hidden), len(batch.actions)
-            totals += torch.tensor(
-                [
-                    out.mlm_loss.item() * words,
-                    out.action_loss.item() * rows,
-                    (out.mlm_logits.argmax(-1).cpu() == hidden).sum().item(),
-                    (out.action_logits.argmax(-1).cpu() == batch.actions).sum().item(),
-                    words,
-                    rows,
-                ],
-                dtype=torch.float64,
-            )
-    network.train(training)
-    mlm, action, right_words, right_actions, words, rows = totals.tolist()
-    some = max(1, int(words))
-    return PretrainingScores(
-        mlm / some, action / rows, right_words / some, right_actions / rows, int(words), int(rows)
-    )
-
-
 def save_model(run: RunFolder, model: PrevalentModel, data: PretrainingData) -> None:
     """Write ``model/``: what `PrevalentModel.from_pretrained` reads, and the vocabulary."""
     folder = model.save_pretrained(run.path / FOLDER)
     data.vocabulary.save(folder / VOCABULARY)
 
 
-def write_evaluation(
-    run: RunFolder,
-    config: PretrainingConfig,
-    data: PretrainingData,
-    result: PretrainingResult,
-    *,
-    step: int,
-    seconds: float,
-    **more: Any,
-) -> None:
-    """Write ``evaluation.json``: the figures and what they were measured with."""
-    benefit = result.benefit
-    both = (
-        {}
-        if benefit is None
-        else {name: getattr(benefit, name)._asdict() for name in ("pretrained", "scratch")}
-    )
-    figures = {
-        **more,
-        **result.scores._asdict(),
-        "fine_tuned": None if benefit is None else {**benefit._asdict(), **both},
-        "action_label": config.action_label,
-        "data": data.description,
-        "features_synthesised": data.features_synthesised,
-        "synthesised_share": data.synthesised / len(data.train),
-    }
-    evaluation.write_evaluation(
-        run.evaluation,
-        figures,
-        step=step,
-        seconds=seconds,
-        measured_on=data.measured_on(),
-        seed=config.seed,
-    )
-
-
-def build_pretraining(config: PretrainingConfig, accelerator: Any) -> Pretraining:
+def build_pretraining(config: PretrainingConfig, accelerator: Any) -> PretrainingTask:
     """Load the data and build the task."""
-    return Pretraining(config, load_pretraining_data(config), accelerator)
+    return PretrainingTask(config, load_pretraining_data(config), accelerator)
 
 
 def run_name(config: PretrainingConfig) -> str:
@@ -368,5 +205,5 @@ def train(
     reporter: Reporter | None = None,
     stop_after: int | None = None,
 ) -> TrainResult:
-    """Pretrain, or go on with a run: :func:`fq_toolkit.training.session.train` of this trainer."""
+    """Pretrain, or go on with a run: `fq_toolkit.training.session.train` with this trainer."""
     return session.train(PRETRAINER, config, out=out, resume=resume, reporter=reporter, stop_after=stop_after)

@@ -17,7 +17,7 @@ from fq_toolkit.prevalent.tasks.another_split import shown_in
 from fq_toolkit.prevalent.tasks.losses import a2c_loss, imitation_loss
 from fq_toolkit.prevalent.tasks.navigator import (
     FREE_ON_RESUME,
-    NavigatorTraining,
+    NavigatorTask,
     build_agent,
     build_follower,
 )
@@ -59,7 +59,7 @@ class Exploration(NamedTuple):
             return retell(self.speaker, self.env, items, feature_mask=feature_mask)
 
 
-class R2RTraining(NavigatorTraining):
+class R2RTask(NavigatorTask):
     """A follower in training: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
 
     Args:
@@ -245,7 +245,7 @@ def fine_tune(
     if model is not None and vocabulary is not None:
         seed_everything(config.seed)
         agent = build_agent(config, model, vocabulary)
-    task = R2RTraining(config, load_r2r_data(config), make_accelerator(config), agent)
+    task = R2RTask(config, load_r2r_data(config), make_accelerator(config), agent)
     for step in range(config.steps):
         task.step(step)
     task.evaluate()
@@ -261,7 +261,7 @@ def run_name(config: R2RConfig) -> str:
 R2R_TRAINER = Trainer(
     name=TRAINER,
     config_class=R2RConfig,
-    build=lambda config, accelerator: R2RTraining(config, load_r2r_data(config), accelerator),
+    build=lambda config, accelerator: R2RTask(config, load_r2r_data(config), accelerator),
     run_name=run_name,
     artifacts=("predictions-*.json", "model/", "curves.png", "metrics.csv"),
     free_on_resume=FREE_ON_RESUME | {"long_instructions", "select_by"},  # data of equal bits, or an error

@@ -21,7 +21,7 @@ from fq_toolkit.prevalent.tasks.r2r.data import R2R, R2RData, load_r2r_data
 from fq_toolkit.prevalent.tasks.speaker.config import TRAINER, SpeakerConfig
 from fq_toolkit.prevalent.tasks.speaker.evaluation import SpeakerEvaluation, bleu, tell
 from fq_toolkit.prevalent.tasks.speaker.training import (
-    SpeakerTraining,
+    SpeakerTask,
     check_ways,
     measured_splits,
     selecting_split,
@@ -88,7 +88,7 @@ def load_speaker(path: Path, *, checkpoint: Which = "best") -> SpeakerRun:
     else:
         of_checkpoint = "last" if checkpoint == "best" else checkpoint
         saved = open_saved(SpeakerConfig, TRAINER, path, checkpoint=of_checkpoint)
-        task = SpeakerTraining(config, data, make_accelerator(config))
+        task = SpeakerTask(config, data, make_accelerator(config))
         with saved.fitting():
             task.load_state(saved.state)
         speaker, step, seconds = task.speaker, saved.step, saved.seconds

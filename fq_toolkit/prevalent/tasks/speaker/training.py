@@ -31,7 +31,7 @@ from fq_toolkit.training.task import LoopResult, TrainingTask
 SHOWN_PATHS = 20
 
 
-class SpeakerTraining(TrainingTask):
+class SpeakerTask(TrainingTask):
     """A speaker in training: the task that the loop drives.
 
     Args:
@@ -301,8 +301,8 @@ def write_speaker_evaluation(
     )
 
 
-def _build(config: SpeakerConfig, accelerator: Any) -> SpeakerTraining:
-    return SpeakerTraining(config, load_r2r_data(config.data_options()), accelerator)
+def _build(config: SpeakerConfig, accelerator: Any) -> SpeakerTask:
+    return SpeakerTask(config, load_r2r_data(config.data_options()), accelerator)
 
 
 SPEAKER_TRAINER = Trainer(
