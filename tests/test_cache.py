@@ -40,11 +40,11 @@ def test_without_a_home_there_is_one_folder_for_every_start(
     else:
         monkeypatch.setenv("HOME", home)
         monkeypatch.setattr(cache.os, "access", lambda place, mode: str(tmp_path) in str(place))
-    found = cache.cache_folder()
-    assert found.parent == tmp_path
-    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+    folder = cache.cache_folder()
+    assert folder.parent == tmp_path
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     cache.temporary_cache.cache_clear()
-    assert cache.cache_folder() == found
+    assert cache.cache_folder() == folder
 
 
 def test_a_folder_that_others_may_write_is_not_taken(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from fq_toolkit.layers.checks import at_least_one, between, one_of
 
 #: Labels that are left out of the loss.
 IGNORED = (-1, -100)
-_NORM_EPS = 1e-12
+_NORM_EPS = 1e-12  # of BERT, on which the released model was built
 
-# Released name -> ours; what is not here belongs to the encoder, or is tied.
+# Released name -> ours. All others belong to the encoder, or are tied to it.
 _RELEASED = {
     "mlmhead.predictions.transform.dense.": "mlm_transform.",
     "mlmhead.predictions.transform.LayerNorm.": "mlm_norm.",
@@ -45,9 +45,12 @@ class VLNPretrainingOutput(NamedTuple):
 class VLNPretrainingHead(nn.Module):
     """The two pretraining tasks of PREVALENT on the outputs of any encoder.
 
-    ``loss = w0 CE(words at masked positions) + w1 CE(action)``, where
+    ``loss = w0 L_MLM + w1 L_AP``, the attended masked language modelling and action prediction of the paper:
 
-    ``word logits = W norm(gelu(transform(states))) + b``, ``action logits = linear(pooled)`` or, pointing at
+    ``L_MLM = -mean log p(word | other words, images)`` over masked positions, with the logits
+    ``W norm(gelu(transform(states))) + b``;
+
+    ``L_AP = -mean log p(action | [CLS] state)``, with the logits ``linear(pooled)`` or, pointing at
     candidates, ``candidates . query(pooled) / sqrt(hidden_size)``.
 
     Only labelled positions are projected to the vocabulary: with 15 % of the words masked that is about a
@@ -56,7 +59,7 @@ class VLNPretrainingHead(nn.Module):
     Args:
         hidden_size: width H of the encoder.
         vocab_size: words V.
-        num_actions: classes of the action; without use in pointer mode, where the candidates are the classes.
+        num_actions: classes of the action; unused in pointer mode, in which the candidates are the classes.
         action_mode: "cls" classifies, "pointer" chooses among candidates.
         tie_to: module or tensor with the word embeddings (V, H), used as W. It stays its owner's: it is not
             among the head's parameters and not in its state dict.
@@ -78,10 +81,10 @@ class VLNPretrainingHead(nn.Module):
         torch.Size([2, 5, 100])
 
     ``load_state_dict`` takes released weights too (``mlmhead.predictions.*``, ``next_action.linear.*``) and
-    leaves those of the encoder alone.
+    passes over those of the encoder.
 
     Source: "Towards Learning a Generic Agent for Vision-and-Language Navigation via Pre-training",
-    arXiv 2002.10638, section 4.2.
+    arXiv 2002.10638, section 4 (pre-training objectives).
     """
 
     def __init__(
@@ -172,7 +175,7 @@ class VLNPretrainingHead(nn.Module):
         candidates: Tensor | None = None,
         candidate_mask: Tensor | None = None,
     ) -> VLNPretrainingOutput:
-        """Compute losses, or logits alone when there are no labels.
+        """Compute the losses, or only logits when there are no labels.
 
         Args:
             sequence_output: (B, L, H), the encoder's states.
@@ -189,7 +192,7 @@ class VLNPretrainingHead(nn.Module):
             the words'. When every label is ignored a loss is 0 and still has (zero) gradients.
 
         Raises:
-            TypeError: for what is no tensor, such as a whole output of an encoder or a list of labels, and
+            TypeError: for what is not a tensor, such as a whole output of an encoder or a list of labels, and
                 for labels that are not integers.
             ValueError: for shapes that do not fit, candidates that are missing or not expected, and labels
                 out of range or on a masked candidate (on the CPU, outside of torch.compile: looking at
@@ -221,6 +224,7 @@ class VLNPretrainingHead(nn.Module):
         action_logits = self._actions(pooled, candidates, candidate_mask, needed=action_labels is not None)
         mlm_logits = mlm_loss = action_loss = None
         if mlm_labels is not None:
+            # Before the projection to V words, which is most of the work.
             rows, words = _labelled("mlm_labels", mlm_labels, (batch, length), self.vocab_size)
             mlm_logits = self._words(sequence_output.flatten(0, 1).index_select(0, rows))
             mlm_loss = _mean_cross_entropy(mlm_logits, words)
@@ -237,6 +241,7 @@ class VLNPretrainingHead(nn.Module):
                     "action_labels point at candidates that candidate_mask excludes: check the numbering"
                 )
             action_loss = _mean_cross_entropy(action_logits.index_select(0, rows), actions)
+        # Only over the tasks that have labels: batches of one task are common in pretraining.
         parts = [
             weight * value
             for weight, value in zip(self.loss_weights, (mlm_loss, action_loss), strict=True)
@@ -272,11 +277,12 @@ class VLNPretrainingHead(nn.Module):
                 f"candidate_mask has shape {tuple(mask.shape)}; expected {tuple(scores.shape)}, True where "
                 "there is a candidate"
             )
+        # Not a large number: the probability of a missing candidate must be exactly 0 in every dtype.
         return scores.masked_fill(~mask.bool(), -math.inf)
 
 
 def _check_tensor(name: str, value: Any) -> None:
-    """Refuse what is no tensor, and say what was meant where that is known."""
+    """Refuse what is not a tensor, and say what was probably meant."""
     if isinstance(value, Tensor):
         return
     hint = "a tensor"
@@ -290,20 +296,20 @@ def _check_tensor(name: str, value: Any) -> None:
 
 
 def _may_look(x: Tensor) -> bool:
-    """Whether values can be checked without waiting for a device or breaking a graph."""
+    """Return whether values can be checked without waiting for a device or breaking a graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _labelled(name: str, labels: Tensor, shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
-    """Return the flat places of labels that count, and these labels, after checking them."""
+    """Check labels, and return the flat positions of those that count, and these labels."""
     _check_tensor(name, labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} are {labels.dtype}; expected integers")
     if tuple(labels.shape) != shape:
         raise ValueError(f"{name} have shape {tuple(labels.shape)}; expected {shape}")
     flat = labels.flatten()
-    places = ((flat != IGNORED[0]) & (flat != IGNORED[1])).nonzero().squeeze(1)
-    chosen = flat.index_select(0, places).long()
+    positions = ((flat != IGNORED[0]) & (flat != IGNORED[1])).nonzero().squeeze(1)
+    chosen = flat.index_select(0, positions).long()
     if _may_look(chosen) and len(chosen):
         low, high = (int(value) for value in chosen.aminmax())
         if low < 0 or high >= classes:
@@ -311,13 +317,14 @@ def _labelled(name: str, labels: Tensor, shape: tuple[int, ...], classes: int) -
                 f"{name} hold {low if low < 0 else high}; expected 0 to {classes - 1}, or "
                 f"{IGNORED[0]} or {IGNORED[1]} for what has no label"
             )
-    return places, chosen
+    return positions, chosen
 
 
 def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean; 0 of nothing, with gradients."""
+    """Return the mean cross-entropy; without labels it is 0, and still has (zero) gradients."""
+    # Half precision has too few digits for a sum over a vocabulary.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # Divided by a tensor: inside torch.compile the number of labels is known to the graph alone.
+    # Divided by a tensor: with torch.compile only the graph knows the number of labels.
     count = torch.ones_like(labels).sum().clamp(min=1)
     return functional.cross_entropy(logits, labels, reduction="sum") / count
 
@@ -326,13 +333,15 @@ def _accept_released(
     module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any
 ) -> None:  # signature of torch's hook
     """Rename released weights in place, before they are loaded."""
-    own = {name: name[len(prefix) :].removeprefix("module.") for name in state if name.startswith(prefix)}
-    if not any(name.startswith(("mlmhead.", "next_action.")) for name in own.values()):
+    # Full name -> name without the prefix of this module, and that of the release's DataParallel.
+    names = {name: name[len(prefix) :].removeprefix("module.") for name in state if name.startswith(prefix)}
+    if not any(name.startswith(("mlmhead.", "next_action.")) for name in names.values()):
         return
     tied = bool(module._tied)
-    for full, name in own.items():
+    for full, name in names.items():
         value = state.pop(full)
         for released, ours in _RELEASED.items():
             if name.startswith(released) and not (tied and ours.startswith("mlm_decoder")):
                 leaf = name[len(released) :]
+                # TensorFlow's names of a norm, which early ports of BERT kept.
                 state[prefix + ours + {"gamma": "weight", "beta": "bias"}.get(leaf, leaf)] = value

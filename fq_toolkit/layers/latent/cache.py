@@ -26,26 +26,26 @@ def cache_name(parameters: tuple[str, ...]) -> str:
     return next((name for name in _NAMES if name in parameters), "past_key_values")
 
 
-def take_cache(given: dict[str, Any], own: str) -> Any:
+def take_cache(arguments: dict[str, Any], own: str) -> Any:
     """Return the cache among the arguments of a forward, whatever the caller calls it.
 
     It is put under the forward's own name: before 5.24 transformers ignores what comes as ``cache``.
 
     Args:
-        given: arguments by name; changed in place.
+        arguments: by name; changed in place.
         own: what the forward calls its cache.
 
     Raises:
         ValueError: two caches under two names.
     """
     for name in _NAMES:
-        if name != own and is_text_cache(given.get(name)):
-            value = given.pop(name)
-            if given.get(own) is None:
-                given[own] = value
-            elif given[own] is not value:
+        if name != own and is_text_cache(arguments.get(name)):
+            cache = arguments.pop(name)
+            if arguments.get(own) is None:
+                arguments[own] = cache
+            elif arguments[own] is not cache:
                 raise ValueError(f"two caches were given, {own}= and {name}=; leave one of them out")
-    return given.get(own)
+    return arguments.get(own)
 
 
 def cache_of(outputs: Any) -> Any:

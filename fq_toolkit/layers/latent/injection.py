@@ -107,17 +107,17 @@ def inject_latent(
     check_settings(mode, latent_size, slots, init_std, latent_dropout, share_kv)
     custom = projector if isinstance(projector, nn.Module) else None
     kind = "custom" if isinstance(projector, nn.Module) else one_of("projector", projector, ("linear", "mlp"))
-    memory = mode != "embedding"
+    has_memory = mode != "embedding"
 
     # Look, without changing anything: which attention can read memory, and whose forward runs.
     with watched(model) as has_run:
         if mode != "memory":
             check_embeddings(model)
-        readings = find_readers(model) if memory else []
+        readings = find_readers(model) if has_memory else []
         leads_here = has_run()
-    num_layers = len(readings) if memory else count_layers(model)
-    chosen = choose_layers(layers, num_layers) if memory else ()
-    if layers is not None and not memory:
+    num_layers = len(readings) if has_memory else count_layers(model)
+    chosen = choose_layers(layers, num_layers) if has_memory else ()
+    if layers is not None and not has_memory:
         raise ValueError('layers chooses who reads memory, and mode="embedding" has none; leave it out')
     readers = [readings[layer] for layer in chosen]
     names = {module: name for name, module in model.named_modules()}
@@ -129,13 +129,12 @@ def inject_latent(
             "so that one vector cannot be both; pass share_kv=False"
         )
     max_positions = learned_positions(model)
-    # As in the released model. Not where the forward takes no positions (BART): it would count on from 0 in
-    # the cache.
-    shifts = memory and max_positions is not None and "position_ids" in forward_parameters(type(model))
+    # As in the released model, if the forward can be told its positions: BART's cannot.
+    shifts = has_memory and max_positions is not None and "position_ids" in forward_parameters(type(model))
     spec = LatentSpec(
         mode=mode,
         latent_size=latent_size,
-        slots=slots if memory else 1,
+        slots=slots if has_memory else 1,
         share_kv=share_kv,
         projector=kind,
         layers=chosen,

@@ -105,12 +105,12 @@ class LatentModel:
 
         # By name, as each argument may come by position. Without a latent these are only looked at, and the
         # model gets the call as it came.
-        given = dict(zip(self._latent_names, args, strict=False)) | kwargs
+        arguments = dict(zip(self._latent_names, args, strict=False)) | kwargs
         if latent is not None:
             check_latent(latent, self.latent_spec)
-        cache = take_cache(given, self.cache_name)
+        cache = take_cache(arguments, self.cache_name)
         if self._latent_slices:
-            args, kwargs = (), keep_by_number(given, cache)
+            args, kwargs = (), keep_by_number(arguments, cache)
         # Also without a latent: a text that was begun with one must not go on without.
         known = projected_before(cache, latent)
         if latent is None:
@@ -119,8 +119,8 @@ class LatentModel:
         # 1. The text, of which only the shape and the device are needed until embeddings are made of it.
         spec: LatentSpec = self.latent_spec
         if spec.has_embedding:
-            refuse_media(self, given)
-        ids, embeds = find_text(self, given)
+            refuse_media(self, arguments)
+        ids, embeds = find_text(self, arguments)
         text: Any = ids if embeds is None else embeds
         batch, length = text.shape[:2]
         if latent.shape[0] not in (1, batch):
@@ -133,17 +133,17 @@ class LatentModel:
         in_graph = torch.is_grad_enabled() or self.training
         projected = self._project(latent) if known is None or in_graph else known
         # 3. Positions, before the ids may be gone: padding is found by its id.
-        place_text(self, given, cache, length, text.device)
+        place_text(self, arguments, cache, length, text.device)
         # 4. Embeddings in place of ids, with the latent's part in them.
         if projected.embedding is not None:
-            add_to_embeddings(self, given, ids, embeds, projected.embedding)
+            add_to_embeddings(self, arguments, ids, embeds, projected.embedding)
         # 5. Memory, which goes to the attention of each layer as a keyword. Masks and cache are not
         #    touched: they hold text only, and attention adds the columns of the slots itself.
         if projected.memory is not None:
             self._check_route()
             refuse_reentrant_checkpointing(self)
-            given[KEYWORD] = Memory(projected.memory)
-        outputs = plain(**given)
+            arguments[KEYWORD] = Memory(projected.memory)
+        outputs = plain(**arguments)
         if projected is not known:
             remember(outputs, cache, latent, None if in_graph else projected)
         return outputs

@@ -56,18 +56,18 @@ def read_original(path: str | Path) -> OriginalCheckpoint:
     """
     file = Path(path)
     if file.is_dir():
-        found = [file / name for name in _FILES if (file / name).is_file()]
-        if not found:
+        inside = [file / name for name in _FILES if (file / name).is_file()]
+        if not inside:
             raise ValueError(f"{str(file)!r} holds none of {', '.join(_FILES)}; name the file itself")
-        file = found[0]
+        file = inside[0]  # training.bin first: it holds both networks
     elif not file.is_file():
         raise ValueError(f"there is no file {str(file)!r}")
     with torch.serialization.safe_globals(_harmless()):
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     state = loaded.get("model_state_dict", loaded)
     args = loaded.get("args")
-    given = None if args is None else dict(args if isinstance(args, Mapping) else vars(args))
-    checkpoint = split_original(state)._replace(args=given)
+    options = None if args is None else dict(args if isinstance(args, Mapping) else vars(args))
+    checkpoint = split_original(state)._replace(args=options)
     if checkpoint.encoder is None and checkpoint.decoder is None:
         raise ValueError(
             f"{str(file)!r} holds neither an encoder nor a decoder; its keys begin with {list(state)[:3]}"
@@ -76,7 +76,7 @@ def read_original(path: str | Path) -> OriginalCheckpoint:
 
 
 def _harmless() -> list[Any]:
-    """What may be unpickled besides tensors: the command line, and numpy's numbers, of which beta is one."""
+    """Return what may be unpickled besides tensors: the command line and numpy's numbers, as its beta is."""
     scalar: Any = np.float64(0).__reduce__()[0]
     # The release was written by numpy 1, which had the function in another module.
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
@@ -85,7 +85,7 @@ def _harmless() -> list[Any]:
 
 
 def split_original(state: Mapping[str, Tensor]) -> OriginalCheckpoint:
-    """Sort weights under the names of the release into encoder and decoder."""
+    """Sort weights under the names of the release into encoder and decoder, without their prefixes."""
     encoder: dict[str, Tensor] = {}
     decoder: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -97,7 +97,7 @@ def split_original(state: Mapping[str, Tensor]) -> OriginalCheckpoint:
         elif name.startswith(("transformer.", "lm_head.")):
             decoder[name] = value
         elif name.startswith("encoder.") and not name.startswith("encoder.layer."):
-            # A full checkpoint says encoder.encoder.layer.0 and encoder.linear; the encoder's own says
+            # A full checkpoint says encoder.encoder.layer.0 and encoder.linear; a file of the encoder says
             # encoder.layer.0 and linear.
             encoder[name.removeprefix("encoder.")] = value
         elif name.startswith(("encoder.layer.", "embeddings.", "pooler.", "linear.", "bert.")):
@@ -130,19 +130,21 @@ def load_original_decoder(model: Any, source: str | Path | Mapping[str, Tensor])
         raise ValueError(
             "the original has one slot, a shared key and value and a linear projector; inject so"
         )
-    given = split_original(source).decoder if isinstance(source, Mapping) else read_original(source).decoder
-    if given is None:
+    checkpoint = split_original(source) if isinstance(source, Mapping) else read_original(source)
+    if checkpoint.decoder is None:
         raise ValueError(
             "the checkpoint has no decoder: none of its keys begins with transformer. or decoder."
         )
+    # W_M and W_D of arXiv 2004.04092, section 3.2. The causal masks among the weights are made by the model.
     names = {MEMORY_KEY: f"{CHILD}.memory.weight", EMBEDDING_KEY: f"{CHILD}.embedding.weight"}
     unused = ([] if spec.has_memory else [MEMORY_KEY]) + ([] if spec.has_embedding else [EMBEDDING_KEY])
     expected = target.state_dict()
     state = {
         names.get(key, key): value
-        for key, value in given.items()
+        for key, value in checkpoint.decoder.items()
         if key not in unused and not key.endswith((".attn.bias", ".attn.masked_bias"))
     }
+    # Tied, and so left out by some files of the release.
     if "lm_head.weight" not in state and "transformer.wte.weight" in state:
         state["lm_head.weight"] = state["transformer.wte.weight"]
     problems = [f"{key} is missing" for key in expected if key not in state]

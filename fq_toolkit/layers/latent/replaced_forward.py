@@ -148,23 +148,23 @@ def go_around(model: Any, leads_here: bool) -> None:
         model: of an injected class.
         leads_here: whether that one calls our forward.
     """
-    own = vars(model)
+    attributes = vars(model)
     if leads_here:
-        model.forward = own["forward"]
+        model.forward = attributes["forward"]
         return
-    own.pop(INNER, None)  # left by an injection that was removed
-    if "forward" not in own:
+    attributes.pop(INNER, None)  # left by an injection that was removed
+    if "forward" not in attributes:
         return
     # A hook of accelerate calls what it finds under this name: ours goes there, and the hook stays outside,
     # where it moves the weights before anything of the model runs.
-    hooked = HOOKED_FORWARD in own
-    inner = own.pop(HOOKED_FORWARD if hooked else "forward")
+    hooked = HOOKED_FORWARD in attributes
+    inner = attributes.pop(HOOKED_FORWARD if hooked else "forward")
     # The class's own forward needs no keeping: ours looks it up, and so sees what is assigned to the class.
     if getattr(inner, "__func__", None) is not type(model)._latent_base.forward:
-        own[INNER] = inner
+        attributes[INNER] = inner
     if hooked:
-        own[HOOKED_FORWARD] = MethodType(own_forward(model), model)
-        own["forward"] = guarded(model, own["forward"])
+        attributes[HOOKED_FORWARD] = MethodType(own_forward(model), model)
+        attributes["forward"] = guarded(model, attributes["forward"])
 
 
 def come_off(model: Any) -> None:
@@ -172,17 +172,17 @@ def come_off(model: Any) -> None:
 
     What somebody has put around our forward keeps calling it; it then passes on to what is inside.
     """
-    own, base = vars(model), type(model)._latent_base
-    own.pop(WAITING, None)  # else it would be an attribute that the base model did not have
-    inner = own.get(INNER)
+    attributes, base = vars(model), type(model)._latent_base
+    attributes.pop(WAITING, None)  # else it would be an attribute that the base model did not have
+    inner = attributes.get(INNER)
     plain = MethodType(base.forward, model) if inner is None else inner
     for name in KEPT_FORWARDS:
-        if name in own and is_ours(own[name], model):
-            own[name] = plain
-    if "forward" in own:
-        own["forward"] = _unguarded(own["forward"])
+        if name in attributes and is_ours(attributes[name], model):
+            attributes[name] = plain
+    if "forward" in attributes:
+        attributes["forward"] = _unguarded(attributes["forward"])
     elif inner is not None:
-        own["forward"] = own.pop(INNER)
+        attributes["forward"] = attributes.pop(INNER)
 
 
 def _unguarded(function: Any) -> Any:

@@ -96,26 +96,26 @@ class LatentSpec:
         Raises:
             ValueError: another version, or an unknown or missing setting.
         """
-        given = dict(values)
-        given.pop("loaded_by", None)  # for people who read config.json
-        version = given.pop("version", None)
+        settings = dict(values)
+        settings.pop("loaded_by", None)  # for people who read config.json
+        version = settings.pop("version", None)
         if version != VERSION:
             raise ValueError(
                 f"config.{CONFIG_KEY} has version {version!r}, expected {VERSION}: "
                 "it was saved by another version of fq-toolkit; load it with that one"
             )
         known = [field.name for field in dataclasses.fields(cls)]
-        for name in given:
+        for name in settings:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; the nearest known one is {near[0]!r}" if near else ""
                 raise ValueError(f"config.{CONFIG_KEY} has an unknown setting {name!r}{hint}")
-        missing = [name for name in known if name not in given]
+        missing = [name for name in known if name not in settings]
         if missing:
             raise ValueError(f"config.{CONFIG_KEY} lacks {', '.join(missing)}; save the model again")
-        given["layers"] = tuple(given["layers"])
-        given["sites"] = tuple(Site(*site) for site in given["sites"])
-        return cls(**given)
+        settings["layers"] = tuple(settings["layers"])
+        settings["sites"] = tuple(Site(*site) for site in settings["sites"])
+        return cls(**settings)
 
 
 def check_settings(

@@ -18,7 +18,7 @@ from tests.layers.latent.oracle import build, gpt2
 FOLDER = Path(private.__file__).parent
 NZ = 6
 IDS = torch.randint(3, 40, (4, 5), generator=torch.Generator().manual_seed(2))
-# What is overridden stands where it is overridden; `_replace` is documented, and `_core` is a path inside pickles.
+# Overridden names stand where they are overridden; `_replace` is public, and `_core` a path inside pickles.
 ALLOWED = {
     "_keys_to_ignore_on_load_unexpected",  # of a class of models
     "_get_candidate_generator",  # of transformers' generation
