@@ -4,8 +4,9 @@ The public names are loaded on first use, so that ``import fq_toolkit`` takes mi
 the command line does not wait for torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fq_toolkit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fq_toolkit.layers import (
@@ -58,16 +59,4 @@ __all__ = [
     "remove_latent",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from the module that defines it."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'fq_toolkit' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value  # the next access finds it without coming here
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(globals(), _HOME)

@@ -3,8 +3,9 @@
 ``fq-toolkit train fqgan`` and ``train ugatit`` on the command line. The names are loaded on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fq_toolkit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fq_toolkit.fqgan.data.datasets import ImageDataset, load_dataset
@@ -77,18 +78,4 @@ __all__ = [
     "translate_folder",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from the module that defines it."""
-    if name not in _HOME:
-        raise AttributeError(
-            f"module 'fq_toolkit.fqgan' has no attribute {name!r}; it offers {', '.join(__all__)}"
-        )
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(globals(), _HOME)

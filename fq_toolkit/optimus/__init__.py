@@ -3,8 +3,9 @@
 ``fq-toolkit train optimus`` on the command line. The names are loaded on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fq_toolkit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fq_toolkit.optimus.metrics.language_metrics import LanguageScores, measure_language
@@ -69,18 +70,4 @@ __all__ = [
     "self_bleu",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from the module that defines it."""
-    if name not in _HOME:
-        raise AttributeError(
-            f"module 'fq_toolkit.optimus' has no attribute {name!r}; it offers {', '.join(__all__)}"
-        )
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(globals(), _HOME)
