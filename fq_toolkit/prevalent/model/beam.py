@@ -1,4 +1,4 @@
-"""Beam search over paths: the most probable way that the follower knows."""
+"""Beam search over paths: the most probable path of the follower."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from fq_toolkit.prevalent.world.items import NavItem
 class BeamPath(NamedTuple):
     """One path of the search.
 
-    instr_id: of the item.
+    instr_id: name of the instruction.
     poses: (viewpoint, heading, elevation) at each state.
-    actions: as in `BatchedNavEnv`; the last is 0 when the agent stopped.
-    log_prob: sum over the actions.
-    stopped: whether it ends with stopping.
+    actions: as in `BatchedNavEnv`; the last is 0 if the agent stopped.
+    log_prob: sum of the log-probabilities of the actions.
+    stopped: whether the path ends with stopping.
     """
 
     instr_id: str
@@ -36,22 +36,22 @@ class BeamPath(NamedTuple):
 def beam_search(
     agent: FollowerAgent, env: BatchedNavEnv, items: Sequence[NavItem], *, width: int, max_steps: int
 ) -> list[BeamPath]:
-    """Return the most probable path of each item among those that a beam finds.
+    """Return the most probable path of each item among those that a beam search finds.
 
-    In every step the ``width`` most probable paths of an item are kept, stopped ones among them. A path that
-    has not stopped after ``max_steps`` actions ends where it is. With a width that is never exceeded this is
-    an exhaustive search; width 1 is greedy.
+    In every step the ``width`` most probable paths of an item are kept, including stopped ones. A path that
+    has not stopped after ``max_steps`` actions ends where it is. With a width that is never exceeded the
+    search is exhaustive; width 1 is greedy.
 
     Args:
-        agent: in eval mode, or dropout disturbs the comparison.
-        env: as for `rollout`; its episodes end.
+        agent: the agent, in eval mode, or dropout disturbs the comparison.
+        env: as for `rollout`; the search replaces its episodes.
         items: B tasks.
-        width: paths kept per item.
-        max_steps: actions.
+        width: number of paths kept per item.
+        max_steps: largest number of actions.
 
     Returns:
-        B paths. Only the path itself is submitted, not what was looked at on other branches: the search
-        needs a known graph, so its scores are not comparable with those of a single walk.
+        B paths. Only the path itself is submitted, not the views seen on other branches: the search needs a
+        known graph, so its scores are not comparable with those of a single walk.
 
     Raises:
         ValueError: for a width or a number of steps below 1.
@@ -76,6 +76,7 @@ def beam_search(
         ]
         if not open_paths:
             break
+        # All open paths of all items are one batch; each starts where it has come to.
         observation = env.reset([_at(items[item], beams[item][place]) for item, place in open_paths])
         owners = torch.tensor([item for item, _ in open_paths], device=agent.device)
         picked = torch.tensor([rows[key] for key in open_paths], device=agent.device)
@@ -86,13 +87,13 @@ def beam_search(
 
 
 def _at(item: NavItem, path: BeamPath) -> NavItem:
-    """Return a task that starts where a path has come to."""
+    """Return a task that starts at the end of a path."""
     viewpoint, heading, elevation = path.poses[-1]
     return item._replace(path=(viewpoint,), heading=heading, elevation=elevation)
 
 
 class _Grown(NamedTuple):
-    """A path with one more action, and the row of the step it comes from."""
+    """A path with one more action, and its row in the batch of the step."""
 
     path: BeamPath
     row: int
@@ -105,9 +106,9 @@ def _grow(
     log_probs: Tensor,
     env: BatchedNavEnv,
 ) -> list[list[_Grown]]:
-    """Return for each item all paths that are one action longer."""
+    """Extend every open path by every possible action; returns the results for each item."""
     grown: list[list[_Grown]] = [[] for _ in beams]
-    table = log_probs.double().tolist()
+    table = log_probs.double().tolist()  # one copy to the host instead of one per action
     counts = observation.action_mask.sum(-1).tolist()
     views = observation.candidate_views.tolist()
     for row, (item, place) in enumerate(open_paths):
@@ -134,13 +135,18 @@ def _keep_best(
     after: DecoderState,
     width: int,
 ) -> tuple[DecoderState, list[list[BeamPath]], dict[tuple[int, int], int]]:
-    """Return the states of the best paths, the beams, and which row belongs to which path."""
+    """Keep the best paths of each item.
+
+    Returns:
+        The decoder's states of the open ones, the beams, and (item, place in its beam) -> row of the states.
+    """
     kept: list[list[BeamPath]] = []
     rows: dict[tuple[int, int], int] = {}
     origin: list[int] = []
     actions: list[int] = []
     for item, beam in enumerate(beams):
         pool = [_Grown(path, -1) for path in beam if path.stopped] + grown[item]
+        # A stable sort: among equally probable paths the stopped and the earlier ones stay.
         best = sorted(pool, key=lambda entry: -entry.path.log_prob)[:width]
         kept.append([entry.path for entry in best])
         for place, entry in enumerate(best):
@@ -148,7 +154,7 @@ def _keep_best(
                 rows[item, place] = len(origin)
                 origin.append(entry.row)
                 actions.append(entry.path.actions[-1])
-    if not origin:
+    if not origin:  # everything has stopped
         return after, kept, rows
     state = after.rows(torch.tensor(origin, device=agent.device))
     return agent.act(state, torch.tensor(actions, device=agent.device)), kept, rows

@@ -8,7 +8,7 @@ from fq_toolkit.training.errors import ConfigError
 
 @dataclass(frozen=True)
 class PrevalentConfig:
-    """Sizes of a `PrevalentModel`; the defaults are the released ones. Goes to ``config.json`` and back.
+    """Sizes of a `PrevalentModel`; the defaults are the released ones. Stored in ``config.json``.
 
     Raises:
         ConfigError: for sizes that do not fit.
@@ -18,7 +18,7 @@ class PrevalentConfig:
         64
 
     Source: "Towards Learning a Generic Agent for Vision-and-Language Navigation via Pre-training",
-    arXiv 2002.10638, section 4.1.
+    arXiv 2002.10638, section 4.2.
     """
 
     vocab_size: Positive[int] = 30522
@@ -28,7 +28,7 @@ class PrevalentConfig:
     num_heads: Positive[int] = 12
     """Attention heads."""
     text_layers: Positive[int] = 9
-    """Layers that see the text alone."""
+    """Layers that see only the text."""
     cross_layers: Positive[int] = 4
     """Layers that join both streams."""
     intermediate_size: Positive[int] = 3072
@@ -48,7 +48,8 @@ class PrevalentConfig:
     init_std: Positive[float] = 0.02
     """Standard deviation of the initial weights."""
     cross_init: NotNegative[float] = 1.0
-    """Factor on the initial weights of what cross-modal layers add; near 0 they begin as the identity."""
+    """Factor on the initial weights of the last map in each cross-modal block; near 0 they begin as the
+    identity."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -63,7 +64,7 @@ class PrevalentConfig:
         """Return sizes for `MiniWorld`: a model that trains in minutes on a CPU.
 
         Args:
-            vocab_size: words.
+            vocab_size: number of words.
             vision_size: width of a view with its angles.
         """
         return cls(

@@ -1,7 +1,9 @@
-"""PrevalentModel: the encoder of instruction and panorama that is pretrained and fine-tuned."""
+"""PrevalentModel: the encoder of instruction and panorama that is pretrained and fine-tuned.
+
+A text encoder, a vision encoder and a cross-modal encoder over both: section 4.2 of arXiv 2002.10638.
+"""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit.prevalent.files import DataError, read_json
+from fq_toolkit.prevalent.files import DataError, read_json, write_json
 from fq_toolkit.prevalent.model.config import PrevalentConfig
 from fq_toolkit.prevalent.model.layers import (
     Attention,
@@ -23,18 +25,19 @@ from fq_toolkit.prevalent.model.layers import (
     pack_needed,
 )
 from fq_toolkit.prevalent.model.released_names import encoder_state, is_released
+from fq_toolkit.prevalent.model.weight_files import read_weights, write_weights
 from fq_toolkit.training.config import from_mapping
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage.atomic import explain, write_atomic
+from fq_toolkit.training.storage.atomic import explain
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FOLDER = "model"
-"""Where a run folder keeps its model."""
+"""Name of the folder in a run folder that holds the model."""
 _KIND = "PrevalentModel"
 
 
 class PrevalentOutput(NamedTuple):
-    """What the model returns.
+    """Output of the model.
 
     language: (B, L, H), one state per token.
     pooled: (B, H), ``tanh(linear(language[:, 0]))``.
@@ -45,7 +48,7 @@ class PrevalentOutput(NamedTuple):
 
 
 class TextCache(NamedTuple):
-    """An instruction after the text layers: the same at every step of an episode.
+    """An instruction after the text layers, which is the same at every step of an episode.
 
     states: (B, L, H).
     mask: (B, L) as it was given, or None.
@@ -56,10 +59,17 @@ class TextCache(NamedTuple):
 
 
 class PrevalentModel(nn.Module):
-    """Text layers, a vision encoder, and cross-modal layers; the language stream comes out.
+    """Text layers, a vision encoder and cross-modal layers, which return the language stream.
+
+    ::
+
+        text     = text_layers(embeddings(ids))
+        vision   = vision_encoder(views)
+        text, vision = layer(text, vision)      for each cross-modal layer
+        pooled   = tanh(W text[0] + b)
 
     Args:
-        config: sizes; the released ones by default.
+        config: sizes; by default the released ones.
 
     Example:
         >>> model = PrevalentModel(PrevalentConfig.tiny(vocab_size=80, vision_size=192)).eval()
@@ -71,11 +81,12 @@ class PrevalentModel(nn.Module):
         >>> bool((model(None, None, views, cache=cache).pooled == pooled).all())
         True
 
-    ``load_state_dict`` takes released weights under their released names too: ``bert.lalayer.*``,
-    ``bert.addlayer.*``, ``bert.vision_encoder.*``; what belongs to the heads is left to
-    `fq_toolkit.VLNPretrainingHead`, which takes the same dictionary.
+    ``load_state_dict`` also accepts released weights under their released names (``bert.lalayer.*``,
+    ``bert.addlayer.*``, ``bert.vision_encoder.*``); those of the heads are left to
+    `fq_toolkit.VLNPretrainingHead`, which accepts the same dictionary.
 
-    Source: arXiv 2002.10638, section 4.1; 156,701,022 parameters with both heads at the released size.
+    Source: arXiv 2002.10638, sections 4.1 (input embeddings) and 4.2 (encoder architecture); 156,701,022
+    parameters with both heads at the released size.
     """
 
     def __init__(self, config: PrevalentConfig | None = None) -> None:
@@ -88,16 +99,19 @@ class PrevalentModel(nn.Module):
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.apply(self._initialize)
         with torch.no_grad():
+            # Each block ends with a residual sum: a small last map lets the layer begin as the identity.
             for module in self.cross_layers.modules():
                 if isinstance(module, (Attention, FeedForward)):
                     last_linear = module.out if isinstance(module, Attention) else module.contract
                     last_linear.weight.mul_(config.cross_init)
-        last = self.cross_layers[-1]  # its vision stream leads nowhere; the released weights have it
+        # Nothing reads the vision stream of the last layer; it stays because the released weights have it.
+        last = self.cross_layers[-1]
         for unused in (last.vision_attention, last.vision_feed_forward):
             unused.requires_grad_(False)
         self.register_load_state_dict_pre_hook(_accept_released)
 
     def _initialize(self, module: nn.Module) -> None:
+        """Initialize a module as BERT does: normal weights, zero biases."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.init_std)
         if isinstance(module, nn.Linear):
@@ -108,11 +122,11 @@ class PrevalentModel(nn.Module):
         return self.embeddings.word_embeddings
 
     def cache_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> TextCache:
-        """Run the layers that see the text alone: once per episode, not once per step.
+        """Run the layers that see only the text, once per episode instead of once per step.
 
         Args:
             text_ids: int64 (B, L).
-            text_mask: (B, L), True or 1 at tokens; None when nothing is padding.
+            text_mask: (B, L), True or 1 at tokens; None if nothing is padding.
 
         Raises:
             ValueError: for another shape, or a text longer than the position table.
@@ -122,6 +136,7 @@ class PrevalentModel(nn.Module):
         return TextCache(self._read(text_ids, mask), text_mask)
 
     def _check_text(self, text_ids: Tensor, text_mask: Tensor | None) -> None:
+        """Raise ValueError for texts of a shape that the model cannot read."""
         if text_ids.ndim != 2 or text_ids.shape[1] > self.config.max_positions:
             raise ValueError(
                 f"text_ids have shape {tuple(text_ids.shape)}; expected (B, L) with L at most "
@@ -134,7 +149,7 @@ class PrevalentModel(nn.Module):
             )
 
     def _read(self, text_ids: Tensor, mask: Tensor | None, packing: Packing | None = None) -> Tensor:
-        """Return what the text layers make of texts: (B, L, H), or the rows (N, H) of a packing."""
+        """Run embeddings and text layers: (B, L, H), or the rows (N, H) of a packing."""
         states = self.embeddings(text_ids, packing)
         for layer in self.text_layers:
             states = layer(states, mask, packing)
@@ -149,17 +164,17 @@ class PrevalentModel(nn.Module):
         cache: TextCache | None = None,
         needed: Tensor | None = None,
     ) -> PrevalentOutput:
-        """Encode instructions and what is seen.
+        """Encode instructions and views.
 
         Args:
             text_ids: int64 (B, L); None with a cache.
-            text_mask: (B, L), True or 1 at tokens; None when nothing is padding.
+            text_mask: (B, L), True or 1 at tokens; None if nothing is padding.
             vision: (B, M, F), views with their angle features; M is 36 for a panorama.
-            vision_mask: (B, M), True or 1 at views; None when all are there.
-            cache: what `cache_text` returned for these instructions.
+            vision_mask: (B, M), True or 1 at views; None if all are there.
+            cache: the result of `cache_text` for these instructions.
             needed: (B, L), True or 1 at the positions whose states will be read. The language states of these
-                and of the first position are returned, the others are 0, and less is computed: no padding,
-                and in the last layer only what is needed. The results are the same. None returns all states.
+                and of the first position are returned, the others are 0. The results are the same, but less
+                is computed: no padding, and in the last layer only the needed positions. None returns all.
 
         Raises:
             ValueError: for shapes that do not fit, or neither or both of text_ids and cache.
@@ -188,12 +203,14 @@ class PrevalentModel(nn.Module):
             text = texts if packing is None else packing.pick(texts)
         for layer in list(self.cross_layers)[:-1]:
             text, views = layer(text, views, text_bias, vision_bias, packing)
+        # Only the text stream of the last layer is returned, so its vision stream is not computed.
         last = cast(CrossLayer, self.cross_layers[-1])
         text = last.text_only(text, views, text_bias, vision_bias, packing, rows)
         language = text if rows is None else rows.restore(text)
         return PrevalentOutput(language, self.pooler(language[:, 0]).tanh())
 
     def _check_views(self, vision: Tensor, vision_mask: Tensor | None, batch: int) -> None:
+        """Raise ValueError for views of a shape that the model cannot read."""
         if vision.ndim != 3 or vision.shape[0] != batch or vision.shape[2] != self.config.vision_size:
             raise ValueError(
                 f"vision has shape {tuple(vision.shape)}; expected ({batch}, views, "
@@ -205,33 +222,30 @@ class PrevalentModel(nn.Module):
             )
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write config.json and model.safetensors into a folder, each atomically, the weights first.
+        """Write config.json and model.safetensors into a folder, each atomically.
 
         Returns:
             The folder.
 
         Raises:
-            RunError: when it cannot be written.
+            RunError: if something cannot be written.
         """
-        from safetensors.torch import save
-
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot create {folder}: {explain(error)}") from error
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        write_atomic(folder / WEIGHTS, save(weights))
-        settings = {"model": _KIND, **dataclasses.asdict(self.config)}
-        write_atomic(folder / CONFIG, (json.dumps(settings, indent=2) + "\n").encode())
+        # The weights first: a folder with a config is complete.
+        write_weights(folder / WEIGHTS, self)
+        write_json(folder / CONFIG, {"model": _KIND, **dataclasses.asdict(self.config)}, indent=2)
         return folder
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "PrevalentModel":
-        """Read what `save_pretrained` wrote; the folder of a run of ``train prevalent`` works too.
+        """Read a folder of `save_pretrained`, or the run folder of ``train prevalent``.
 
         Raises:
-            DataError: when a file is missing, damaged or of another model.
+            DataError: if a file is missing, damaged or of another model.
             ConfigError: for unknown or impossible sizes.
         """
         folder = Path(folder)
@@ -246,33 +260,6 @@ class PrevalentModel(nn.Module):
         model = cls(from_mapping(PrevalentConfig, settings, source=str(folder / CONFIG)))
         model.load_state_dict(read_weights(folder / WEIGHTS, model))
         return model
-
-
-def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Read a file of tensors and check that they are those of a model.
-
-    Raises:
-        DataError: when it is missing, damaged, or holds other tensors.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        weights = load(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except SafetensorError as error:
-        raise DataError(f"{path} is damaged ({error})") from error
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if wrong:
-        name = wrong[0]
-        raise DataError(
-            f"{path} does not fit its config: {name} is {found.get(name, 'missing')}, expected "
-            f"{wanted.get(name, 'none')} ({len(wrong)} tensors differ)"
-        )
-    return weights
 
 
 def _accept_released(
@@ -290,7 +277,7 @@ def _accept_released(
 
 
 def count_parameters(*modules: nn.Module) -> int:
-    """Return the number of parameters, those that are shared counted once.
+    """Return the number of parameters; shared ones count once.
 
     Example:
         >>> with torch.device("meta"):

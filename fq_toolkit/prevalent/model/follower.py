@@ -1,4 +1,7 @@
-"""FollowerAgent: reads an instruction, sees a panorama at a time, and chooses the way."""
+"""FollowerAgent: an agent that reads an instruction and chooses a neighbour at every step.
+
+In this file: one step of the decoder, the agent around it, and the walk of a batch of agents (`rollout`).
+"""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,12 +22,12 @@ Feedback = Literal["teacher", "student", "sample", "argmax"]
 
 
 class DecoderState(NamedTuple):
-    """What the decoder carries from step to step.
+    """State of the decoder between steps.
 
     hidden: (B, hidden).
     cell: (B, hidden).
-    attended: (B, hidden), text and hidden state merged.
-    action: (B, F), features of the neighbour that was chosen; zeros at the start.
+    attended: (B, hidden), the hidden state merged with the attended text.
+    action: (B, F), features of the chosen neighbour; zeros at the start.
     """
 
     hidden: Tensor
@@ -40,10 +43,14 @@ class DecoderState(NamedTuple):
 def attend(query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean of the keys, weighted by the softmax of their scaled products with the query.
 
+    ::
+
+        attend(q, K) = sum over i of softmax(q . k_i / sqrt(D))_i k_i
+
     Args:
         query: (B, D).
         keys: (B, L, D).
-        mask: bool (B, L), true where there is something; everywhere by default.
+        mask: bool (B, L), true for real keys; by default all are.
 
     Returns:
         (B, D).
@@ -55,7 +62,7 @@ def attend(query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class PanoramicDecoder(nn.Module):
-    """An LSTM over steps that looks at the panorama, reads the instruction and scores the neighbours.
+    """An LSTM over steps that attends to the panorama and the instruction and scores the neighbours.
 
     ::
 
@@ -68,8 +75,8 @@ class PanoramicDecoder(nn.Module):
         feature_dim: F, width of view features with their angles.
         context_dim: C, width of the context of the words.
         pooled_dim: width of the pooled cross-modal state.
-        hidden_size: of the LSTM.
-        dropout: of states.
+        hidden_size: width of the LSTM.
+        dropout: dropout of states.
 
     Source: speaker-follower, arXiv 1806.02724, section 3; R2R-EnvDrop, arXiv 1904.04195, section 3.2.
     """
@@ -96,18 +103,19 @@ class PanoramicDecoder(nn.Module):
         views: Tensor,
         neighbors: Tensor,
     ) -> tuple[Tensor, DecoderState]:
-        """Do one step.
+        """Compute one step.
 
         Args:
-            state: of the last step.
-            context: (B, L, C), one row a word.
+            state: state of the last step.
+            context: (B, L, C), one row per word.
             words: bool (B, L), true for words.
             pooled: (B, pooled_dim).
             views: (B, 36, F).
             neighbors: (B, A, F); row 0 stops and is zero.
 
         Returns:
-            Scores (B, A), those of padding not yet masked; the new state, whose ``action`` is still the old.
+            Scores (B, A), in which padding is not yet masked, and the new state, whose ``action`` is still
+            that of the last step.
         """
         seen = attend(self.view_query(self.dropout(state.attended)), views)
         action = torch.tanh(self.action(state.action))
@@ -118,17 +126,18 @@ class PanoramicDecoder(nn.Module):
         merged = self.dropout(attended)
         scores = torch.einsum("bf,baf->ba", self.neighbor_query(merged), neighbors)
         scores = scores / neighbors.shape[-1] ** 0.5
+        # The row of "stop" has no features, so its score is learned from the state.
         scores = torch.cat([self.stop(merged), scores[:, 1:]], dim=-1)
         return scores, DecoderState(hidden, cell, attended, state.action)
 
 
 class EncodedInstructions(NamedTuple):
-    """Instructions of a batch, read once per episode.
+    """Instructions of a batch after reading, once per episode.
 
     mask: bool (B, L), true for tokens.
-    text: (B, L, H), the text layers' output.
-    context: (B, L, C), of the BiLSTM.
-    state: what the decoder starts from.
+    text: (B, L, H), output of the text layers.
+    context: (B, L, C), output of the BiLSTM.
+    state: initial state of the decoder.
     """
 
     mask: Tensor
@@ -137,7 +146,7 @@ class EncodedInstructions(NamedTuple):
     state: DecoderState
 
     def rows(self, index: Tensor) -> "EncodedInstructions":
-        """Return some rows, repeated or not."""
+        """Return some rows, possibly repeated."""
         return EncodedInstructions(
             self.mask[index], self.text[index], self.context[index], self.state.rows(index)
         )
@@ -146,26 +155,27 @@ class EncodedInstructions(NamedTuple):
 class FollowerAgent(nn.Module):
     """The agent of R2R: text layers -> BiLSTM context -> panoramic attention decoder, with a critic.
 
-    At every step the cross-modal layers of the model look at the 36 views with the instruction; their word
-    states are added to the context and their pooled state enters the decoder. So whatever the model knows
-    about words and views, from pretraining or not, is there at each step.
+    At every step the cross-modal layers of the model see the 36 views together with the instruction. Their
+    word states are added to the context and their pooled state enters the decoder, so what the model knows
+    about words and views is available at each step.
 
     Args:
-        model: a `PrevalentModel`, pretrained or fresh.
+        model: a `PrevalentModel`, pretrained or new.
         vocabulary: the words that the model knows.
         feature_dim: width of a view feature without its angles.
         angle_dim: width of the angle features.
-        hidden_size: of the decoder.
-        dropout: of states.
-        cross_modal: False reads only: the decoder alone sees.
-        max_tokens: of the longest instruction, without ``[CLS]`` and ``[SEP]``.
+        hidden_size: width of the decoder.
+        dropout: dropout of states.
+        cross_modal: whether the cross-modal layers are used; without them only the decoder sees the views.
+        max_tokens: length of the longest instruction, without ``[CLS]`` and ``[SEP]``.
         long_instructions: whether longer ones are refused or cut at their end.
 
     Raises:
-        ValueError: for a hidden size that is odd.
-        ConfigError: when model and features do not fit, or the model has fewer positions than tokens.
+        ValueError: for an odd hidden size.
+        ConfigError: if model and features do not fit, or the model has fewer positions than tokens.
 
-    Source: PREVALENT, arXiv 2002.10638, section 4.3; R2R-EnvDrop, arXiv 1904.04195, section 3.2.
+    Source: PREVALENT, arXiv 2002.10638, section 5 (adapting to new tasks); R2R-EnvDrop, arXiv 1904.04195,
+    section 3.2.
     """
 
     blocked_order: Tensor
@@ -214,14 +224,15 @@ class FollowerAgent(nn.Module):
         )
         self.critic = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
         self.dropout = nn.Dropout(dropout)
-        # Pretraining lays angles out as [sin h]*32, [cos h]*32, ..; the environment as [sin h, cos h, ..]*32.
+        # The model was pretrained on angles as [sin h]*32, [cos h]*32, ...; the environment returns
+        # [sin h, cos h, ...]*32. Reordering the columns is all that is needed.
         blocked = torch.arange(angle_dim).view(angle_dim // 4, 4).T.reshape(-1)
         order = torch.cat([torch.arange(feature_dim), feature_dim + blocked])
         self.register_buffer("blocked_order", order, persistent=False)
 
     @property
     def device(self) -> torch.device:
-        """Return where the weights are."""
+        """Return the device of the weights."""
         return self.start.weight.device
 
     def fit(self, items: Sequence[NavItem], *, source: str) -> Fitted:
@@ -243,7 +254,7 @@ class FollowerAgent(nn.Module):
         )
 
     def read(self, items: Sequence[NavItem]) -> EncodedInstructions:
-        """Read the instructions of some items.
+        """Read the instructions of items, once per episode.
 
         Raises:
             DataError: for one that is longer than the limit, where these are refused.
@@ -252,7 +263,7 @@ class FollowerAgent(nn.Module):
         ids = torch.tensor(self.vocabulary.frame(fitted.encodings)).to(self.device)
         mask, length = ids != 0, ids.shape[1]
         text = self.model.cache_text(ids, mask).states
-        lengths = mask.sum(dim=1).cpu()
+        lengths = mask.sum(dim=1).cpu()  # on the host, as packing requires
         packed = nn.utils.rnn.pack_padded_sequence(
             self.dropout(text), lengths, batch_first=True, enforce_sorted=False
         )
@@ -260,8 +271,8 @@ class FollowerAgent(nn.Module):
         context = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=length)[0]
         hidden = torch.tanh(self.start(torch.cat([last[0], last[1]], dim=-1)))
         cell = torch.cat([last_cell[0], last_cell[1]], dim=-1)
-        nothing = self.decoder.action.in_features
-        state = DecoderState(hidden, cell, hidden, hidden.new_zeros(len(items), nothing))
+        no_action = hidden.new_zeros(len(items), self.decoder.action.in_features)
+        state = DecoderState(hidden, cell, hidden, no_action)
         return EncodedInstructions(mask, text, self.dropout(context), state)
 
     def forward(
@@ -271,17 +282,17 @@ class FollowerAgent(nn.Module):
         observation: Observation,
         feature_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, DecoderState]:
-        """Look at an observation and score the actions.
+        """Score the actions of an observation.
 
         Args:
             encoded: the instructions.
-            state: of the last step, or ``encoded.state``.
-            observation: of an environment that gives tensors, with interleaved angle features.
-            feature_mask: (D,) of environment dropout.
+            state: state of the last step, or ``encoded.state``.
+            observation: observation of an environment that returns tensors, with interleaved angle features.
+            feature_mask: (D,), mask of environment dropout.
 
         Returns:
-            Log-probabilities (B, A), -inf for padding; values (B,) of the critic; the new state, to be given
-            to `act` with the chosen actions.
+            Log-probabilities (B, A), -inf for padding; values (B,) of the critic; and the new state, which
+            `act` takes together with the chosen actions.
         """
         views = mask_features(observation.view_features(), feature_mask)
         neighbors = mask_features(observation.candidate_features(), feature_mask)
@@ -293,26 +304,26 @@ class FollowerAgent(nn.Module):
         scores, state = self.decoder(state, context, encoded.mask, pooled, views, neighbors)
         scores = scores.masked_fill(~observation.action_mask, -torch.inf)
         value = self.critic(self.dropout(state.attended)).squeeze(-1)
-        # The features of the neighbours are kept: `act` needs those of the chosen one.
+        # In place of the last action the state carries the features of all neighbours; `act` picks one.
         return scores.log_softmax(-1), value, state._replace(action=neighbors)
 
     @staticmethod
     def act(state: DecoderState, actions: Tensor) -> DecoderState:
-        """Return the state that remembers the chosen actions, int64 (B,)."""
+        """Return the state after choosing actions, int64 (B,)."""
         chosen = actions.clamp(min=0)[:, None, None].expand(-1, 1, state.action.shape[-1])
         return state._replace(action=state.action.gather(1, chosen).squeeze(1))
 
 
 class Rollout(NamedTuple):
-    """What a batch of agents did, T steps; where ``active`` is false an agent had stopped before.
+    """The walk of a batch of agents over T steps; where ``active`` is false an agent had stopped before.
 
     log_probs: (T, B, A), -inf for padding.
     actions: int64 (T, B).
-    teacher: int64 (T, B), -1 for agents that had stopped and items without goal.
+    teacher: int64 (T, B), -1 for agents that had stopped and items without a goal.
     rewards: (T, B).
-    values: (T, B), of the critic.
+    values: (T, B), values of the critic.
     active: bool (T, B).
-    final_value: (B,), of the critic after the last step; 0 for agents that stopped.
+    final_value: (B,), value of the critic after the last step; 0 for agents that stopped.
     trajectories: B records in the official submission format.
     """
 
@@ -340,15 +351,16 @@ def rollout(
     """Let a batch of agents walk until all have stopped.
 
     Args:
-        agent: with or without dropout, as its mode says.
-        env: gives tensors on the agent's device, with features.
+        agent: the agent; its mode decides about dropout.
+        env: an environment that returns tensors on the agent's device, with features.
         items: B tasks.
-        feedback: who acts: the ``"teacher"``; the ``"student"``, in whose place the teacher acts with some
-            probability in each step (scheduled sampling); the agent by ``"sample"`` or by ``"argmax"``.
-        max_steps: an agent that has not stopped by then ends where it is.
-        teacher_probability: of ``"student"``.
-        feature_mask: (D,) of environment dropout, the same for the whole batch.
-        generator: of the draws, on the CPU.
+        feedback: who acts: the ``"teacher"``; the agent, by ``"sample"`` or by ``"argmax"``; or the
+            ``"student"``, a sampling agent replaced by the teacher with some probability in each step
+            (scheduled sampling).
+        max_steps: number of steps after which an agent that has not stopped ends where it is.
+        teacher_probability: probability of the teacher under ``"student"``.
+        feature_mask: (D,), mask of environment dropout, the same for the whole batch.
+        generator: random source of the draws, on the CPU.
 
     Raises:
         ValueError: for unknown feedback, an environment of arrays, or a teacher that knows no goal.
@@ -377,9 +389,9 @@ def rollout(
         state = agent.act(state, actions)
         observation, reward, done = env.step(actions)
         steps.append((log_probs, actions, teacher, reward.to(value.dtype), value, ~ended))
-        if bool(done.all()):
+        if bool(done.all()):  # waits for the device once per step of the whole batch
             break
-    final = value.detach() * 0
+    final = value.detach() * 0  # an agent that stopped has nothing more to expect
     if not bool(observation.ended.all()):
         with torch.no_grad():
             final = agent(encoded, state, observation, feature_mask)[1]
@@ -397,15 +409,17 @@ def choose_actions(
     teacher_probability: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return the actions (B,) of one step by the feedback of `rollout`; -1 where there is no teacher."""
+    """Choose the actions (B,) of one step by the feedback of `rollout`; -1 where there is no teacher."""
     if feedback == "teacher":
         return teacher
     if feedback == "argmax":
         return log_probs.argmax(-1)
-    # Inverting the distribution function takes one number a row, whatever the number of actions.
+    # Inverting the distribution function takes one number per row, whatever the number of actions, so a
+    # batch with more neighbours leaves the draws of the others as they are. Two numbers are drawn in any
+    # case: "sample" and "student" use the same ones.
     drawn = torch.rand(len(log_probs), 2, generator=generator).to(log_probs.device)
     below = log_probs.double().exp().cumsum(-1) <= drawn[:, :1]
-    last = (log_probs > -torch.inf).sum(-1) - 1
+    last = (log_probs > -torch.inf).sum(-1) - 1  # a sum of 0.999.. must not lead to padding
     sampled = torch.minimum(below.sum(-1), last)
     if feedback == "sample":
         return sampled

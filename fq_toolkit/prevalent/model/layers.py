@@ -1,4 +1,8 @@
-"""The blocks of a `PrevalentModel`: attention, feed-forward, text layer, cross-modal layer, embeddings."""
+"""The blocks of a `PrevalentModel`: attention, feed-forward, text layer, cross-modal layer, embeddings.
+
+Own code instead of the BERT of transformers, which has no cross-attention shared by both directions and
+computes padding; here batches are packed.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +12,11 @@ from fq_toolkit.prevalent.model.config import PrevalentConfig
 
 
 class Packing:
-    """Chosen positions of a batch (B, L): N rows for what acts on each alone, B texts for attention.
+    """Chosen positions of a batch (B, L): as N rows for position-wise blocks, as B texts for attention.
 
-    Linear maps, norms and feed-forward blocks see N rows and no padding. Attention needs the texts apart
-    from each other: for it the rows are spread over (B, W), each text from its first slot on, where W is
-    the largest number of positions chosen in a text.
+    Linear maps, norms and feed-forward blocks see N rows and no padding. Attention needs separate texts: for
+    it the rows are spread over (B, W), each text starting at its first slot, where W is the largest number of
+    chosen positions in a text.
 
     Args:
         chosen: bool (B, L), at least one True.
@@ -31,10 +35,9 @@ class Packing:
     def __init__(self, chosen: Tensor) -> None:
         self.shape = chosen.shape
         self.places = chosen.flatten().nonzero().squeeze(1)
-        """int64 (N,), places in (B, L) laid flat."""
+        """int64 (N,), places in the flattened (B, L)."""
         ranks = chosen.cumsum(dim=1) - 1
-        self.width = int(ranks.max()) + 1
-        """W."""
+        self.width = int(ranks.max()) + 1  # the one wait for the device; W decides shapes
         starts = torch.arange(len(chosen), device=chosen.device).unsqueeze(1) * self.width
         self._slots = (starts + ranks).flatten().index_select(0, self.places)
 
@@ -47,7 +50,7 @@ class Packing:
         return self._place(rows, self.places, self.shape[1])
 
     def spread(self, rows: Tensor) -> Tensor:
-        """Return texts with zeros behind their last row: (N, ...) to (B, W, ...)."""
+        """Return texts padded with zeros: (N, ...) to (B, W, ...)."""
         return self._place(rows, self._slots, self.width)
 
     def collect(self, texts: Tensor) -> Tensor:
@@ -55,24 +58,25 @@ class Packing:
         return texts.flatten(0, 1).index_select(0, self._slots)
 
     def _place(self, rows: Tensor, places: Tensor, width: int) -> Tensor:
+        """Return rows at some places of (B, width), zeros elsewhere."""
         flat = rows.new_zeros(self.shape[0] * width, *rows.shape[1:])
         return flat.index_copy(0, places, rows).unflatten(0, (self.shape[0], width))
 
 
 def pack_needed(needed: Tensor, mask: Tensor | None) -> tuple[Packing, Packing, Tensor | None]:
-    """Return what has to be computed for the states at some positions of texts.
+    """Return the packings that suffice to compute the states at some positions of texts.
 
     Args:
-        needed: (B, L), True or 1 at the positions; the first of every text is always one.
-        mask: (B, L), True or 1 at tokens; None when nothing is padding.
+        needed: (B, L), True or 1 at the positions; the first position of a text is always needed.
+        mask: (B, L), True or 1 at tokens; None if nothing is padding.
 
     Returns:
-        The packing of the texts, that of the needed positions, and the mask (B, W) of the first. Texts
-        hold their tokens and what is needed of their padding; a text without any token holds all of its
-        padding, which then attends to itself.
+        The packing of the texts, the packing of the needed positions, and the mask (B, W) of the first. Texts
+        consist of their tokens and of the needed part of their padding; a text without any token consists of
+        all of its padding, which then attends to itself.
     """
     needed = needed.bool()
-    needed = torch.cat([torch.ones_like(needed[:, :1]), needed[:, 1:]], dim=1)
+    needed = torch.cat([torch.ones_like(needed[:, :1]), needed[:, 1:]], dim=1)  # the pooler reads the first
     if mask is None:
         return Packing(torch.ones_like(needed)), Packing(needed), None
     tokens = mask.bool()
@@ -81,10 +85,15 @@ def pack_needed(needed: Tensor, mask: Tensor | None) -> tuple[Packing, Packing, 
 
 
 class Attention(nn.Module):
-    """Multi-head attention with its residual: ``norm(x + dropout(out(attend(q(x), k(y), v(y)))))``.
+    """Multi-head attention with its residual.
 
-    One projection makes queries, keys and values at once, so that the same weights serve a stream that
-    attends to itself and two streams that attend to each other.
+    ::
+
+        attend(q, k, v) = softmax(q k^T / sqrt(H / heads) + mask) v
+        y = norm(x + dropout(out(attend(q(x), k(z), v(z)))))
+
+    One projection computes queries, keys and values together, so that the same weights serve a stream that
+    attends to itself (``z = x``) and two streams that attend to each other.
     """
 
     def __init__(self, config: PrevalentConfig) -> None:
@@ -102,7 +111,7 @@ class Attention(nn.Module):
         Args:
             x: (B, L, H), or with a packing its rows (N, H).
             mask: additive (B, 1, 1, L), or with a packing (B, 1, 1, W); or None.
-            packing: of x.
+            packing: packing of x.
         """
         query, key, value = self._split(self.qkv(x), packing)
         return self._finish(x, query, key, value, mask, packing)
@@ -115,14 +124,14 @@ class Attention(nn.Module):
         y_mask: Tensor | None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Let two streams attend to each other, both from what they were before.
+        """Let two streams attend to each other, both computed from the inputs.
 
         Args:
             x: (B, L, H), or with a packing its rows (N, H).
             y: (B, M, H).
             x_mask: additive (B, 1, 1, L), or with a packing (B, 1, 1, W); or None.
             y_mask: additive (B, 1, 1, M), or None.
-            packing: of x.
+            packing: packing of x.
         """
         x_query, x_key, x_value = self._split(self.qkv(x), packing)
         y_query, y_key, y_value = self._split(self.qkv(y))
@@ -139,15 +148,16 @@ class Attention(nn.Module):
         packing: Packing | None = None,
         y_packing: Packing | None = None,
     ) -> Tensor:
-        """Return the first of what `cross` returns, without computing the second.
+        """Return the first result of `cross` without computing the second.
 
         Args:
             x: (B, L, H), or with a packing its rows (N, H).
             y: (B, M, H), or with a packing of it its rows.
             y_mask: additive (B, 1, 1, M), or with a packing of y its width in place of M; or None.
-            packing: of x.
-            y_packing: of y.
+            packing: packing of x.
+            y_packing: packing of y.
         """
+        # The queries' third of the projection for x, the other two thirds for y.
         size = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
         (query,) = self._split(functional.linear(x, weight[:size], bias[:size]), packing, parts=1)
@@ -155,7 +165,7 @@ class Attention(nn.Module):
         return self._finish(x, query, key, value, y_mask, packing)
 
     def _split(self, projected: Tensor, packing: Packing | None = None, parts: int = 3) -> tuple[Tensor, ...]:
-        """Return heads (B, heads, L, H / heads), once for each part."""
+        """Split a projection into its parts, each as heads (B, heads, L, H / heads)."""
         texts = projected if packing is None else packing.spread(projected)
         return tuple(
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in texts.chunk(parts, dim=-1)
@@ -170,6 +180,7 @@ class Attention(nn.Module):
         mask: Tensor | None,
         packing: Packing | None = None,
     ) -> Tensor:
+        """Attend, map, and add the residual; the equation is that of the class."""
         dropout = self.attention_dropout if self.training else 0.0
         heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         mixed = heads.transpose(1, 2).flatten(2)
@@ -178,7 +189,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """``norm(x + dropout(contract(gelu(expand(x)))))``."""
+    """Feed-forward block with its residual: ``norm(x + dropout(contract(gelu(expand(x)))))``."""
 
     def __init__(self, config: PrevalentConfig) -> None:
         super().__init__()
@@ -193,7 +204,7 @@ class FeedForward(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """A layer of the text alone: attention, then feed-forward."""
+    """A layer that sees only the text: attention, then feed-forward."""
 
     def __init__(self, config: PrevalentConfig) -> None:
         super().__init__()
@@ -207,8 +218,16 @@ class TextLayer(nn.Module):
 class CrossLayer(nn.Module):
     """A layer that joins text and vision: cross-attention, self-attention, feed-forward.
 
-    One cross-attention serves both directions and reads what the layer was given, so neither direction sees
-    the result of the other. The rest has its own weights for each stream.
+    ::
+
+        t, v = cross(text, vision), cross(vision, text)
+        text, vision = ffn_t(self_t(t)), ffn_v(self_v(v))
+
+    One cross-attention with the same weights serves both directions. Both read the inputs of the layer, so
+    neither sees the result of the other. The other blocks have their own weights for each stream.
+
+    Source: arXiv 2002.10638, section 4.2, cross-modal encoder; the shared weights are those of the released
+    code.
     """
 
     def __init__(self, config: PrevalentConfig) -> None:
@@ -239,26 +258,30 @@ class CrossLayer(nn.Module):
         packing: Packing | None = None,
         needed: Packing | None = None,
     ) -> Tensor:
-        """Return the text stream of `forward` alone: all that is asked of the last layer.
+        """Return only the text stream of `forward`, which is all that the last layer must compute.
 
         Args:
             text: (B, L, H), or with a packing its rows (N, H).
             vision: (B, M, H).
             text_mask: additive (B, 1, 1, L), or with a packing (B, 1, 1, W); or None.
             vision_mask: additive (B, 1, 1, M), or None.
-            packing: of the text.
-            needed: with a packing, those of its positions whose rows (R, H) are wanted: only keys and values
-                are computed of the others.
+            packing: packing of the text.
+            needed: with a packing, the positions of it whose rows (R, H) are returned; of the others only
+                keys and values are computed.
         """
         text = self.cross.read(text, vision, vision_mask, packing)
         if packing is None or needed is None:
             return self.text_feed_forward(self.text_attention(text, text_mask, packing))
+        # Places are sorted, and the needed ones are among those of the packing.
         rows = text.index_select(0, torch.searchsorted(packing.places, needed.places))
         return self.text_feed_forward(self.text_attention.read(rows, text, text_mask, needed, packing))
 
 
 class TextEmbeddings(nn.Module):
-    """``dropout(norm(word + position + type 0))``."""
+    """Input embeddings of the text: ``dropout(norm(word + position + type 0))``.
+
+    Source: arXiv 2002.10638, section 4.1.
+    """
 
     def __init__(self, config: PrevalentConfig) -> None:
         super().__init__()
@@ -278,7 +301,10 @@ class TextEmbeddings(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """``dropout(norm(linear(views)))``."""
+    """Input embeddings of the views: ``dropout(norm(linear(views)))``.
+
+    Source: arXiv 2002.10638, section 4.1.
+    """
 
     def __init__(self, config: PrevalentConfig) -> None:
         super().__init__()
@@ -292,10 +318,10 @@ class VisionEncoder(nn.Module):
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return a mask (B, L), True or 1 where there is something, as what is added to attention scores.
+    """Convert a mask (B, L), True or 1 at what is there, into a term (B, 1, 1, L) of attention scores.
 
-    The padding gets the smallest finite number, not minus infinity: a row without anything attends evenly
-    instead of becoming NaN.
+    Padding gets the smallest finite number instead of minus infinity, so that a row of nothing but padding
+    attends evenly instead of becoming NaN.
     """
     if mask is None:
         return None

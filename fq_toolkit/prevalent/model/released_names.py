@@ -1,4 +1,4 @@
-"""State-dict names of the released weights, and ours."""
+"""Names of the released weights, and their counterparts here."""
 
 import re
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ _REST = {
     "pooler.dense": "pooler",
 }
 _PARTS = ("query", "key", "value")
-_OLD = {"gamma": "weight", "beta": "bias"}  # how LayerNorm was named before
+_OLD = {"gamma": "weight", "beta": "bias"}  # names of LayerNorm's weights in the first BERT code
 
 
 def is_released(state: Mapping[str, Tensor]) -> bool:
@@ -51,10 +51,10 @@ def is_released(state: Mapping[str, Tensor]) -> bool:
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the encoder's weights under our names; the heads' are left out.
+    """Return the weights of the encoder under our names, without those of the heads.
 
-    Query, key and value become one matrix, in this order. A name under ``bert.`` that we do not know stays
-    as it is, so that loading complains about it.
+    Query, key and value become one matrix, in this order. An unknown name under ``bert.`` is kept, so that
+    loading complains about it.
 
     Args:
         state: released name -> weight.
@@ -64,7 +64,7 @@ def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         >>> {name: tuple(value.shape) for name, value in encoder_state(state).items()}
         {'text_layers.0.attention.qkv.bias': (12,)}
     """
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         name = name.removeprefix("module.")
@@ -77,19 +77,19 @@ def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if ours is None:
             if name.endswith("embeddings.position_ids"):  # a buffer that newer BERT code saves
                 continue
-            found[name] = value
+            renamed[name] = value
         elif part:
             parts.setdefault(f"{ours}.{leaf}", {})[part] = value
         else:
-            found[f"{ours}.{leaf}"] = value
+            renamed[f"{ours}.{leaf}"] = value
     for name, three in parts.items():
         if len(three) == len(_PARTS):  # else it stays missing, and loading says so
-            found[name] = torch.cat([three[part] for part in _PARTS])
-    return found
+            renamed[name] = torch.cat([three[part] for part in _PARTS])
+    return renamed
 
 
 def _rename(stem: str) -> str | None:
-    """Return our name of a module."""
+    """Return our name of a module, or None for an unknown one."""
     match = re.fullmatch(r"(lalayer|addlayer)\.(\d+)\.(.+)", stem)
     if match is None:
         return _REST.get(stem)
@@ -97,29 +97,3 @@ def _rename(stem: str) -> str | None:
     ours = (_TEXT if kind == "lalayer" else _CROSS).get(inner)
     layers = "text_layers" if kind == "lalayer" else "cross_layers"
     return None if ours is None else f"{layers}.{number}.{ours}"
-
-
-def released_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `encoder_state`: our weights under released names.
-
-    Args:
-        state: ``PrevalentModel.state_dict()``.
-    """
-    names = {ours: released for released, ours in (*_REST.items(),)}
-    for kind, layers, table in (("lalayer", "text_layers", _TEXT), ("addlayer", "cross_layers", _CROSS)):
-        numbers = {name.split(".")[1] for name in state if name.startswith(layers)}
-        names |= {
-            f"{layers}.{number}.{ours}": f"{kind}.{number}.{released}"
-            for number in numbers
-            for released, ours in table.items()
-        }
-    found = {}
-    for name, value in state.items():
-        stem, _, leaf = name.rpartition(".")
-        released = f"bert.{names[stem]}"
-        if stem.endswith(".qkv"):
-            for part, piece in zip(_PARTS, value.chunk(3), strict=True):
-                found[f"{released}.{part}.{leaf}"] = piece
-        else:
-            found[f"{released}.{leaf}"] = value
-    return found

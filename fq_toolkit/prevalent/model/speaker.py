@@ -1,6 +1,5 @@
-"""Speaker: looks at a path and says how to follow it."""
+"""Speaker: a model that writes instructions for paths."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,33 +8,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fq_toolkit.prevalent.files import DataError, check_readable, read_json
+from fq_toolkit.prevalent.files import DataError, check_readable, read_json, write_json
 from fq_toolkit.prevalent.model.follower import attend
+from fq_toolkit.prevalent.model.weight_files import read_weights, write_weights
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.env import BatchedNavEnv
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.path_views import PathViews, observe_paths
-from fq_toolkit.training.storage.atomic import write_atomic
 
 MOST_STEPS = 100
-"""Steps of the longest path that can be described."""
+"""Length of the longest path that can be described, in steps."""
 
 
 class Speaker(nn.Module):
     """The model that writes instructions for paths.
 
-    A BiLSTM reads the features of the neighbours that the path goes to; each of its states attends over the
-    36 views seen there; a second BiLSTM reads what was found. A LSTM decoder with attention over the steps
-    says one word after another. Beside the second BiLSTM each step keeps a direct view of where it goes, and
-    its number: from a few hundred instructions the words for things are hardly learned without.
+    A BiLSTM reads the features of the neighbours that the path moves to; each of its states attends over the
+    36 views of its step; a second BiLSTM reads the result. An LSTM decoder with attention over the steps
+    writes one word after another::
+
+        P(instruction | path) = product over t of P(word t | words before t, path)
+
+    In addition to the second BiLSTM, each step keeps a direct view of where it goes, and its number. Without
+    them, a few hundred instructions hardly teach the words for objects.
 
     Args:
-        vocabulary: the words it may say.
+        vocabulary: the words that it may use.
         feature_dim: width of a view feature without its angles.
         angle_dim: width of the angle features.
-        hidden_size: of encoder states and decoder, even.
-        word_size: of word embeddings.
-        dropout: of states and words.
+        hidden_size: width of the encoder states and of the decoder; even.
+        word_size: width of the word embeddings.
+        dropout: dropout of states and words.
 
     Raises:
         ValueError: for an odd hidden size.
@@ -80,11 +83,11 @@ class Speaker(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Return where the weights are."""
+        """Return the device of the weights."""
         return self.project.weight.device
 
     def see(self, paths: PathViews) -> Tensor:
-        """Return the context (B, T, H) of the steps of paths.
+        """Encode paths: one context vector per step, (B, T, H).
 
         Raises:
             ValueError: for more than 100 steps.
@@ -101,7 +104,8 @@ class Speaker(nn.Module):
 
     @staticmethod
     def _read(layer: nn.LSTM, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Return the states of a BiLSTM over rows of different length, zeros behind their ends."""
+        """Run a BiLSTM over rows of different length; the states behind their ends are zero."""
+        # Packed, or the backward direction would start in the padding of the shorter rows.
         packed = nn.utils.rnn.pack_padded_sequence(
             inputs, mask.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False
         )
@@ -111,16 +115,16 @@ class Speaker(nn.Module):
     def _say(
         self, words: Tensor, context: Tensor, mask: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return scores (B, L, V) of the next words, and the state behind the given ones (B, L)."""
+        """Return scores (B, L, V) of the next words, and the decoder's state after the given ones (B, L)."""
         hidden, state = self.decoder(self.dropout(self.words(words)), state)
         scores = torch.einsum("blh,bth->blt", self.step_query(hidden), context) / hidden.shape[-1] ** 0.5
         weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
-        found = torch.einsum("blt,bth->blh", weights, context)
-        merged = torch.tanh(self.merge_steps(torch.cat([found, hidden], dim=-1)))
+        attended = torch.einsum("blt,bth->blh", weights, context)
+        merged = torch.tanh(self.merge_steps(torch.cat([attended, hidden], dim=-1)))
         return self.project(self.dropout(merged)), state
 
     def forward(self, paths: PathViews, tokens: Tensor) -> Tensor:
-        """Return the scores of each next word when the words before it are given (teacher forcing).
+        """Score each next word given the words before it (teacher forcing).
 
         Args:
             paths: B paths.
@@ -139,13 +143,13 @@ class Speaker(nn.Module):
             tokens: int64 (B, L).
 
         Returns:
-            0-dim.
+            The loss, 0-dim.
         """
         wanted = tokens[:, 1:].flatten()
         return F.cross_entropy(scores.flatten(0, 1).float(), wanted, ignore_index=self.vocabulary.pad)
 
     def encode(self, instructions: Sequence[str]) -> Tensor:
-        """Return token numbers (B, L) of instructions, padded to the longest of them."""
+        """Return the token numbers (B, L) of instructions, padded to the longest of them."""
         rows = self.vocabulary.frame([self.vocabulary.pieces(text) for text in instructions])
         return torch.tensor(rows).to(self.device)
 
@@ -158,16 +162,16 @@ class Speaker(nn.Module):
         max_words: int = 78,
         generator: torch.Generator | None = None,
     ) -> list[str]:
-        """Say an instruction for each path; the mode (dropout or not) is left as it is.
+        """Write an instruction for each path; the mode (dropout or not) is left as it is.
 
-        It ends surely: at ``[SEP]``, or after ``max_words``. ``[PAD]``, ``[UNK]`` and other special tokens
-        are never said, and at least one word is.
+        An instruction ends at ``[SEP]`` or after ``max_words``. It has at least one word and never contains
+        ``[PAD]``, ``[UNK]`` or another special token.
 
         Args:
             paths: B paths.
-            sample: draw words from their distribution; the likeliest by default.
-            max_words: of an instruction.
-            generator: of the draws, on the CPU.
+            sample: whether words are drawn from their distribution; by default the likeliest is taken.
+            max_words: largest number of words of an instruction.
+            generator: random source of the draws, on the CPU.
 
         Raises:
             ValueError: for fewer than one word.
@@ -186,6 +190,8 @@ class Speaker(nn.Module):
             if number == 0:
                 scores[:, vocabulary.sep] = -torch.inf
             if sample:
+                # Inverting the distribution function takes one number per row, drawn on the CPU, so that all
+                # devices write the same instructions.
                 below = scores.double().softmax(-1).cumsum(-1)
                 drawn = torch.rand(count, 1, generator=generator).double().to(self.device)
                 # Words that cannot be said have no width, so no draw in [0, 1) falls on them.
@@ -196,40 +202,34 @@ class Speaker(nn.Module):
             word = torch.where(ended, vocabulary.pad, word)
             said.append(word)
             ended = ended | (word == vocabulary.sep)
-            if bool(ended.all()):
+            if bool(ended.all()):  # one look at the device per word, not per training step
                 break
             words = word[:, None]
         return [vocabulary.decode(row) for row in torch.stack(said, dim=1).tolist()]
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write settings, vocabulary and weights.
+        """Write settings, vocabulary and weights into a folder.
 
         Returns:
             The folder.
 
         Raises:
-            RunError: when it cannot be written.
+            RunError: if something cannot be written.
         """
-        from safetensors.torch import save
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.vocabulary.save(folder / VOCABULARY)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        write_atomic(folder / "speaker.safetensors", save(tensors))
-        write_atomic(folder / "speaker.json", (json.dumps(self.settings, indent=2) + "\n").encode())
+        write_weights(folder / "speaker.safetensors", self)
+        write_json(folder / "speaker.json", self.settings, indent=2)
         return folder
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Speaker":
-        """Read what `save_pretrained` wrote; a run folder of ``train speaker`` works too.
+        """Read a folder of `save_pretrained`, or the run folder of ``train speaker``.
 
         Raises:
             DataError: naming the file that is missing or damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         folder = Path(folder)
         if (folder / "speaker").is_dir():
             folder = folder / "speaker"
@@ -238,8 +238,8 @@ class Speaker(nn.Module):
         check_readable(weights)
         try:
             speaker = cls(Vocabulary.from_file(folder / VOCABULARY), **settings)
-            speaker.load_state_dict(load(weights.read_bytes()))
-        except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            speaker.load_state_dict(read_weights(weights, speaker))
+        except (TypeError, ValueError, RuntimeError) as error:  # settings of other names, types or sizes
             raise DataError(f"{folder} holds no speaker of this version: {error}") from error
         return speaker.eval()
 
@@ -253,18 +253,18 @@ def retell(
     sample: bool = False,
     generator: torch.Generator | None = None,
 ) -> list[NavItem]:
-    """Return items with instructions that a speaker says for their paths: one step of back-translation.
+    """Replace the instructions of items by those of a speaker: one step of back-translation.
 
-    The agent that is trained on them must see the world through the same ``feature_mask``: speaker and agent
-    then agree on one building, which is another one than the features show.
+    The agent trained on the result must see the world through the same ``feature_mask``, so that speaker and
+    agent share one building, which differs from the one that the features show.
 
     Args:
-        speaker: its mode (dropout or not) is left as it is.
-        env: gives tensors on the speaker's device, with features.
-        items: paths; their own instructions are not read.
-        feature_mask: (D,) of environment dropout.
-        sample: draw words; the likeliest by default.
-        generator: of the draws, on the CPU.
+        speaker: the speaker; its mode (dropout or not) is left as it is.
+        env: an environment that returns tensors on the speaker's device, with features.
+        items: items with paths; their own instructions are not read.
+        feature_mask: (D,), mask of environment dropout.
+        sample: whether words are drawn; by default the likeliest is taken.
+        generator: random source of the draws, on the CPU.
 
     Source: R2R-EnvDrop, arXiv 1904.04195, section 3.4.
     """

@@ -1,4 +1,4 @@
-"""New words for a pretrained model: those of a task that pretraining did not know."""
+"""New words for a pretrained model: those of a task that were unknown in pretraining."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,27 +16,27 @@ def add_words(
 ) -> tuple[PrevalentModel, Vocabulary]:
     """Return a model and a vocabulary that also have the words of some texts.
 
-    Known words keep their numbers and weights; new ones, such as ``<nav>`` of dialogs, get numbers behind
-    them and fresh embeddings. A word that the vocabulary can spell of pieces is not new.
+    Known words keep their numbers and weights; new words, such as ``<nav>`` of dialogs, get the numbers
+    behind them and new embeddings. A word that the vocabulary can spell in pieces is not new.
 
     Args:
-        model: pretrained; it is not changed.
+        model: a pretrained model; it is not changed.
         vocabulary: its words.
-        texts: of the task.
+        texts: texts of the task.
 
     Returns:
-        Both as they were where there is nothing new.
+        The model and the vocabulary; the given ones if no word is new.
 
     Example:
-        >>> from fq_toolkit.prevalent.model.config import PrevalentConfig
+        >>> from fq_toolkit.prevalent import PrevalentConfig
         >>> old = Vocabulary.train(["go left"])
         >>> model = PrevalentModel(PrevalentConfig.tiny(vocab_size=len(old), vision_size=192))
         >>> grown, words = add_words(model, old, ["go <NAV> right"])
         >>> words.tokens[:7] == old.tokens, words.tokens[7:], grown.config.vocab_size
         (True, ('<nav>', 'right'), 9)
     """
-    found = Vocabulary.train(texts).tokens[len(SPECIALS) :]
-    new = [word for word in found if vocabulary.unk in vocabulary.pieces(word)]
+    words_of_task = Vocabulary.train(texts).tokens[len(SPECIALS) :]
+    new = [word for word in words_of_task if vocabulary.unk in vocabulary.pieces(word)]
     if not new:
         return model, vocabulary
     words = Vocabulary([*vocabulary.tokens, *new])
@@ -44,5 +44,6 @@ def add_words(
     old, state = model.state_dict(), grown.state_dict()
     with torch.no_grad():
         for name, value in old.items():
+            # Only the embedding table has grown; the rows of the known words are its first ones.
             (state[name][: len(value)] if name == _EMBEDDING else state[name]).copy_(value)
     return grown, words
