@@ -472,3 +472,17 @@ def test_a_model_averaged_by_torch() -> None:
         warnings.simplefilter("error")  # it has started
         out = copied.eval().quantize(torch.randn(6, 4))
     assert torch.equal(out.quantized, copied.codebook[out.indices])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_advice_for_a_checkpoint_without_quantizer_works(strict: bool) -> None:
+    net, plain = nn.Sequential(nn.Linear(4, 4), FeatureQuantizer(4, 8)), nn.Sequential(nn.Linear(4, 4))
+    net(torch.randn(20, 4))
+    expected = copy.deepcopy(net[1].state_dict())
+    state = plain.state_dict()
+    with pytest.raises(RuntimeError, match=r"layer\.state_dict\(prefix='1\.'\)"):
+        net.load_state_dict(state, strict=strict)
+    state.update(net[1].state_dict(prefix="1."))
+    net.load_state_dict(state, strict=strict)
+    assert torch.equal(net[0].weight, plain[0].weight)
+    assert all(torch.equal(value, expected[name]) for name, value in net[1].state_dict().items())

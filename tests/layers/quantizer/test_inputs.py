@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fq_toolkit.layers import (
     FeatureQuantizer,
@@ -151,3 +152,16 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_a_report_on_the_meta_device_is_refused() -> None:
     with pytest.raises(ValueError, match="0 is on the meta device"):
         codebook_report(torch.nn.Sequential(FeatureQuantizer(4, 8, device="meta")))
+
+
+def test_what_cannot_be_scripted_or_nested_says_so() -> None:
+    for layer in (FeatureQuantizer(4, 8), ResidualQuantizer(4, 8, num_levels=2)):
+        for model in (layer, nn.Sequential(nn.Linear(4, 4), layer)):
+            with pytest.raises(TypeError, match=r"torch\.export"):
+                torch.jit.script(model)
+        ragged = [torch.randn(3, 4), torch.randn(5, 4)]
+        for kind in (torch.strided, torch.jagged):
+            with pytest.raises(TypeError, match=r"nested.*lengths"):
+                layer(torch.nested.nested_tensor(ragged, layout=kind))
+        with pytest.raises(TypeError, match="dense"):
+            layer(torch.randn(3, 4).to_sparse())

@@ -182,3 +182,13 @@ def test_backward_keeps_the_features_the_indices_and_a_dictionary_but_not_the_ou
     large = [t for t in saved if t.numel() >= x.numel()]
     assert all(t.data_ptr() == x.data_ptr() for t in large)
     assert sum(t.numel() * t.element_size() for t in saved if t.numel() < x.numel()) <= 4 * 400 + 4 * 8 * 16
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 5, 5), (3, 7, 8), (3, 8), (2, 8, 3, 4, 5)])
+@pytest.mark.parametrize("options", [{}, {"heads": 2}, {"codebook_dim": 3}], ids=str)
+def test_decoded_features_lie_in_memory_as_the_quantized(shape: tuple, options: dict) -> None:
+    layer, x = FeatureQuantizer(8, 16, init="normal", **options).eval(), torch.randn(shape)
+    out = layer.quantize(x)
+    decoded = layer.decode(out.indices)
+    assert decoded.stride() == out.quantized.stride()
+    torch.testing.assert_close(decoded, out.quantized)
