@@ -75,7 +75,9 @@ def open_another(
     items = dataset.read(path, place.world, {})
     split = place._replace(name=another.split or path.stem, items=items, source=str(path))
     if another.features is not None:
-        store = open_features(str(another.features), split.world, dim=split.features.dim)
+        store = open_features(
+            str(another.features), split.world, dim=split.features.dim, columns=config.feature_columns
+        )
         split = split._replace(features=store, synthesised=False)
     known = {scan for scan, _ in split.features.keys}
     if lost := [scan for scan in scans if scan not in known]:

@@ -59,10 +59,10 @@ def baseline_records(name: str, split: Split, *, max_steps: int, seed: int = 0) 
         >>> [len(baseline_records(name, split, max_steps=8)[0]["trajectory"]) for name in BASELINES]
         [1, 1, 6]
     """
-    generator, found = np.random.default_rng(seed), []
+    generator, records = np.random.default_rng(seed), []
     for item in split.items:
         scan = split.world.scan(item.scan)
         path = BASELINES[name](scan, item, generator, max_steps)
         poses = [[scan.viewpoints[node], item.heading, 0.0] for node in path]
-        found.append({"instr_id": item.instr_id, "trajectory": poses, "agent_ask": [0] * len(path)})
-    return found
+        records.append({"instr_id": item.instr_id, "trajectory": poses, "agent_ask": [0] * len(path)})
+    return records

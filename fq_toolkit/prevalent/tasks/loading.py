@@ -64,14 +64,14 @@ def _generated(config: NavigationConfig, dataset: Dataset) -> Splits:
 def _annotated(config: NavigationConfig, dataset: Dataset) -> Splits:
     folder, world = Path(config.data), NavWorld.from_connectivity(str(config.connectivity))
     files = {name: folder / f"{dataset.stem}_{name}.json" for name in ("train", *VALIDATION)}
-    found = {name: dataset.read(files[name], world, {}) for name in VALIDATION if files[name].exists()}
-    if not found:
+    validation = {name: dataset.read(files[name], world, {}) for name in VALIDATION if files[name].exists()}
+    if not validation:
         _LOG.warning(
             "%s has neither %s to validate on: the run is not measured, and nothing is held out",
             folder,
             " nor ".join(files[name].name for name in VALIDATION),
         )
-    items = dataset.read(files["train"], world, found)
+    items = dataset.read(files["train"], world, validation)
     features = open_features(
         config.features,
         world,
@@ -84,7 +84,7 @@ def _annotated(config: NavigationConfig, dataset: Dataset) -> Splits:
         train,
         {
             name: train._replace(name=name, items=rows, source=str(files[name]))
-            for name, rows in found.items()
+            for name, rows in validation.items()
         },
     )
 

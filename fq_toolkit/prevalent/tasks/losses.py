@@ -57,11 +57,11 @@ def discounted_returns(rewards: Tensor, active: Tensor, final_value: Tensor, gam
         >>> discounted_returns(rewards, torch.ones(2, 1, dtype=torch.bool), torch.zeros(1), 0.5).tolist()
         [[2.0], [2.0]]
     """
-    following, found = final_value, []
+    following, returns = final_value, []
     for reward, walks in zip(reversed(rewards), reversed(active), strict=True):
         following = torch.where(walks, reward + gamma * following, following)
-        found.append(following)
-    return torch.stack(found[::-1])
+        returns.append(following)
+    return torch.stack(returns[::-1])
 
 
 def a2c_loss(rollout: Rollout, *, gamma: float = 0.9, entropy_weight: float = 0.01) -> ActorCriticLoss:

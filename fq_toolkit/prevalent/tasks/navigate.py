@@ -74,13 +74,13 @@ def walk(task: NavigatorTask, split: Split, item: NavItem) -> Journey:
         DataError: for an item that does not fit the world.
     """
     task.networks.eval()
-    found = task.trace(split, [item])
-    record = found.records[0]
-    heard = found.heard[0] if found.heard is not None else [None] * len(found.log_probs)
+    trace = task.trace(split, [item])
+    record = trace.records[0]
+    heard = trace.heard[0] if trace.heard is not None else [None] * len(trace.log_probs)
     scan, poses = split.world.scan(item.scan), record["trajectory"]
     goals = [scan.locate(goal) for goal in item.goals]
     choices = []
-    for number, (log_probs, told) in enumerate(zip(found.log_probs[:, 0], heard, strict=True)):
+    for number, (log_probs, told) in enumerate(zip(trace.log_probs[:, 0], heard, strict=True)):
         viewpoint, heading, _ = poses[number]
         here, chances = scan.locate(viewpoint), log_probs.exp().tolist()
         options = tuple(

@@ -1,10 +1,8 @@
-"""What the trainers of NDH and HANNA share: the agent, an update, state, and the results of a run."""
+"""What the trainers of R2R, NDH and HANNA share: an update, measuring, and the results of a run."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,15 +16,10 @@ from fq_toolkit.prevalent.data.splits import (
     fingerprint,
     split_parts,
 )
-from fq_toolkit.prevalent.files import DataError
-from fq_toolkit.prevalent.model.config import PrevalentConfig
-from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
-from fq_toolkit.prevalent.model.vocabulary_growth import add_words
 from fq_toolkit.prevalent.tasks.another_split import measured_set, shown_in
 from fq_toolkit.prevalent.tasks.loading import Dataset
 from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigatorConfig
-from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.sampling_order import ShuffledIndices
@@ -35,74 +28,14 @@ from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.evaluation import write_evaluation
 from fq_toolkit.training.storage.measured_data import MeasuredSet
 from fq_toolkit.training.storage.run_folder import RunFolder
-from fq_toolkit.training.task import LoopResult, TrainingTask
+from fq_toolkit.training.task import LoopResult, TrainingTask, count_weights
 
-ANGLES = 128
 WARMUP = 0.05
 """Share of the steps over which the learning rates rise."""
+_FIRST = 1e-3  # share of the run that the warm-up starts ahead, or the first update would change nothing
 _TOGETHER = 64  # episodes at once in an evaluation
 # The learning rates fall to 0 over the steps, so another number of steps is another run.
 FREE_ON_RESUME = frozenset({"log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"})
-
-
-def build_follower(
-    config: NavigatorConfig, texts: Sequence[str], *, feature_dim: int | None = None
-) -> FollowerAgent:
-    """Return an agent: from a pretraining run with the words that some texts add, or from scratch.
-
-    Args:
-        config: all options.
-        texts: whose words it must know.
-        feature_dim: width of the features it sees; by default that of generated ones.
-
-    Raises:
-        DataError: for a pretraining run that is unfinished, damaged, of another width of features, or with
-            the vocabulary of another model.
-    """
-    feature_dim = config.synthetic_dim if feature_dim is None else feature_dim
-    width = feature_dim + ANGLES
-    if config.pretrained is not None:
-        model = PrevalentModel.from_pretrained(config.pretrained)
-        words = Path(config.pretrained) / FOLDER / VOCABULARY
-        vocabulary = Vocabulary.from_file(words)
-        if len(vocabulary) != model.config.vocab_size:
-            raise DataError(
-                f"{words} has {len(vocabulary)} words, the model beside it {model.config.vocab_size}: it "
-                "is the vocabulary of another model"
-            )
-        if model.config.vision_size != width:
-            raise DataError(
-                f"{config.pretrained} was pretrained on views of width {model.config.vision_size}; "
-                f"these have {width} ({feature_dim} and {ANGLES} of angles)"
-            )
-        model, vocabulary = add_words(model, vocabulary, texts)
-    else:
-        vocabulary = Vocabulary.train(texts)
-        sizes = PrevalentConfig.tiny(vocab_size=len(vocabulary), vision_size=width)
-        model = PrevalentModel(
-            replace(
-                sizes,
-                text_layers=config.text_layers,
-                cross_layers=config.cross_layers,
-                max_positions=max(sizes.max_positions, config.text_limits.token_limit + 2),
-            )
-        )
-    return build_agent(config, model, vocabulary)
-
-
-def build_agent(config: NavigatorConfig, model: PrevalentModel, vocabulary: Vocabulary) -> FollowerAgent:
-    """Return an agent on a given model, as the options describe it."""
-    limits = config.text_limits
-    return FollowerAgent(
-        model,
-        vocabulary,
-        feature_dim=model.config.vision_size - ANGLES,
-        hidden_size=config.hidden_size,
-        dropout=config.dropout,
-        cross_modal=config.cross_modal,
-        max_tokens=limits.token_limit,
-        long_instructions=limits.long_instructions,
-    )
 
 
 class Figures(Protocol):
@@ -125,7 +58,7 @@ class Trace(NamedTuple):
 
 
 class NavigatorTask(TrainingTask):
-    """An agent in training: the task that the loop drives. A task of the field says what its losses are.
+    """An agent in training. A subclass defines the losses, the scores and how they are reported.
 
     Args:
         config: all options.
@@ -174,6 +107,7 @@ class NavigatorTask(TrainingTask):
             rank=rank,
             world=world,
         )
+        # The pretrained part has its own, lower learning rate.
         encoder = {id(weight) for weight in agent.model.parameters()}
         parts = (
             ([w for w in self.networks.parameters() if id(w) not in encoder], config.lr),
@@ -192,7 +126,7 @@ class NavigatorTask(TrainingTask):
             split.name: agent.fit(split.items, source=split.source).cut
             for split in (train, *validation.values())
         }
-        seed_everything(rank_seed(config.seed, rank))
+        seed_everything(rank_seed(config.seed, rank))  # other dropout and choices on every process
 
     @cached_property
     def fingerprint(self) -> str:
@@ -211,10 +145,10 @@ class NavigatorTask(TrainingTask):
 
     def records(self, split: Split, *, alone: bool = False) -> list[dict[str, Any]]:
         """Let the agent do all items of a split greedily; records in the official submission format."""
-        found = []
+        records = []
         for start in range(0, len(split.items), _TOGETHER):
-            found += self.trace(split, split.items[start : start + _TOGETHER], alone=alone).records
-        return found
+            records += self.trace(split, split.items[start : start + _TOGETHER], alone=alone).records
+        return records
 
     def predict(self, split: Split) -> list[dict[str, Any]]:
         """Return what is submitted for a split."""
@@ -243,16 +177,20 @@ class NavigatorTask(TrainingTask):
         """Return the official scores of predictions that are in the order of the items."""
 
     def teacher_probability(self, step: int) -> float:
-        """Return the share of steps in which the teacher acts: scheduled sampling."""
+        """Return the share of steps in which the teacher acts: scheduled sampling, changing linearly."""
         config = self.config
         done = step / max(1, config.steps - 1)
         return config.teacher_start + (config.teacher_end - config.teacher_start) * min(1.0, done)
 
-    def step(self, step: int) -> dict[str, Tensor]:
-        """Do one update; learning rates rise over the first steps and then fall linearly to 0."""
+    def rate_factor(self, step: int) -> float:
+        """Return the factor on the learning rates: linear warm-up, and linear decay to 0 over the run."""
         done = step / self.config.steps
+        return min(1.0, (done + _FIRST) / WARMUP) * (1 - done)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Do one update on a batch of items."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * min(1.0, (done + 1e-3) / WARMUP) * (1 - done)
+            group["lr"] = rate * self.rate_factor(step)
         config, rows = self.config, self.order.next().tolist()
         mask = None
         if config.feature_dropout:
@@ -264,7 +202,9 @@ class NavigatorTask(TrainingTask):
         with self.accelerator.autocast():
             parts = self.losses([self.train.items[row] for row in rows], step, mask)
         self.accelerator.backward(torch.stack(list(parts.values())).sum())
-        if self.accelerator.num_processes > 1:  # the agent is called once a step of a walk, so no DDP wrapper
+        # DDP expects one forward per backward; a walk calls the agent at every step, so gradients are
+        # averaged by hand.
+        if self.accelerator.num_processes > 1:
             for weight in self.networks.parameters():
                 if weight.grad is not None:
                     weight.grad = self.accelerator.reduce(weight.grad, reduction="mean")
@@ -276,7 +216,7 @@ class NavigatorTask(TrainingTask):
         """Return one line: data, network, device."""
         counts = ", ".join(f"{len(s.items)} {s.name}" for s in (self.train, *self.validation.values()))
         noise = " (features synthesised)" if self.train.synthesised else ""
-        size = sum(weight.numel() for weight in self.networks.parameters())
+        size = count_weights(self.networks)
         start = f"pretrained by {self.config.pretrained}" if self.config.pretrained else "from scratch"
         return (
             f"items: {counts}{noise}{self.lost()}; agent of {size:,} weights, {start}, "
@@ -316,17 +256,18 @@ class NavigatorTask(TrainingTask):
 
     def evaluate(self) -> dict[str, float]:
         """Measure, and return the columns."""
-        found = self.measure()
-        self.last_evaluation = self.report(found, {name: len(self.validation[name].items) for name in found})
+        scores = self.measure()
+        counts = {name: len(split.items) for name, split in self.validation.items()}
+        self.last_evaluation = self.report(scores, counts)
         return {
             f"{score}/{name}": figures._asdict()[score]
-            for name, figures in found.items()
+            for name, figures in scores.items()
             for score in self.score_names
         }
 
     @abstractmethod
-    def report(self, found: Mapping[str, Figures], counts: Mapping[str, int]) -> Any:
-        """Return the scores of splits of so many items as an object whose ``str`` is printed."""
+    def report(self, scores: Mapping[str, Figures], counts: Mapping[str, int]) -> Any:
+        """Return the scores of splits with their numbers of items, as an object whose ``str`` is printed."""
 
     def more_figures(self, splits: Iterable[str]) -> dict[str, Any]:
         """Return what else an evaluation file says of some splits; JSON values."""

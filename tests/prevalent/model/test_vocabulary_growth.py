@@ -11,7 +11,7 @@ from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.model.config import PrevalentConfig
 from fq_toolkit.prevalent.model.encoder import PrevalentModel
 from fq_toolkit.prevalent.model.vocabulary_growth import add_words
-from fq_toolkit.prevalent.tasks.navigator import build_follower
+from fq_toolkit.prevalent.tasks.agents import build_follower
 from fq_toolkit.prevalent.tasks.ndh.config import NDHConfig
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from fq_toolkit.prevalent import BatchedNavEnv, MiniWorld
 from fq_toolkit.prevalent.miniworld.requests import request_items
 from fq_toolkit.prevalent.model.follower import FollowerAgent
+from fq_toolkit.prevalent.tasks.agents import build_follower
 from fq_toolkit.prevalent.tasks.hanna.config import HannaConfig
 from fq_toolkit.prevalent.tasks.hanna.help import MiniHelper, RouteHelper
 from fq_toolkit.prevalent.tasks.hanna.training import ask_loss, curiosity_loss, navigation_loss
 from fq_toolkit.prevalent.tasks.hanna.walk import AskModule, Walk, relative_entropy, walk, with_help
-from fq_toolkit.prevalent.tasks.navigator import build_follower
 
 
 @pytest.fixture(scope="module")

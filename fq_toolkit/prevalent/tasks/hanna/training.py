@@ -9,12 +9,13 @@ from torch.nn import functional as F
 
 from fq_toolkit.prevalent.data.splits import Split, check_split
 from fq_toolkit.prevalent.metrics.scoring import HannaScores, hanna_scores
+from fq_toolkit.prevalent.tasks.agents import build_follower
 from fq_toolkit.prevalent.tasks.another_split import shown_in
 from fq_toolkit.prevalent.tasks.hanna.config import TRAINER, HannaConfig
 from fq_toolkit.prevalent.tasks.hanna.data import HANNA, HannaData, helper_in, load_hanna_data
 from fq_toolkit.prevalent.tasks.hanna.help import RouteHelper
 from fq_toolkit.prevalent.tasks.hanna.walk import AskModule, Walk, walk
-from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTask, Trace, build_follower
+from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTask, Trace
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
@@ -32,12 +33,12 @@ class HannaEvaluation(NamedTuple):
 
     def __str__(self) -> str:
         lines = []
-        for name, found in self.scores.items():
+        for name, scores in self.scores.items():
             alone = self.without_help[name]
             lines.append(
                 f"{name} ({self.counts[name]} tasks): "
-                f"SR {100 * found.SR:.1f} %  SPL {100 * found.SPL:.1f} %  NE {found.NE:.2f} m  "
-                f"{found.requests:.2f} requests for help; without help "
+                f"SR {100 * scores.SR:.1f} %  SPL {100 * scores.SPL:.1f} %  NE {scores.NE:.2f} m  "
+                f"{scores.requests:.2f} requests for help; without help "
                 f"SR {100 * alone.SR:.1f} %  SPL {100 * alone.SPL:.1f} %"
             )
         if self.synthesised:
@@ -162,9 +163,9 @@ class HannaTask(NavigatorTask):
         records = [{**r, "path": [pose[0] for pose in r["trajectory"]]} for r in predictions]
         return hanna_scores(split.items, records, split.world, annotations=split.name)
 
-    def report(self, found: Mapping[str, Any], counts: Mapping[str, int]) -> HannaEvaluation:
-        """Return the scores with what they were taken on."""
-        return HannaEvaluation(found, dict(self.without_help), counts, self.train.synthesised)
+    def report(self, scores: Mapping[str, Any], counts: Mapping[str, int]) -> HannaEvaluation:
+        """Return the scores with and without help."""
+        return HannaEvaluation(scores, dict(self.without_help), counts, self.train.synthesised)
 
     def more_figures(self, splits: Iterable[str]) -> dict[str, Any]:
         """Return the scores without help."""

@@ -135,11 +135,11 @@ class _Memory:
         return torch.tensor([place not in told for place, told in zip(viewpoints, self.told, strict=True)])
 
     def mistakes(self, nodes: Sequence[int], width: int) -> Tensor:
-        found = torch.zeros(len(nodes), width, dtype=torch.bool)
+        marks = torch.zeros(len(nodes), width, dtype=torch.bool)
         for row, node in enumerate(nodes):
             for action in self.wrong[row].get(node, ()):
-                found[row, action] = True
-        return found
+                marks[row, action] = True
+        return marks
 
     def remember(self, nodes: Sequence[int], actions: Sequence[int], teacher: Sequence[int]) -> None:
         for row, (node, action, right) in enumerate(zip(nodes, actions, teacher, strict=True)):
@@ -245,14 +245,14 @@ def _messages(
     helper: Helper, items: Sequence[NavItem], observation: Observation, memory: _Memory
 ) -> dict[int, Help]:
     """Return row -> what its agent would hear if it asked now, where it may and somebody can help."""
-    found: dict[int, Help] = {}
+    messages: dict[int, Help] = {}
     headings, nodes = observation.heading.tolist(), observation.node.tolist()
     for row, (item, viewpoint) in enumerate(zip(items, observation.viewpoints, strict=True)):
         if memory.left[row] > 0 and nodes[row] not in memory.asked[row]:
             told = helper.help(item.scan, viewpoint, headings[row], item.goals)
             if told is not None:
-                found[row] = told
-    return found
+                messages[row] = told
+    return messages
 
 
 def _decide(

@@ -8,8 +8,9 @@ from torch import Tensor
 from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.metrics.scoring import NDHScores, ndh_scores
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.tasks.agents import build_follower
 from fq_toolkit.prevalent.tasks.losses import imitation_loss
-from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTask, build_follower
+from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTask
 from fq_toolkit.prevalent.tasks.ndh.config import TRAINER, NDHConfig
 from fq_toolkit.prevalent.tasks.ndh.data import (
     NDHData,
@@ -35,9 +36,9 @@ class NDHEvaluation(NamedTuple):
     def __str__(self) -> str:
         lines = [
             f"{name} ({self.counts[name]} dialog turns, target {self.target}): goal progress "
-            f"{found.GP:.2f} m  SR {100 * found.SR:.1f} %  SPL {100 * found.SPL:.1f} %  "
-            f"NE {found.NE:.2f} m  OPSR {100 * found.OPSR:.1f} %"
-            for name, found in self.scores.items()
+            f"{scores.GP:.2f} m  SR {100 * scores.SR:.1f} %  SPL {100 * scores.SPL:.1f} %  "
+            f"NE {scores.NE:.2f} m  OPSR {100 * scores.OPSR:.1f} %"
+            for name, scores in self.scores.items()
         ]
         if self.synthesised:
             lines.append("features synthesised: these figures say nothing about vision")
@@ -112,9 +113,9 @@ class NDHTask(NavigatorTask):
         records = [{**r, "path": [pose[0] for pose in r["trajectory"]]} for r in predictions]
         return ndh_scores(split.items, records, split.world, self.planner[split.name], annotations=split.name)
 
-    def report(self, found: Mapping[str, Any], counts: Mapping[str, int]) -> NDHEvaluation:
-        """Return the scores with what they were taken on."""
-        return NDHEvaluation(found, counts, self.target, self.train.synthesised)
+    def report(self, scores: Mapping[str, Any], counts: Mapping[str, int]) -> NDHEvaluation:
+        """Return the scores and whose path they are measured against."""
+        return NDHEvaluation(scores, counts, self.target, self.train.synthesised)
 
 
 class CutSplit(NamedTuple):

@@ -28,8 +28,8 @@ class Benefit(NamedTuple):
 
     def __str__(self) -> str:
         lines = [
-            f"  {name:<12} SR {100 * found.SR:5.1f} %  SPL {100 * found.SPL:5.1f} %  NE {found.NE:.2f} m"
-            for name, found in (("pretrained", self.pretrained), ("from scratch", self.scratch))
+            f"  {name:<12} SR {100 * scores.SR:5.1f} %  SPL {100 * scores.SPL:5.1f} %  NE {scores.NE:.2f} m"
+            for name, scores in (("pretrained", self.pretrained), ("from scratch", self.scratch))
         ]
         where = f"R2R on {self.instructions} instructions in unseen buildings"
         return "\n".join([f"{where}, {self.steps} updates of either agent:", *lines])

@@ -41,8 +41,8 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
         from fq_toolkit.prevalent.tasks.pretraining.runs import evaluate_run, load_run
 
         trained = load_run(run, checkpoint=parse_checkpoint(checkpoint))
-        found = evaluate_run(trained, limit=steps, fine_tune=fine_tune)
-        sys.stdout.write(f"step {trained.step}: {found}\n{measured_line(trained.folder)}")
+        result = evaluate_run(trained, limit=steps, fine_tune=fine_tune)
+        sys.stdout.write(f"step {trained.step}: {result}\n{measured_line(trained.folder)}")
         return 0
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))

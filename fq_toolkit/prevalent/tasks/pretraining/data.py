@@ -287,16 +287,16 @@ def _annotations(config: PretrainingConfig) -> _Source:
     world, features = _graphs(config)
     folder = Path(config.data)
     files = [folder / f"R2R_{name}.json" for name in ("val_unseen", "val_seen")]
-    found = {path: load_r2r(path, world=world) for path in files if path.exists()}
-    if not found:
+    splits = {path: load_r2r(path, world=world) for path in files if path.exists()}
+    if not splits:
         raise DataError(
             f"{folder} has neither R2R_val_unseen.json nor R2R_val_seen.json to validate on; "
             "files of triplets are given by --triplets"
         )
-    held_out = [item for items in found.values() for item in items]
+    held_out = [item for items in splits.values() for item in items]
     training = folder / "R2R_train.json"
     items = load_r2r(training, world=world, held_out=held_out)
-    measured, validation = next(iter(found.items()))
+    measured, validation = next(iter(splits.items()))  # val_unseen where it exists
     return _Source(
         world,
         features,
@@ -336,12 +336,12 @@ def _augmented(config: PretrainingConfig, source: _Source) -> _Entries:
     return {config.augmented: items}
 
 
-def _vocabulary(config: PretrainingConfig, found: Iterable[NavItem | Triplet]) -> Vocabulary:
+def _vocabulary(config: PretrainingConfig, entries: Iterable[NavItem | Triplet]) -> Vocabulary:
     """Return the vocabulary that is given, or the words of the training instructions."""
     if config.vocabulary is not None:
         return Vocabulary.from_file(config.vocabulary)
     texts = []
-    for entry in found:
+    for entry in entries:
         if isinstance(entry, Triplet):
             raise DataError(
                 f"triplet {entry.instr_id!r} holds token ids, which mean nothing without the vocabulary they "

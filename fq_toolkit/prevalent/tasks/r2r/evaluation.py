@@ -57,10 +57,10 @@ class R2REvaluation(NamedTuple):
 
     def __str__(self) -> str:
         lines = []
-        for name, found in self.scores.items():
+        for name, scores in self.scores.items():
             figures = "  ".join(
                 f"{key} {value:.2f} m" if key in ("TL", "NE") else f"{key} {100 * value:.1f} %"
-                for key, value in found._asdict().items()
+                for key, value in scores._asdict().items()
                 if key != "OE"
             )
             lines.append(f"{name} ({self.counts[name]} instructions, {self.decoding}): {figures}")
@@ -96,23 +96,23 @@ def follow(
     env, generator = split.env(agent.device), torch.Generator().manual_seed(decoder.seed)
     was_training = agent.training
     agent.eval()
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     try:
         with torch.no_grad():
             for first in range(0, len(split.items), batch_size):
                 items = split.items[first : first + batch_size]
                 if decoder.decoding == "beam":
                     best = beam_search(agent, env, items, width=decoder.beam_width, max_steps=max_steps)
-                    found += [path.record() for path in best]
+                    records += [path.record() for path in best]
                 else:
                     feedback: Literal["argmax", "sample"] = (
                         "sample" if decoder.decoding == "sample" else "argmax"
                     )
                     done = rollout(agent, env, items, feedback, max_steps=max_steps, generator=generator)
-                    found += done.trajectories
+                    records += done.trajectories
     finally:
         agent.train(was_training)
-    return found
+    return records
 
 
 def score_split(split: Split, trajectories: list[dict[str, Any]]) -> R2RScores:
@@ -121,7 +121,7 @@ def score_split(split: Split, trajectories: list[dict[str, Any]]) -> R2RScores:
     Raises:
         DataError: for items without goal (the test split) and for impossible paths.
     """
-    found = measure_paths(
+    metrics = measure_paths(
         split.world,
         [item.scan for item in split.items],
         [[pose[0] for pose in record["trajectory"]] for record in trajectories],
@@ -129,4 +129,4 @@ def score_split(split: Split, trajectories: list[dict[str, Any]]) -> R2RScores:
         [item.goals for item in split.items],
         names=[f"{split.name}: item {item.instr_id!r}" for item in split.items],
     )
-    return R2RScores(*(float(values.mean()) for values in found))
+    return R2RScores(*(float(values.mean()) for values in metrics))

@@ -13,14 +13,10 @@ from fq_toolkit.prevalent.metrics.scoring import R2RScores
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.model.speaker import Speaker, retell
+from fq_toolkit.prevalent.tasks.agents import build_agent, build_follower
 from fq_toolkit.prevalent.tasks.another_split import shown_in
 from fq_toolkit.prevalent.tasks.losses import a2c_loss, imitation_loss
-from fq_toolkit.prevalent.tasks.navigator import (
-    FREE_ON_RESUME,
-    NavigatorTask,
-    build_agent,
-    build_follower,
-)
+from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTask
 from fq_toolkit.prevalent.tasks.r2r.config import MINI, TRAINER, R2RConfig
 from fq_toolkit.prevalent.tasks.r2r.data import R2R, R2RData, ablations, load_r2r_data
 from fq_toolkit.prevalent.tasks.r2r.evaluation import GREEDY, R2REvaluation, follow, score_split
@@ -60,7 +56,7 @@ class Exploration(NamedTuple):
 
 
 class R2RTask(NavigatorTask):
-    """A follower in training: the task that :func:`fq_toolkit.training.loop.run_loop` drives.
+    """A follower in training: imitation, actor-critic, augmented and back-translated instructions.
 
     Args:
         config: all options.
@@ -139,12 +135,12 @@ class R2RTask(NavigatorTask):
         parts = {"imitation": imitation_loss(walk)}
         parts["a2c"] = parts["imitation"].new_zeros(())
         if config.a2c_weight and step >= config.a2c_from * config.steps:
-            found = a2c_loss(
+            actor_critic = a2c_loss(
                 rollout(self.agent, env, items, "sample", **options),
                 gamma=config.gamma,
                 entropy_weight=config.entropy_weight,
             )
-            parts["a2c"] = config.a2c_weight * found.loss
+            parts["a2c"] = config.a2c_weight * actor_critic.loss
         return parts
 
     def predict(self, split: Split) -> list[dict[str, Any]]:
@@ -167,9 +163,9 @@ class R2RTask(NavigatorTask):
         """Return the official scores."""
         return score_split(split, predictions)
 
-    def report(self, found: Mapping[str, Any], counts: Mapping[str, int]) -> R2REvaluation:
-        """Return the scores with what they were taken on."""
-        return R2REvaluation(dict(found), counts, self.train.synthesised, self.decoder.decoding)
+    def report(self, scores: Mapping[str, Any], counts: Mapping[str, int]) -> R2REvaluation:
+        """Return the scores and how actions were chosen."""
+        return R2REvaluation(dict(scores), counts, self.train.synthesised, self.decoder.decoding)
 
     def more_figures(self, splits: Iterable[str]) -> dict[str, Any]:
         """Return how actions were chosen."""
@@ -183,8 +179,9 @@ class R2RTask(NavigatorTask):
 
     def _other_orders(self) -> dict[str, ShuffledIndices]:
         """Return the orders of the second sources there are."""
-        found = {"augmented": self.other_order, "explored": self.exploration and self.exploration.order}
-        return {name: order for name, order in found.items() if order is not None}
+        explored = None if self.exploration is None else self.exploration.order
+        orders = {"augmented": self.other_order, "explored": explored}
+        return {name: order for name, order in orders.items() if order is not None}
 
     def data_parts(self) -> list[Any]:
         """Return what tells the data apart that is trained on."""

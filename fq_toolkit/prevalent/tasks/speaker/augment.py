@@ -73,18 +73,18 @@ def sample_new_paths(
         return guard.find(NavItem("", scan, 0.0, path, path[-1:], "")) is None
 
     bounds = {"min_length": min_length, "min_edges": min_edges, "max_edges": max_edges}
-    found = distinct_paths(world, count, seed=seed, accept=is_free, **bounds)  # type: ignore[arg-type]
+    paths = distinct_paths(world, count, seed=seed, accept=is_free, **bounds)  # type: ignore[arg-type]
     kind = f"of at least {min_length:g} m and {min_edges} to {max_edges} edges"
-    if not found:
+    if not paths:
         if distinct_paths(world, 1, seed=seed, **bounds):  # type: ignore[arg-type]
             raise DataError(
                 f"of the paths {kind} there is none that is not held out: are these the scans of a "
                 "validation split?"
             )
         raise DataError(f"the scans have no path {kind}: lower min_length or min_edges")
-    if count is not None and len(found) < count:
-        _LOG.warning("%d paths were asked for; only %d different ones %s exist", count, len(found), kind)
-    return found
+    if count is not None and len(paths) < count:
+        _LOG.warning("%d paths were asked for; only %d different ones %s exist", count, len(paths), kind)
+    return paths
 
 
 def augment_records(
@@ -122,7 +122,7 @@ def augment_records(
             f"{speaker.feature_dim}"
         )
     held_out = list(held_out)
-    found = sample_new_paths(
+    paths = sample_new_paths(
         world,
         n_paths,
         seed=seed,
@@ -131,7 +131,7 @@ def augment_records(
         min_edges=min_edges,
         max_edges=max_edges,
     )
-    headings = np.random.default_rng([seed, 1]).uniform(0, 2 * np.pi, len(found)).round(3).tolist()
+    headings = np.random.default_rng([seed, 1]).uniform(0, 2 * np.pi, len(paths)).round(3).tolist()
     records = [
         {
             "path_id": FIRST_ID + number,
@@ -141,7 +141,7 @@ def augment_records(
             "distance": round(world.distance(scan, path[0], path[-1]), 2),
             "instructions": [""] * instructions,
         }
-        for number, ((scan, path), heading) in enumerate(zip(found, headings, strict=True))
+        for number, ((scan, path), heading) in enumerate(zip(paths, headings, strict=True))
     ]
     env = BatchedNavEnv(world, features, device=speaker.device, angle_dim=speaker.angle_dim)
     generator = torch.Generator().manual_seed(seed)
