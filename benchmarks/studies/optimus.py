@@ -34,8 +34,10 @@ from fq_toolkit.optimus.data.corpus import load_corpus
 from fq_toolkit.optimus.data.tokenized import TokenizedTexts, tokenize_corpus
 from fq_toolkit.optimus.model.decoding import evaluating
 from fq_toolkit.optimus.model.losses import token_nll
+from fq_toolkit.optimus.tasks.networks import build_vae
+from fq_toolkit.optimus.tasks.sentence_task import data_order, learning_rate, make_optimizer
 from fq_toolkit.optimus.tasks.vae.config import OptimusConfig, preset
-from fq_toolkit.optimus.tasks.vae.training import build_vae, data_order, learning_rate, make_optimizer, train
+from fq_toolkit.optimus.tasks.vae.training import train
 from fq_toolkit.training.errors import ConfigError, DivergedError
 from fq_toolkit.training.reporting.progress import SilentReporter
 from fq_toolkit.training.seeding import seed_everything

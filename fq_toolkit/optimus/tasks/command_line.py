@@ -5,10 +5,13 @@ import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from fq_toolkit.optimus.tasks.runs import evaluate_run
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.session import Trainer
+from fq_toolkit.training.storage.best import Which, parse_checkpoint
 from fq_toolkit.training.train_command import first_look, run_train_command
 
 _SEEDS = 2**32  # what numpy, scikit-learn and torch all take
@@ -16,7 +19,7 @@ _SEEDS = 2**32  # what numpy, scikit-learn and torch all take
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Let the command line print what the model refuses, without a traceback."""
+    """Turn what the model refuses into an error that the command line prints without a traceback."""
     try:
         yield
     except ValueError as error:
@@ -38,9 +41,9 @@ def run_training_command(
 
 
 def suit_the_data(config: Any, arguments: list[str]) -> Any:
-    """Defaults for the data that a command line names: 1000 whole words suit the embedded corpora only.
+    """Return defaults that fit the data: 1000 whole words suit only the embedded corpora.
 
-    What the command line says of the tokenizer itself stays as it is said.
+    A tokenizer that is named on the command line stays as it is.
 
     Args:
         config: the defaults, whose ``data`` are embedded or left open.
@@ -55,6 +58,11 @@ def suit_the_data(config: Any, arguments: list[str]) -> Any:
     return dataclasses.replace(config, tokenizer="subword", vocab_size=8000)
 
 
+def checkpoint_or_end(text: str | None) -> Which | None:
+    """Read ``--checkpoint`` of commands that take the model at the end of a run by default."""
+    return None if text is None else parse_checkpoint(text)
+
+
 def check_seed(seed: int) -> None:
     """Refuse a seed that not all random number generators take.
 
@@ -65,15 +73,34 @@ def check_seed(seed: int) -> None:
         raise ConfigError(f"seed is {seed}; expected 0 to {_SEEDS - 1}")
 
 
-def check_keys_of(valid: str | None, **keys: str | None) -> None:
-    """Refuse names of keys in the lines of a file when no file is given: they would do nothing.
+def run_evaluate_command(
+    trainer: Trainer[Any],
+    run: Path,
+    *,
+    checkpoint: str,
+    valid: str | None = None,
+    keys: dict[str, str | None] | None = None,
+    **changes: Any,
+) -> int:
+    """Run ``evaluate RUN``: measure, print the figures and what they were measured on.
+
+    Args:
+        trainer: that made the run.
+        run: its folder.
+        checkpoint: as typed.
+        valid: another file to measure on.
+        keys: where things are in its lines; None where nothing was typed.
+        **changes: options of the measurement; None where nothing was typed.
 
     Raises:
-        ConfigError: naming the options.
+        ConfigError: also for keys without a file: they would do nothing.
     """
-    given = [f"--{name.replace('_', '-')}" for name, value in keys.items() if value is not None]
+    given = [f"--{name.replace('_', '-')}" for name, value in (keys or {}).items() if value is not None]
     if valid is None and given:
         raise ConfigError(f"{' and '.join(given)} say how to read the file of --valid, which is not given")
+    chosen = parse_checkpoint(checkpoint)
+    sys.stdout.write(f"{evaluate_run(trainer, run, checkpoint=chosen, valid=valid, keys=keys, **changes)}\n")
+    return 0
 
 
 def typed_lines() -> Iterable[str]:

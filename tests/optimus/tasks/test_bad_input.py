@@ -20,8 +20,9 @@ from fq_toolkit.optimus.data.tokenizer_training import train_tokenizers
 from fq_toolkit.optimus.model.hub import load_pretrained
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.classification.latent_plot import embed_in_plane
+from fq_toolkit.optimus.tasks.networks import build_vae
 from fq_toolkit.optimus.tasks.vae.config import OptimusConfig
-from fq_toolkit.optimus.tasks.vae.training import OptimusTask, build_vae
+from fq_toolkit.optimus.tasks.vae.training import VAETask
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.session import make_accelerator
 from tests.optimus.model.test_hub import bert_like, gpt2_like
@@ -173,8 +174,8 @@ def test_a_damaged_model_is_told_and_its_checkpoint_still_read(
     content = path.read_bytes()
     path.unlink() if how == "gone" else path.write_bytes(content[: len(content) // 2])
     assert main(["sample", str(run), "--count", "1"]) == 1
-    assert "--step reads a checkpoint instead" in capsys.readouterr().err
-    assert main(["sample", str(run), "--count", "1", "--step", "2"]) == 0
+    assert "--checkpoint last reads the newest checkpoint instead" in capsys.readouterr().err
+    assert main(["sample", str(run), "--count", "1", "--checkpoint", "2"]) == 0
 
 
 @pytest.mark.parametrize("network", ["encoder", "decoder"])
@@ -269,7 +270,7 @@ def test_weights_are_trained_in_float32_whatever_the_checkpoint_has(tmp_path: Pa
         data=str(tmp_path / "a.txt"), encoder=str(bert), decoder=str(gpt2), max_length=16, latent_size=4,
         batch_size=8, lr=1e-6, lr_warmup=0, eval_sentences=2, device="cpu", weight_decay=0.0,
     )  # fmt: skip
-    task = OptimusTask(config, load_corpus(config.data), make_accelerator(config))
+    task = VAETask(config, load_corpus(config.data), make_accelerator(config))
     weight = task.vae.encoder.embeddings.LayerNorm.weight  # 1 everywhere
     before = weight.detach().clone()
     task.step(config.steps - 1)
@@ -296,5 +297,6 @@ def test_a_checkpoint_is_not_read_with_the_words_of_other_data(
     file.write_text("\n".join(line.replace("v", "u") for line in lines[::-1]))
     assert main(["evaluate", str(run)]) == 1
     assert "are not those the run was started with" in capsys.readouterr().err
+    shutil.rmtree(run / "model")  # has the tokenizers of the run; without it they would come from the data
     words = ["a"] if task == "dialog" else []
-    assert main(["sample", str(run), "--step", "2", *words]) == 1
+    assert main(["sample", str(run), "--checkpoint", "2", *words]) == 1

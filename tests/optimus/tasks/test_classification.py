@@ -156,10 +156,10 @@ def run(tmp_path, vae, monkeypatch):
     for module in (classification_commands, cli):
         assert module  # both read runs by load_model alone
     monkeypatch.setattr(
-        "fq_toolkit.optimus.tasks.classification.runs.load_model", lambda path, step=None: vae
+        "fq_toolkit.optimus.tasks.classification.runs.load_model", lambda path, checkpoint=None: vae
     )
     monkeypatch.setattr(
-        "fq_toolkit.optimus.tasks.classification.commands.load_model", lambda path, step=None: vae
+        "fq_toolkit.optimus.tasks.classification.commands.load_model", lambda path, checkpoint=None: vae
     )
     folder = tmp_path / "run"
     folder.mkdir()

@@ -34,6 +34,6 @@ def test_the_python_of_the_page_runs(page: str, tmp_path: Path) -> None:
 
 def test_options_that_the_page_names_exist(page: str) -> None:
     fields = set(OptimusConfig.__dataclass_fields__)
-    elsewhere = {"resume", "temperature", "count", "quick", "report", "task", "step", "case"}
+    elsewhere = {"resume", "temperature", "count", "quick", "report", "task", "checkpoint", "case"}
     for name in set(re.findall(r"`--([a-z-]+)", page)):
         assert name.replace("-", "_") in fields | elsewhere, name

@@ -14,15 +14,11 @@ from fq_toolkit.optimus.data.corpus import load_corpus
 from fq_toolkit.optimus.data.tokenizer_training import train_tokenizers
 from fq_toolkit.optimus.model.building import small_networks
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
+from fq_toolkit.optimus.tasks.runs import evaluate_run
+from fq_toolkit.optimus.tasks.sentence_task import learning_rate
 from fq_toolkit.optimus.tasks.vae.config import PRESETS, OptimusConfig, preset
-from fq_toolkit.optimus.tasks.vae.runs import evaluate_run, load_model
-from fq_toolkit.optimus.tasks.vae.training import (
-    OPTIMUS_TRAINER,
-    OptimusTask,
-    build_task,
-    learning_rate,
-    train,
-)
+from fq_toolkit.optimus.tasks.vae.runs import load_model
+from fq_toolkit.optimus.tasks.vae.training import VAE_TRAINER, VAETask, build_task, train
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import CheckpointError, ConfigError, DivergedError
 from fq_toolkit.training.reporting.metrics_log import read_metrics
@@ -62,7 +58,7 @@ def assert_same_state(a: Path, b: Path) -> None:
     assert rest == other_rest
 
 
-def make(**options: Any) -> OptimusTask:
+def make(**options: Any) -> VAETask:
     return build_task(dataclasses.replace(TINY, **options), Accelerator(cpu=True))
 
 
@@ -87,10 +83,10 @@ def test_a_run_folder_is_complete(finished: Path) -> None:
 def test_the_model_of_a_run_is_that_of_its_last_checkpoint(finished: Path) -> None:
     """``model/`` (also found from the run folder) and the checkpoint are the same networks."""
     texts = ["a girl runs .", "two sad dogs played ."]
-    expected = load_model(finished, step=4).encode(texts).mean
+    expected = load_model(finished, checkpoint=4).encode(texts).mean
     assert torch.equal(load_model(finished).encode(texts).mean, expected)
     assert torch.equal(SentenceVAE.from_pretrained(finished).encode(texts).mean, expected)
-    assert not torch.equal(load_model(finished, step=2).encode(texts).mean, expected)
+    assert not torch.equal(load_model(finished, checkpoint=3).encode(texts).mean, expected)
 
 
 def test_measuring_again_gives_the_same(finished: Path) -> None:
@@ -99,11 +95,12 @@ def test_measuring_again_gives_the_same(finished: Path) -> None:
         return {name: value for name, value in values.items() if name != "training_seconds"}
 
     before = record()
-    result = evaluate_run(finished)
+    result = evaluate_run(VAE_TRAINER, finished)
     assert record() == before
-    assert result.language.sentences == 6
-    assert evaluate_run(finished, sentences=3, analogies=0).analogies is None
-    evaluate_run(finished)
+    assert result.figures.language.sentences == 6
+    fewer = evaluate_run(VAE_TRAINER, finished, eval_sentences=3, eval_analogies=0)
+    assert (fewer.figures.language.sentences, fewer.figures.analogies) == (3, None)
+    evaluate_run(VAE_TRAINER, finished)
 
 
 @pytest.mark.parametrize("stop", [1, 2])
@@ -200,16 +197,16 @@ def test_pretrained_networks_come_with_their_tokenizers(tmp_path: Path) -> None:
 
 
 def test_divergence_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = OptimusTask.step
+    step = VAETask.step
 
-    def broken(self: OptimusTask, index: int) -> dict[str, torch.Tensor]:
+    def broken(self: VAETask, index: int) -> dict[str, torch.Tensor]:
         if index == 3:
             with torch.no_grad():
                 self.vae.linear.weight.fill_(torch.nan)
         return step(self, index)
 
-    monkeypatch.setattr(OptimusTask, "step", broken)
-    with pytest.raises(DivergedError, match="checkpoint of step 2"):
+    monkeypatch.setattr(VAETask, "step", broken)
+    with pytest.raises(DivergedError, match="checkpoint of step 3"):
         train(TINY, out=tmp_path / "run")
 
 
@@ -251,7 +248,7 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
-    said = dry_run(OPTIMUS_TRAINER, TINY, out=tmp_path / "run")
+    said = dry_run(VAE_TRAINER, TINY, out=tmp_path / "run")
     assert "Nothing was written" in said
     assert not (tmp_path / "run").exists()
 

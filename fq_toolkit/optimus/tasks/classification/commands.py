@@ -7,7 +7,7 @@ from fq_toolkit.optimus.data.corpus import describe_skipped
 from fq_toolkit.optimus.data.labels import load_labelled
 from fq_toolkit.optimus.tasks.classification import latent_plot
 from fq_toolkit.optimus.tasks.classification.runs import classify_run, write_classification
-from fq_toolkit.optimus.tasks.command_line import check_seed
+from fq_toolkit.optimus.tasks.command_line import check_seed, checkpoint_or_end
 from fq_toolkit.optimus.tasks.vae.runs import load_model
 from fq_toolkit.training.errors import require
 
@@ -27,7 +27,7 @@ def classify_command(run: Path, arguments: list[str]) -> int:
         test_sentences: int = 2000,
         against: tuple[Path, ...] = (),
         seed: int = 0,
-        step: int | None = None,
+        checkpoint: str | None = None,
         out: Path | None = None,
     ) -> int:
         """Classify sentences from latents, with 1, 10, 100 ... labels per class.
@@ -48,7 +48,7 @@ def classify_command(run: Path, arguments: list[str]) -> int:
             test_sentences: Measure with so many.
             against: Other runs, for example of an autoencoder.
             seed: Of the order of the sentences.
-            step: Which checkpoint; by default the model at the end of the run.
+            checkpoint: best, last or a step; by default the model at the end of the run.
             out: Beginning of the names of the files; by default classification in the run folder.
         """
         check_seed(seed)
@@ -63,7 +63,7 @@ def classify_command(run: Path, arguments: list[str]) -> int:
             seeds=seeds,
             finetune_steps=finetune_steps,
             test_sentences=test_sentences,
-            step=step,
+            checkpoint=checkpoint_or_end(checkpoint),
             report=_tell,
         )
         options = {
@@ -92,7 +92,7 @@ def plot_latents_command(run: Path, arguments: list[str]) -> int:
         label_key: str = "label",
         sentences: int = 1000,
         seed: int = 0,
-        step: int | None = None,
+        checkpoint: str | None = None,
         out: Path | None = None,
     ) -> int:
         """Draw the latents of labelled sentences in the plane (t-SNE), coloured by label.
@@ -104,15 +104,14 @@ def plot_latents_command(run: Path, arguments: list[str]) -> int:
             label_key: Where the label is in a JSON line.
             sentences: How many at most.
             seed: Of t-SNE and of the choice of the sentences.
-            step: Which checkpoint; by default the model at the end of the run.
+            checkpoint: best, last or a step; by default the model at the end of the run.
             out: The PNG; by default latents.png in the run folder.
         """
         check_seed(seed)
         corpus = load_labelled(data, valid, text_key=text_key, label_key=label_key, seed=seed)
         target = out or run / "latents.png"
-        drawn = latent_plot.plot_latents(
-            load_model(run, step=step), corpus, target, sentences=sentences, seed=seed
-        )
+        vae = load_model(run, checkpoint=checkpoint_or_end(checkpoint))
+        drawn = latent_plot.plot_latents(vae, corpus, target, sentences=sentences, seed=seed)
         sys.stdout.write(f"{target} ({drawn} sentences)\n")
         return 0
 

@@ -26,6 +26,7 @@ from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.reporting.plots import COLORS
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.storage.best import Which
 from fq_toolkit.training.storage.evaluation import provenance
 
 VAE, UNTRAINED = "VAE", "untrained encoder"
@@ -78,7 +79,7 @@ def classify_run(
     seeds: int,
     finetune_steps: int,
     test_sentences: int,
-    step: int | None = None,
+    checkpoint: Which | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Classification:
     """Measure how many labels classifiers need on the latents of a run and on plain sentence vectors.
@@ -94,7 +95,7 @@ def classify_run(
         seeds: repetitions.
         finetune_steps: updates of each fine-tuning; 0 leaves it out.
         test_sentences: measure with the first so many.
-        step: of which checkpoint of ``run``.
+        checkpoint: of ``run``; by default its model at the end.
         report: told what is being done.
 
     Raises:
@@ -106,7 +107,7 @@ def classify_run(
             f"seeds is {seeds}, test_sentences {test_sentences}, finetune_steps {finetune_steps}, per_class "
             f"{tuple(per_class)}; expected at least 1, 1, 0 and numbers of at least 1"
         )
-    models: dict[str, SentenceVAE] = {VAE: load_model(run, step=step)}
+    models: dict[str, SentenceVAE] = {VAE: load_model(run, checkpoint=checkpoint)}
     models[UNTRAINED] = untrained(models[VAE])
     for path in against:
         if path.name in models:

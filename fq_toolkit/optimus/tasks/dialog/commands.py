@@ -7,9 +7,15 @@ from typing import Annotated
 import torch
 
 from fq_toolkit.optimus.tasks.classification.commands import classify_command, plot_latents_command
-from fq_toolkit.optimus.tasks.command_line import check_seed, run_training_command, suit_the_data, user_errors
+from fq_toolkit.optimus.tasks.command_line import (
+    check_seed,
+    run_evaluate_command,
+    run_training_command,
+    suit_the_data,
+    user_errors,
+)
 from fq_toolkit.optimus.tasks.dialog.training import DIALOG_TRAINER, DialogConfig
-from fq_toolkit.optimus.tasks.paired import evaluate_task_on, evaluate_task_run, load_task
+from fq_toolkit.optimus.tasks.runs import load_task
 from fq_toolkit.optimus.tasks.vae.latent_commands import (
     analogy_command,
     interpolate_command,
@@ -17,8 +23,7 @@ from fq_toolkit.optimus.tasks.vae.latent_commands import (
     reconstruct_command,
 )
 from fq_toolkit.training.errors import ConfigError, require
-from fq_toolkit.training.storage.measured_data import measured_line
-from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.storage.best import parse_checkpoint
 from fq_toolkit.training.train_command import run_plot_command
 
 # Some are those of the sentence VAE within.
@@ -59,21 +64,15 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
     def evaluate(
         valid: str | None = None,
-        step: int | None = None,
+        checkpoint: str = "last",
     ) -> int:
         """Measure a run: BLEU precision, recall, F1, distinct n-grams; writes evaluation.json.
 
         Args:
             valid: Other pairs than the run's own; their figures go to evaluation-STEM-HASH.json.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the highest BLEU F1), last, or a step.
         """
-        if valid is not None:
-            other = evaluate_task_on(DIALOG_TRAINER, run, valid, step=step)
-            sys.stdout.write(f"step {other.step}:\n{other.figures}\n{other.line}")
-            return 0
-        reached, figures = evaluate_task_run(DIALOG_TRAINER, run, step=step)
-        sys.stdout.write(f"step {reached}:\n{figures}\n{measured_line(RunFolder(run))}")
-        return 0
+        return run_evaluate_command(DIALOG_TRAINER, run, checkpoint=checkpoint, valid=valid)
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
 
@@ -87,7 +86,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
         count: int = 10,
         seed: int = 0,
         max_new_tokens: int = 40,
-        step: int | None = None,
+        checkpoint: str = "last",
     ) -> int:
         """Write responses to contexts, that of the mean first.
 
@@ -96,7 +95,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
             count: Responses per context.
             seed: Of the latents.
             max_new_tokens: Longest response.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the highest BLEU F1), last, or a step.
         """
         if not contexts or not all(context.strip() for context in contexts) or count < 1:
             raise ConfigError(
@@ -104,7 +103,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
                 'fq-toolkit sample RUN "hello ."'
             )
         check_seed(seed)
-        task, _, _ = load_task(DIALOG_TRAINER, run, step=step)
+        task, _ = load_task(DIALOG_TRAINER, run, checkpoint=parse_checkpoint(checkpoint))
         generator = torch.Generator().manual_seed(seed)
         with user_errors():
             answers = task.vae.respond(

@@ -5,7 +5,7 @@ than one reference where there is more than one.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -106,14 +106,20 @@ class DialogFigures(NamedTuple):
         return "\n".join(lines)
 
     def values(self) -> dict[str, float]:
-        """The figures as columns of ``metrics.csv``."""
+        """Return the figures as columns of ``metrics.csv``."""
         return {name: float(getattr(self, field)) for field, name in _COLUMNS.items()}
 
+    def record(self) -> dict[str, Any]:
+        """Return the figures for ``evaluation.json``."""
+        return self._asdict()
 
+
+BLEU_F1 = "BLEU/F1"
+"""The figure by which the best checkpoint is kept."""
 _COLUMNS = {
     "bleu_precision": "BLEU/precision",
     "bleu_recall": "BLEU/recall",
-    "bleu_f1": "BLEU/F1",
+    "bleu_f1": BLEU_F1,
     "intra_dist1": "distinct/intra 1",
     "intra_dist2": "distinct/intra 2",
     "inter_dist1": "distinct/inter 1",

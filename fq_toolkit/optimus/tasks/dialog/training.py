@@ -9,16 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fq_toolkit.optimus.data.dialogs import Dialogs, load_dialogs
+from fq_toolkit.optimus.data.dialogs import DialogCorpus, Dialogs, load_dialogs
 from fq_toolkit.optimus.model.batch import Tokenizers
+from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
-from fq_toolkit.optimus.tasks.dialog.evaluation import DialogEvaluator
+from fq_toolkit.optimus.tasks.dialog.evaluation import BLEU_F1, DialogEvaluator
 from fq_toolkit.optimus.tasks.dialog.model import DialogBatch, DialogVAE
-from fq_toolkit.optimus.tasks.paired import HeldOut, PairedConfig, PairedTask, TokenTable
-from fq_toolkit.optimus.tasks.vae.training import build_vae
+from fq_toolkit.optimus.tasks.networks import build_vae
+from fq_toolkit.optimus.tasks.paired import PairedConfig, TokenTable, check_measurable
+from fq_toolkit.optimus.tasks.sentence_task import HeldOut, SentenceTask, held_out_source
 from fq_toolkit.training.bounds import NotNegative, Positive
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
+from fq_toolkit.training.storage.best import Selection
+from fq_toolkit.training.task import count_weights
 
 TRAINER = "optimus-dialog"
 
@@ -71,7 +75,68 @@ class DialogRows:
         return hashlib.sha256("\n".join("\t".join(pair) for pair in rows).encode()).hexdigest()
 
 
-def build_task(config: DialogConfig, accelerator: Any, *, measure_on: str | None = None) -> PairedTask:
+class DialogTask(SentenceTask):
+    """A model of dialog responses in training.
+
+    Args:
+        config: all options.
+        corpus: pairs of context and response.
+        accelerator: an ``accelerate.Accelerator``.
+        measure_on: what the corpus is measured with, where that is not of the run.
+
+    Raises:
+        ConfigError: when the pairs do not fill a batch, or all to measure with are too long.
+    """
+
+    selection = Selection(BLEU_F1, highest=True)
+
+    def __init__(
+        self, config: DialogConfig, corpus: DialogCorpus, accelerator: Any, *, measure_on: str | None = None
+    ) -> None:
+        source = held_out_source(config, measure_on)
+        train, valid = corpus.train, corpus.valid
+        seed_everything(config.seed)  # the same weights everywhere
+        with accelerator.main_process_first():  # the others then read the cache
+            base = build_vae(config, [*train.contexts, *train.responses])
+        model = DialogVAE(base, fusion=config.fusion, context_kl=config.context_kl)
+        data = DialogRows(train, base.tokenizers, max_length=config.max_length)
+        check_measurable(
+            DialogRows(valid, base.tokenizers, max_length=config.max_length),
+            source,
+            max_length=config.max_length,
+        )
+        super().__init__(
+            config,
+            model,
+            data,
+            DialogEvaluator(corpus, config.eval_rows, config.samples),
+            held_out=HeldOut(
+                source,
+                rows=list(zip(*valid, strict=True)),
+                trained=train.contexts,
+                measured=list(dict.fromkeys(valid.contexts)),  # its responses are measured together
+                noun="contexts",
+            ),
+            skipped=corpus.skipped,
+            accelerator=accelerator,
+        )
+
+    @property
+    def sentence_vae(self) -> SentenceVAE:
+        """Return the sentence VAE inside the model."""
+        base: SentenceVAE = self.vae.base
+        return base
+
+    def describe(self) -> str:
+        """Return pairs, contexts and weights."""
+        contexts = len(self.evaluator.references)
+        return (
+            f"{len(self.data.kept):,} pairs, {contexts:,} contexts to measure with; "
+            f"{count_weights(self.vae):,} weights"
+        )
+
+
+def build_task(config: DialogConfig, accelerator: Any, *, measure_on: str | None = None) -> DialogTask:
     """Load the data and build the task.
 
     Args:
@@ -82,29 +147,7 @@ def build_task(config: DialogConfig, accelerator: Any, *, measure_on: str | None
     corpus = load_dialogs(
         config.data, config.valid, turns=config.turns, limit=config.limit, measure_on=measure_on
     )
-    seed_everything(config.seed)  # the same weights everywhere
-    texts = [*corpus.train.contexts, *corpus.train.responses]
-    base = build_vae(config, texts)  # type: ignore[arg-type]  # it has the options that are read
-    model = DialogVAE(base, fusion=config.fusion, context_kl=config.context_kl)
-    data = DialogRows(corpus.train, base.tokenizers, max_length=config.max_length)
-    evaluator = DialogEvaluator(corpus, config.eval_rows, config.samples)
-    held_out = HeldOut(
-        rows=list(zip(*corpus.valid, strict=True)),
-        usable=len(DialogRows(corpus.valid, base.tokenizers, max_length=config.max_length).kept),
-        trained=corpus.train.contexts,
-        asked=list(dict.fromkeys(corpus.valid.contexts)),  # several responses are for one context
-        noun="contexts",
-    )
-    return PairedTask(
-        config,
-        model,
-        data,
-        evaluator,
-        described=f"{len(data.kept):,} pairs, {len(evaluator.references):,} contexts to measure with",
-        skipped=corpus.skipped,
-        held_out=held_out,
-        accelerator=accelerator,
-    )
+    return DialogTask(config, corpus, accelerator, measure_on=measure_on)
 
 
 def run_name(config: DialogConfig) -> str:

@@ -7,14 +7,14 @@ import torch
 
 from fq_toolkit.optimus.tasks.classification.commands import classify_command, plot_latents_command
 from fq_toolkit.optimus.tasks.command_line import (
-    check_keys_of,
     check_seed,
+    run_evaluate_command,
     run_training_command,
     suit_the_data,
     user_errors,
 )
 from fq_toolkit.optimus.tasks.labels.training import LABEL_TRAINER, LabelConfig
-from fq_toolkit.optimus.tasks.paired import evaluate_task_on, evaluate_task_run, load_task
+from fq_toolkit.optimus.tasks.runs import load_task
 from fq_toolkit.optimus.tasks.vae.latent_commands import (
     analogy_command,
     interpolate_command,
@@ -22,8 +22,7 @@ from fq_toolkit.optimus.tasks.vae.latent_commands import (
     reconstruct_command,
 )
 from fq_toolkit.training.errors import ConfigError, require
-from fq_toolkit.training.storage.measured_data import measured_line
-from fq_toolkit.training.storage.run_folder import RunFolder
+from fq_toolkit.training.storage.best import parse_checkpoint
 from fq_toolkit.training.train_command import run_plot_command
 
 # Some are those of the sentence VAE within.
@@ -65,7 +64,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
         valid: str | None = None,
         text_key: str | None = None,
         label_key: str | None = None,
-        step: int | None = None,
+        checkpoint: str = "last",
     ) -> int:
         """Measure a run: right labels, BLEU, self-BLEU; writes evaluation.json.
 
@@ -73,18 +72,15 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             valid: Other sentences than the run's own; their figures go to evaluation-STEM-HASH.json.
             text_key: Where the text is in a JSON line of these; as in the run by default, like the next.
             label_key: Where the label is.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the most right labels), last, or a step.
         """
-        check_keys_of(valid, text_key=text_key, label_key=label_key)
-        if valid is not None:
-            other = evaluate_task_on(
-                LABEL_TRAINER, run, valid, step=step, text_key=text_key, label_key=label_key
-            )
-            sys.stdout.write(f"step {other.step}:\n{other.figures}\n{other.line}")
-            return 0
-        reached, figures = evaluate_task_run(LABEL_TRAINER, run, step=step)
-        sys.stdout.write(f"step {reached}:\n{figures}\n{measured_line(RunFolder(run))}")
-        return 0
+        return run_evaluate_command(
+            LABEL_TRAINER,
+            run,
+            checkpoint=checkpoint,
+            valid=valid,
+            keys={"text_key": text_key, "label_key": label_key},
+        )
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
 
@@ -98,7 +94,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
         labels: tuple[str, ...] = (),
         seed: int = 0,
         max_new_tokens: int = 40,
-        step: int | None = None,
+        checkpoint: str = "last",
     ) -> int:
         """Write sentences with each label, from the same latents.
 
@@ -107,10 +103,10 @@ def sample_command(run: Path, arguments: list[str]) -> int:
             labels: Which labels; all by default.
             seed: Of the latents.
             max_new_tokens: Longest sentence.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the most right labels), last, or a step.
         """
         check_seed(seed)
-        task, _, _ = load_task(LABEL_TRAINER, run, step=step)
+        task, _ = load_task(LABEL_TRAINER, run, checkpoint=parse_checkpoint(checkpoint))
         names = task.evaluator.corpus.names
         wrong = [label for label in labels if label not in names]
         if wrong or count < 1:

@@ -61,12 +61,18 @@ class LabelFigures(NamedTuple):
         return "\n".join(lines)
 
     def values(self) -> dict[str, float]:
-        """The figures as columns of ``metrics.csv``."""
+        """Return the figures as columns of ``metrics.csv``."""
         return {name: float(getattr(self, field)) for field, name in _COLUMNS.items()}
 
+    def record(self) -> dict[str, Any]:
+        """Return the figures for ``evaluation.json``."""
+        return self._asdict()
 
+
+RIGHT_LABELS = "label/from the prior"
+"""The figure by which the best checkpoint is kept."""
 _COLUMNS = {
-    "accuracy": "label/from the prior",
+    "accuracy": RIGHT_LABELS,
     "rewrite_accuracy": "label/rewritten",
     "bleu": "BLEU/from the prior",
     "self_bleu": "BLEU/self",

@@ -10,16 +10,20 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.optimus.data.corpus import GRAMMAR
-from fq_toolkit.optimus.data.labels import Labelled, load_labelled
+from fq_toolkit.optimus.data.labels import Labelled, LabelledCorpus, load_labelled
 from fq_toolkit.optimus.model.batch import Tokenizers
+from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
-from fq_toolkit.optimus.tasks.labels.evaluation import LabelEvaluator
+from fq_toolkit.optimus.tasks.labels.evaluation import RIGHT_LABELS, LabelEvaluator
 from fq_toolkit.optimus.tasks.labels.model import LabelledBatch, LabelVAE
-from fq_toolkit.optimus.tasks.paired import HeldOut, PairedConfig, PairedTask, TokenTable
-from fq_toolkit.optimus.tasks.vae.training import build_vae
+from fq_toolkit.optimus.tasks.networks import build_vae
+from fq_toolkit.optimus.tasks.paired import EMBEDDED, PairedConfig, TokenTable, check_measurable
+from fq_toolkit.optimus.tasks.sentence_task import HeldOut, SentenceTask, held_out_source
 from fq_toolkit.training.bounds import NotNegative
 from fq_toolkit.training.seeding import seed_everything
 from fq_toolkit.training.session import Trainer
+from fq_toolkit.training.storage.best import Selection
+from fq_toolkit.training.task import count_weights
 
 TRAINER = "optimus-label-conditional"
 
@@ -69,6 +73,59 @@ class LabelledRows:
         return hashlib.sha256("\n".join(f"{label}\t{text}" for label, text in rows).encode()).hexdigest()
 
 
+class LabelTask(SentenceTask):
+    """A label-conditional VAE in training.
+
+    Args:
+        config: all options.
+        corpus: labelled sentences.
+        accelerator: an ``accelerate.Accelerator``.
+        measure_on: what the corpus is measured with, where that is not of the run.
+
+    Raises:
+        ConfigError: when the sentences do not fill a batch, or all to measure with are too long.
+    """
+
+    selection = Selection(RIGHT_LABELS, highest=True)
+
+    def __init__(
+        self, config: LabelConfig, corpus: LabelledCorpus, accelerator: Any, *, measure_on: str | None = None
+    ) -> None:
+        source = held_out_source(config, measure_on)
+        valid, names = corpus.valid, corpus.names
+        seed_everything(config.seed)  # the same weights everywhere
+        with accelerator.main_process_first():  # the others then read the cache
+            base = build_vae(config, corpus.train.texts)
+        model = LabelVAE(base, len(names), adversary=config.adversary)
+        data = LabelledRows(corpus.train, base.tokenizers, max_length=config.max_length)
+        check_measurable(
+            LabelledRows(valid, base.tokenizers, max_length=config.max_length),
+            source,
+            max_length=config.max_length,
+        )
+        rows = [(names[label], text) for label, text in zip(valid.labels, valid.texts, strict=True)]
+        super().__init__(
+            config,
+            model,
+            data,
+            LabelEvaluator(corpus, config.eval_rows),
+            held_out=HeldOut(source, rows, corpus.train.texts, valid.texts),
+            skipped=corpus.skipped,
+            accelerator=accelerator,
+        )
+
+    @property
+    def sentence_vae(self) -> SentenceVAE:
+        """Return the sentence VAE inside the model."""
+        base: SentenceVAE = self.vae.base
+        return base
+
+    def describe(self) -> str:
+        """Return sentences, labels and weights."""
+        names = ", ".join(self.evaluator.corpus.names)
+        return f"{len(self.data.kept):,} sentences, labels {names}; {count_weights(self.vae):,} weights"
+
+
 def build_task(
     config: LabelConfig,
     accelerator: Any,
@@ -76,7 +133,7 @@ def build_task(
     measure_on: str | None = None,
     text_key: str | None = None,
     label_key: str | None = None,
-) -> PairedTask:
+) -> LabelTask:
     """Load the data and build the task.
 
     Args:
@@ -86,9 +143,8 @@ def build_task(
         text_key: where the text is in its JSON lines; as in the run by default, like the next.
         label_key: where the label is.
     """
-    source = GRAMMAR if config.data == "embedded" else config.data
     corpus = load_labelled(
-        source,
+        GRAMMAR if config.data == EMBEDDED else config.data,
         config.valid,
         text_key=config.text_key,
         label_key=config.label_key,
@@ -96,28 +152,7 @@ def build_task(
         measure_on=measure_on,
         measure_keys=(text_key, label_key),
     )
-    seed_everything(config.seed)  # the same weights everywhere
-    base = build_vae(config, corpus.train.texts)  # type: ignore[arg-type]  # it has the options that are read
-    model = LabelVAE(base, len(corpus.names), adversary=config.adversary)
-    data = LabelledRows(corpus.train, base.tokenizers, max_length=config.max_length)
-    valid = corpus.valid
-    held_out = HeldOut(
-        rows=[(corpus.names[label], text) for label, text in zip(valid.labels, valid.texts, strict=True)],
-        usable=len(LabelledRows(valid, base.tokenizers, max_length=config.max_length).kept),
-        trained=corpus.train.texts,
-        asked=valid.texts,
-        noun="sentences",
-    )
-    return PairedTask(
-        config,
-        model,
-        data,
-        LabelEvaluator(corpus, config.eval_rows),
-        described=f"{len(data.kept):,} sentences, labels {', '.join(corpus.names)}",
-        skipped=corpus.skipped,
-        held_out=held_out,
-        accelerator=accelerator,
-    )
+    return LabelTask(config, corpus, accelerator, measure_on=measure_on)
 
 
 def run_name(config: LabelConfig) -> str:

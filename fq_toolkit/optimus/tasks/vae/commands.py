@@ -6,20 +6,17 @@ from pathlib import Path
 import torch
 
 from fq_toolkit.optimus.tasks.command_line import (
-    check_keys_of,
     check_seed,
+    run_evaluate_command,
     run_training_command,
     suit_the_data,
     user_errors,
 )
 from fq_toolkit.optimus.tasks.vae.config import OptimusConfig, preset
 from fq_toolkit.optimus.tasks.vae.latent_commands import load_vae_for
-from fq_toolkit.optimus.tasks.vae.runs import evaluate_run, evaluate_run_on
-from fq_toolkit.optimus.tasks.vae.training import OPTIMUS_TRAINER
+from fq_toolkit.optimus.tasks.vae.training import VAE_TRAINER
 from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.seeding import isolated_rng
-from fq_toolkit.training.storage.measured_data import measured_line
-from fq_toolkit.training.storage.run_folder import RunFolder
 from fq_toolkit.training.train_command import first_look, run_plot_command
 
 TRAIN_HELP = """Train a sentence VAE (Optimus): an encoder, a latent, and a decoder that reads it.
@@ -39,7 +36,7 @@ def train_command(arguments: list[str]) -> int:
     Returns:
         The exit status: 0, or 128 + the number of the signal that stopped the run.
     """
-    return run_training_command(OPTIMUS_TRAINER, arguments, defaults=_defaults, description=TRAIN_HELP)
+    return run_training_command(VAE_TRAINER, arguments, defaults=_defaults, description=TRAIN_HELP)
 
 
 def _defaults(arguments: list[str]) -> OptimusConfig:
@@ -57,7 +54,7 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
         sentences: int | None = None,
         iw_samples: int | None = None,
         analogies: int | None = None,
-        step: int | None = None,
+        checkpoint: str = "last",
     ) -> int:
         """Measure a run: perplexities, -ELBO, KL, MI, active units, analogies; writes evaluation.json.
 
@@ -67,20 +64,20 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             sentences: Held-out sentences; by default as in the run, like the next two.
             iw_samples: Draws per sentence of the likelihood; the paper has 100.
             analogies: Scored analogies, on the grammar.
-            step: Which checkpoint; the newest by default.
+            checkpoint: best (the lowest -ELBO), last, or a step.
         """
-        check_keys_of(valid, text_key=text_key)
-        if valid is not None:
-            if analogies is not None:
-                raise ConfigError("--analogies are questions on the grammar: leave them out with --valid")
-            other = evaluate_run_on(
-                run, valid, step=step, text_key=text_key, sentences=sentences, iw_samples=iw_samples
-            )
-            sys.stdout.write(f"{other.figures}\n{other.line}")
-            return 0
-        result = evaluate_run(run, step=step, sentences=sentences, iw_samples=iw_samples, analogies=analogies)
-        sys.stdout.write(f"{result}\n{measured_line(RunFolder(run))}")
-        return 0
+        if valid is not None and analogies is not None:
+            raise ConfigError("--analogies are questions on the grammar: leave them out with --valid")
+        return run_evaluate_command(
+            VAE_TRAINER,
+            run,
+            checkpoint=checkpoint,
+            valid=valid,
+            keys={"text_key": text_key},
+            eval_sentences=sentences,
+            iw_samples=iw_samples,
+            eval_analogies=analogies,
+        )
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
 
@@ -95,7 +92,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
         temperature: float = 0.0,
         top_p: float = 1.0,
         max_new_tokens: int = 40,
-        step: int | None = None,
+        checkpoint: str | None = None,
     ) -> int:
         """Write sentences from latents that are drawn from the prior.
 
@@ -105,7 +102,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
             temperature: 0 takes the likeliest word each time; 1 draws words as the decoder weighs them.
             top_p: With a temperature: draw from the likeliest words that have this share together.
             max_new_tokens: Longest sentence.
-            step: Which checkpoint; by default the model at the end of the run.
+            checkpoint: best (the lowest -ELBO), last or a step; by default the model at the end of the run.
         """
         if temperature < 0 or not 0 < top_p <= 1:
             raise ConfigError(
@@ -113,7 +110,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
             )
         check_seed(seed)
         drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
-        vae = load_vae_for(run, step, [])
+        vae = load_vae_for(run, checkpoint, [])
         with user_errors(), isolated_rng(seed):
             generator = torch.Generator().manual_seed(seed)
             texts = vae.sample(count, generator=generator, max_new_tokens=max_new_tokens, **drawing)
@@ -125,4 +122,4 @@ def sample_command(run: Path, arguments: list[str]) -> int:
 
 def plot_command(run: Path, arguments: list[str]) -> int:
     """Run ``plot RUN``."""
-    return run_plot_command(OPTIMUS_TRAINER, run, arguments)
+    return run_plot_command(VAE_TRAINER, run, arguments)

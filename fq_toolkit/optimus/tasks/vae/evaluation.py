@@ -1,8 +1,6 @@
 """How good a sentence VAE is: language, latent space, and analogies where they can be scored."""
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +11,23 @@ from fq_toolkit.optimus.metrics.language_metrics import LanguageScores, measure_
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.vae.config import OptimusConfig
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.storage.atomic import write_atomic
-from fq_toolkit.training.storage.evaluation import provenance
-from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, set_records
 
 EVALUATION_SEED = 0
+NEGATIVE_ELBO = "held out/-ELBO"
+"""The figure by which the best checkpoint is kept: the smaller, the better."""
+# Field of LanguageScores -> column of metrics.csv, PANEL/CURVE.
+_COLUMNS = {
+    "ppl_per_bpe_token": "perplexity/per token",
+    "ppl_per_word": "perplexity/per word",
+    "negative_elbo": NEGATIVE_ELBO,
+    "kl": "held out/KL",
+    "mutual_information": "held out/mutual information",
+    "reconstruction_from_mean": "held out/reconstruction",
+    "reconstruction_from_other": "held out/reconstruction from another latent",
+    "active_units": "latent/active units",
+}
+# Column of metrics.csv -> field of AnalogyScore.
+_ANALOGIES = {f"analogy/{name}": name for name in ("accuracy", "changed", "kept")}
 
 
 class Evaluation(NamedTuple):
@@ -53,6 +63,18 @@ class Evaluation(NamedTuple):
             )
         return "\n".join(lines)
 
+    def values(self) -> dict[str, float]:
+        """Return the figures as columns of ``metrics.csv``."""
+        values = {column: float(getattr(self.language, field)) for field, column in _COLUMNS.items()}
+        if self.analogies is not None:
+            values |= {column: getattr(self.analogies, field) for column, field in _ANALOGIES.items()}
+        return values
+
+    def record(self) -> dict[str, Any]:
+        """Return the figures for ``evaluation.json``."""
+        analogies = None if self.analogies is None else self.analogies._asdict()
+        return {**self.language._asdict(), "latent_size": self.latent_size, "analogies": analogies}
+
 
 def _not_comparable(unknown: float) -> str:
     """What must stand beside a perplexity per word when words are unknown: each is an easy guess."""
@@ -71,12 +93,17 @@ class Evaluator:
         every = max(1, len(corpus.valid) // config.eval_sentences)
         self.texts = corpus.valid[::every][: config.eval_sentences]
         self.draws = config.iw_samples
-        self.questions = []
+        self.questions: list[Analogy] = []
         if corpus.grammar is not None:
             self.questions = draw_analogies(corpus.grammar, config.eval_analogies, seed=EVALUATION_SEED)
+        self.columns = [*_COLUMNS.values(), *(_ANALOGIES if self.questions else [])]
 
-    def check(self, vae: SentenceVAE) -> None:
+    def check(self, vae: SentenceVAE, source: str) -> None:
         """Refuse sentences that a model cannot be measured with: before it is trained, not after.
+
+        Args:
+            vae: the model.
+            source: where the sentences come from.
 
         Raises:
             ConfigError: when fewer than two of them are short enough for the model.
@@ -84,15 +111,12 @@ class Evaluator:
         try:
             readable(vae, self.texts)
         except ValueError as error:
-            raise ConfigError(f"nothing can be measured: {error}; --valid names others") from error
+            raise ConfigError(
+                f"nothing can be measured: {error} in {source}; --valid names others"
+            ) from error
 
     def __call__(self, vae: SentenceVAE) -> Evaluation:
-        """Measure a model; it keeps its mode, and the global random state is not touched.
-
-        Raises:
-            ConfigError: as :meth:`check`.
-        """
-        self.check(vae)
+        """Measure a model; it keeps its mode, and the global random state is not touched."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         language = measure_language(vae, self.texts, draws=self.draws, generator=generator)
         score = None
@@ -102,70 +126,7 @@ class Evaluator:
             score = score_analogies(self.questions, answers)
         return Evaluation(language, vae.latent_size, score)
 
-    def columns(self) -> list[str]:
-        """Return the names of :meth:`values`."""
-        names = [*_COLUMNS.values()]
-        return names + [f"analogy/{name}" for name in ("accuracy", "changed", "kept")] * bool(self.questions)
-
-    def values(self, result: Evaluation) -> dict[str, float]:
-        """Return a measurement as columns of ``metrics.csv``."""
-        values = {name: float(getattr(result.language, field)) for field, name in _COLUMNS.items()}
-        if result.analogies is not None:
-            for name in ("accuracy", "changed", "kept"):
-                values[f"analogy/{name}"] = getattr(result.analogies, name)
-        return values
-
 
 def ask(questions: Sequence[Analogy]) -> tuple[list[str], list[str], list[str]]:
     """Return the three sentences of each analogy as three columns."""
     return [q.a for q in questions], [q.b for q in questions], [q.c for q in questions]
-
-
-# Field of LanguageScores -> column of metrics.csv, PANEL/CURVE.
-_COLUMNS = {
-    "ppl_per_bpe_token": "perplexity/per token",
-    "ppl_per_word": "perplexity/per word",
-    "negative_elbo": "held out/-ELBO",
-    "kl": "held out/KL",
-    "mutual_information": "held out/mutual information",
-    "reconstruction_from_mean": "held out/reconstruction",
-    "reconstruction_from_other": "held out/reconstruction from another latent",
-    "active_units": "latent/active units",
-}
-
-
-def write_evaluation(
-    target: Path,
-    config: OptimusConfig,
-    evaluation: Evaluation,
-    *,
-    step: int,
-    seconds: float,
-    measured_on: Mapping[str, MeasuredSet],
-    **more: Any,
-) -> None:
-    """Write ``evaluation.json``, or the file of another measurement: figures and what they go with.
-
-    Args:
-        target: the file.
-        config: options of the run, and how much was measured.
-        evaluation: the figures.
-        step: of the checkpoint.
-        seconds: of training.
-        measured_on: the sentences.
-        **more: what else belongs to the figures.
-    """
-    analogies = evaluation.analogies
-    record = {
-        "step": step,
-        "training_seconds": round(seconds, 1),
-        **evaluation.language._asdict(),
-        "latent_size": evaluation.latent_size,
-        "analogies": None if analogies is None else analogies._asdict(),
-        "data": config.data,
-        KEY: set_records(measured_on),
-        "seed": config.seed,
-        **more,
-        **provenance(),
-    }
-    write_atomic(target, (json.dumps(record, indent=2) + "\n").encode())

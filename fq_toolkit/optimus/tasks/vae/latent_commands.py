@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from fq_toolkit.optimus.model.batch import check_texts
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
-from fq_toolkit.optimus.tasks.command_line import check_seed, typed_lines, user_errors
+from fq_toolkit.optimus.tasks.command_line import check_seed, checkpoint_or_end, typed_lines, user_errors
 from fq_toolkit.optimus.tasks.vae.play import PROMPT, play, unknown_words
 from fq_toolkit.optimus.tasks.vae.runs import load_model
 from fq_toolkit.training.errors import ConfigError, require
@@ -23,19 +23,19 @@ def reconstruct_command(run: Path, arguments: list[str]) -> int:
     def reconstruct(
         texts: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
         max_new_tokens: int = 40,
-        step: int | None = None,
+        checkpoint: str | None = None,
     ) -> int:
         """Encode sentences and write what their latents say.
 
         Args:
             texts: Sentences, each in quotes; without any, the lines of the standard input.
             max_new_tokens: Longest answer.
-            step: Which checkpoint; by default the model at the end of the run.
+            checkpoint: best, last or a step; by default the model at the end of the run.
         """
         sentences = list(texts) or [line.strip() for line in typed_lines() if line.strip()]
         if not sentences:
             raise ConfigError("no sentence was given, neither as words in quotes nor on the standard input")
-        vae = load_vae_for(run, step, sentences)
+        vae = load_vae_for(run, checkpoint, sentences)
         with user_errors():
             back = vae.reconstruct(sentences, max_new_tokens=max_new_tokens)
         sys.stdout.write("".join(f"{a} -> {b}\n" for a, b in zip(sentences, back, strict=True)))
@@ -54,7 +54,7 @@ def interpolate_command(run: Path, arguments: list[str]) -> int:
         steps: int = 10,
         kind: Literal["linear", "spherical"] = "linear",
         max_new_tokens: int = 40,
-        step: int | None = None,
+        checkpoint: str | None = None,
     ) -> int:
         """Write the sentences on the way from A to B.
 
@@ -64,9 +64,9 @@ def interpolate_command(run: Path, arguments: list[str]) -> int:
             steps: How many sentences, those of A and B among them.
             kind: Straight, or on an arc that keeps the length of the latents.
             max_new_tokens: Longest sentence.
-            step: Which checkpoint; by default the model at the end of the run.
+            checkpoint: best, last or a step; by default the model at the end of the run.
         """
-        vae = load_vae_for(run, step, [a, b])
+        vae = load_vae_for(run, checkpoint, [a, b])
         with user_errors():
             texts = vae.interpolate(a, b, steps, kind=kind, max_new_tokens=max_new_tokens)
         sys.stdout.write("".join(f"{text}\n" for text in texts))
@@ -85,7 +85,7 @@ def analogy_command(run: Path, arguments: list[str]) -> int:
         c: Annotated[str, tyro.conf.Positional],
         degree: float = 1.0,
         max_new_tokens: int = 40,
-        step: int | None = None,
+        checkpoint: str | None = None,
     ) -> int:
         """Write what is to C as B is to A.
 
@@ -95,9 +95,9 @@ def analogy_command(run: Path, arguments: list[str]) -> int:
             c: What is to become something likewise.
             degree: How far to go; 0 writes C again.
             max_new_tokens: Longest sentence.
-            step: Which checkpoint; by default the model at the end of the run.
+            checkpoint: best, last or a step; by default the model at the end of the run.
         """
-        vae = load_vae_for(run, step, [a, b, c])
+        vae = load_vae_for(run, checkpoint, [a, b, c])
         with user_errors():
             text = vae.analogy(a, b, c, degree, max_new_tokens=max_new_tokens)
         sys.stdout.write(f"{text}\n")
@@ -110,27 +110,27 @@ def play_command(run: Path, arguments: list[str]) -> int:
     """Run ``play RUN``."""
     tyro = require("tyro", purpose="the command line")
 
-    def session(seed: int = 0, step: int | None = None) -> int:
+    def session(seed: int = 0, checkpoint: str | None = None) -> int:
         """Type sentences: see what comes back, interpolate, try analogies. /help in it tells more.
 
         Args:
             seed: Of /sample.
-            step: Which checkpoint; by default the model at the end of the run.
+            checkpoint: best, last or a step; by default the model at the end of the run.
         """
         check_seed(seed)
-        vae = load_vae_for(run, step, [])
+        vae = load_vae_for(run, checkpoint, [])
         play(vae, typed_lines(), sys.stdout, prompt=PROMPT if sys.stdin.isatty() else "", seed=seed)
         return 0
 
     return int(tyro.cli(session, args=arguments, prog="fq-toolkit play RUN"))
 
 
-def load_vae_for(run: Path, step: int | None, texts: Sequence[str]) -> SentenceVAE:
+def load_vae_for(run: Path, checkpoint: str | None, texts: Sequence[str]) -> SentenceVAE:
     """Read the model of a run, and tell which words of the texts it does not know."""
     if texts:
         with user_errors():
             check_texts(texts)
-    vae = load_model(run, step=step)
+    vae = load_model(run, checkpoint=checkpoint_or_end(checkpoint))
     unknown = sorted({word for text in texts for word in unknown_words(vae, text)})
     if unknown:
         logger.warning("words that the model has never seen: %s", " ".join(unknown))
