@@ -17,7 +17,7 @@ from fq_toolkit.training.errors import ConfigError
 _IDX_NAME = re.compile(r"(?P<part>.*?)images[-.]idx3-ubyte(?P<gz>\.gz)?")
 IMAGE_KEYS = ("train_images", "images", "x_train", "x", "data", "arr_0")
 LABEL_KEYS = ("train_labels", "labels", "y_train", "y", "label", "arr_1")
-_CHUNK = 2**24
+_CHUNK = 2**24  # bytes, or numbers, converted at a time
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -28,7 +28,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         ConfigError: when it cannot be read, is cut short or holds something else.
 
-    Source: the format is described on the page of the MNIST database (LeCun, Cortes and Burges).
+    Source: the page of the MNIST database (LeCun, Cortes and Burges) describes the format.
     """
     stored = regular_size(path)
     try:
@@ -46,17 +46,18 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _read_idx(file: BinaryIO, path: Path, stored: int, *, packed: bool) -> np.ndarray:
+    # Two zeros, the type (8: unsigned bytes), the number of dimensions, then each as a big-endian uint32.
     start = file.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] != 8 or not 1 <= start[3] <= 4:
         raise ConfigError(f"{path} is no IDX file of bytes: it begins with {start.hex(' ')}")
     sizes = file.read(4 * start[3])
     shape = tuple(np.frombuffer(sizes, dtype=">u4").tolist()) if len(sizes) == 4 * start[3] else ()
     expected, head = math.prod(shape), 4 + len(sizes)
-    held = stored - head  # of a packed file the end tells
+    held = stored - head  # of a packed file only reading to its end tells
     if packed and shape:
         demand_memory(path, expected, stored=stored)
         data = file.read(expected)
-        held = len(data) + len(file.read(1))
+        held = len(data) + len(file.read(1))  # one byte more tells that it goes on
     if not shape or held != expected:
         more = "more" if packed and held > expected else max(0, held)
         raise ConfigError(
@@ -70,18 +71,18 @@ def _read_idx(file: BinaryIO, path: Path, stored: int, *, packed: bool) -> np.nd
 
 
 def find_idx(folder: Path) -> Path | None:
-    """Return the IDX file of images in a folder, that of the training set before any other; or None."""
+    """Return the IDX file of images in a folder, preferably that of the training set; or None."""
     files = sorted(path for path in folder.iterdir() if _IDX_NAME.fullmatch(path.name))
     return next((path for path in files if path.name.startswith("train")), files[0] if files else None)
 
 
 def is_idx(path: Path) -> bool:
-    """Return whether a file is named as IDX images are."""
+    """Return whether a file has a name of IDX images."""
     return _IDX_NAME.fullmatch(path.name) is not None
 
 
 def read_idx_dataset(path: Path) -> LabelledBytes:
-    """Read IDX images with the labels that lie beside them.
+    """Read IDX images and the labels beside them.
 
     Raises:
         ConfigError: when a file is missing or damaged, or the two do not belong together.
@@ -108,7 +109,7 @@ def read_npz(path: Path) -> LabelledBytes:
 
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, uint8, or floats in [0, 1] or
     [-1, 1]. Pickled objects in the file are never loaded, and the header of an array is checked against the
-    size of its entry before there is any memory for it.
+    size of its entry before memory is allocated for it.
 
     Raises:
         ConfigError: naming what the file has and what was expected.
@@ -142,10 +143,10 @@ def read_npz(path: Path) -> LabelledBytes:
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < 0:
         raise ConfigError(f"{path} has the label {low}; expected 0 or more")
-    if high >= 2**62:
+    if high >= 2**62:  # the number of classes is one more, and has to fit int64
         raise ConfigError(f"{path} has the label {high}; expected the number of a class")
-    found = f"npz ({path.name}: {image_key}{', ' + label_key if label_key else ', no labels'})"
-    return LabelledBytes(images, labels.astype(np.int64), high + 1, found)
+    kind = f"npz ({path.name}: {image_key}{', ' + label_key if label_key else ', no labels'})"
+    return LabelledBytes(images, labels.astype(np.int64), high + 1, kind)
 
 
 def _read_member(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
@@ -177,7 +178,7 @@ def _read_member(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
             part = raw[start : start + _CHUNK]
             if file.readinto(part) != len(part):  # type: ignore[attr-defined]
                 raise ConfigError(f"{path}: {key} is cut short")
-        file.read(1)  # the end: compares the checksum
+        file.read(1)  # zipfile compares the checksum only at the end
     return raw.view(dtype).reshape(shape, order="F" if by_column else "C")
 
 
@@ -204,7 +205,7 @@ def _to_bytes(images: np.ndarray, path: Path) -> np.ndarray:
         )
     stored = np.empty(images.shape, np.uint8)
     rows = max(1, _CHUNK // max(1, math.prod(images.shape[1:])))
-    for start in range(0, len(images), rows):  # a part at a time: floats take eight times the memory
+    for start in range(0, len(images), rows):  # float64 temporaries of all would take eight times the memory
         part = images[start : start + rows]
         stored[start : start + rows] = np.rint((part if low >= 0 else (part + 1) / 2) * 255)
     return stored

@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def random_flip(images: Tensor) -> Tensor:
-    """Mirror each of the images (n, C, H, W) left to right with probability one half."""
+    """Mirror each image of (n, C, H, W) left to right with probability one half."""
     chosen = torch.rand(len(images), device=images.device) < 0.5
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
 def random_crop(images: Tensor, size: int) -> Tensor:
-    """Cut a square of ``size`` pixels out of each image (n, C, H, W), everywhere equally likely.
+    """Crop a square of ``size`` pixels from each image of (n, C, H, W), at a uniformly random place.
 
     Raises:
         ValueError: when the images are smaller.
@@ -31,5 +31,5 @@ def random_crop(images: Tensor, size: int) -> Tensor:
 
 
 def jitter(images: Tensor, size: int) -> Tensor:
-    """Mirror at random and cut ``size`` pixels out at random, as U-GAT-IT does with 286 -> 256."""
+    """Mirror and crop images to ``size`` pixels at random, as U-GAT-IT does with 286 -> 256."""
     return random_crop(random_flip(images), size)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the files that their authors publish: python pickles, and binary."""
+"""CIFAR-10 and CIFAR-100 as their authors publish them: Python pickles, and binary files."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +18,13 @@ class LabelledBytes(NamedTuple):
     images: uint8 (N, C, H, W).
     labels: int64 (N,).
     num_classes: classes that the format has.
-    found: what it is, for people.
+    kind: of files, for people.
     """
 
     images: np.ndarray
     labels: np.ndarray
     num_classes: int
-    found: str
+    kind: str
 
 
 def _read_python_batch(path: Path, key: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +69,11 @@ def _checked(path: Path, rows: np.ndarray, labels: np.ndarray, classes: int) -> 
 
 
 class _Layout(NamedTuple):
-    """File names of one published form."""
+    """File names and labels of one published format.
+
+    beside: another file that has to be there: ``data_batch_1`` and ``train`` alone are too common as names.
+    label: key of the labels in a pickle; or how many bytes of labels a binary record starts with.
+    """
 
     name: str
     folder: str
@@ -90,7 +94,7 @@ LAYOUTS = (
 
 
 def find_cifar(folder: Path) -> "tuple[_Layout, Path] | None":
-    """Return which published form lies in a folder, or in the folder of its usual name inside; or None."""
+    """Return which published format lies in a folder, or in a folder of its usual name inside; or None."""
     for layout in LAYOUTS:
         for place in (folder, folder / layout.folder):
             first = place / layout.batches[0]
@@ -100,7 +104,7 @@ def find_cifar(folder: Path) -> "tuple[_Layout, Path] | None":
 
 
 def read_cifar(layout: _Layout, folder: Path) -> LabelledBytes:
-    """Read the training images of a published form; batches that are not there are left out and counted.
+    """Read the training images of a published format; missing batches are left out and counted.
 
     Raises:
         ConfigError: for a file that is damaged, of other content, or hostile.
@@ -114,5 +118,5 @@ def read_cifar(layout: _Layout, folder: Path) -> LabelledBytes:
     ]
     images, labels = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     missing = len(layout.batches) - len(paths)
-    found = layout.name + (f" ({len(paths)} of {len(layout.batches)} batches)" if missing else "")
-    return LabelledBytes(images, labels, layout.classes, found)
+    kind = layout.name + (f" ({len(paths)} of {len(layout.batches)} batches)" if missing else "")
+    return LabelledBytes(images, labels, layout.classes, kind)

@@ -29,7 +29,7 @@ class ImageDataset(NamedTuple):
     labels: int64 (N,) in [0, num_classes).
     extractor: name of the feature extractor that evaluation uses for this dataset.
     class_names: what the classes are called; empty where they are numbers.
-    found: what the files are, for people; empty for a dataset that comes by name.
+    found: what the files are, for people; empty for a dataset that is loaded by name.
     annotations: labels that the files have and training does not use; feature extractors learn from them.
     """
 
@@ -76,11 +76,11 @@ def load_dataset(
     skip_damaged: bool = False,
     nested: bool = False,
 ) -> ImageDataset:
-    """Load a dataset by name, or from files whose kind is found out.
+    """Load a dataset by name, or from files whose format is recognized.
 
     Args:
-        source: a name, or the path of a CIFAR-10 or CIFAR-100 folder (python or binary), of IDX files (MNIST)
-            or their folder, of an npz file, of an image folder, or of a zip archive of one.
+        source: a name, or a path: a CIFAR-10 or CIFAR-100 folder (python or binary), IDX files (MNIST) or
+            their folder, an npz file, an image folder, or a zip archive of one.
         size: pixels of a side; 0 leaves images as they are.
         conditional: use the labels; False makes one class of everything.
         fit: what becomes of images that are not square: ``"crop"`` scales the shorter side and cuts out the
@@ -96,7 +96,7 @@ def load_dataset(
         if size not in (0, data.images.shape[2]):
             data = data._replace(images=_resized(data.images[:], size), extractor="data-cnn")
     else:
-        data = _load_path(as_path(source), _Reading(size, fit, skip_damaged, nested))
+        data = _load_path(as_path(source), _ReadOptions(size, fit, skip_damaged, nested))
     if len(data.images) == 0:
         raise ConfigError(f"{source} holds no images")
     if conditional:
@@ -106,8 +106,8 @@ def load_dataset(
     )
 
 
-class _Reading(NamedTuple):
-    """How pictures are to be read, see :func:`load_dataset`."""
+class _ReadOptions(NamedTuple):
+    """How pictures are to be read, see `load_dataset`."""
 
     size: int
     fit: "Fit | Literal['auto']"
@@ -129,8 +129,8 @@ def as_path(source: str) -> Path:
     return path
 
 
-def _load_path(path: Path, reading: _Reading) -> ImageDataset:
-    """Find out what kind of files a path holds, and read them."""
+def _load_path(path: Path, reading: _ReadOptions) -> ImageDataset:
+    """Recognize what kind of files a path holds, and read them."""
     if not path.exists():
         raise ConfigError(
             f"unknown dataset {str(path)!r}; {nearest(str(path), list(DATASETS))} Nor is it a file or folder"
@@ -160,15 +160,15 @@ def _load_path(path: Path, reading: _Reading) -> ImageDataset:
     return _load_pictures(path, reading)
 
 
-def _load_pictures(path: Path, reading: _Reading) -> ImageDataset:
-    images, labels, classes, names, found = read_image_folder(path, **reading._asdict())
+def _load_pictures(path: Path, reading: _ReadOptions) -> ImageDataset:
+    images, labels, classes, names, kind = read_image_folder(path, **reading._asdict())
     extractor = "data-cnn" if classes > 1 else "random-cnn"
     return ImageDataset(
-        path.name, images, labels, classes, extractor, names, _describe(found, images, classes)
+        path.name, images, labels, classes, extractor, names, _describe(kind, images, classes)
     )
 
 
-def _load_file(path: Path, reading: _Reading) -> ImageDataset:
+def _load_file(path: Path, reading: _ReadOptions) -> ImageDataset:
     regular_size(path)
     if is_idx(path):
         return _from_bytes(path, read_idx_dataset(path), reading, "data-cnn")
@@ -185,7 +185,7 @@ def _load_file(path: Path, reading: _Reading) -> ImageDataset:
     )
 
 
-def _from_bytes(path: Path, data: LabelledBytes, reading: _Reading, extractor: str) -> ImageDataset:
+def _from_bytes(path: Path, data: LabelledBytes, reading: _ReadOptions, extractor: str) -> ImageDataset:
     if len(data.labels) and data.num_classes > max(100, len(data.labels)):
         raise ConfigError(
             f"{path} has the label {data.num_classes - 1} but {len(data.labels)} images; "
@@ -193,7 +193,7 @@ def _from_bytes(path: Path, data: LabelledBytes, reading: _Reading, extractor: s
         )
     if 0 in data.images.shape[1:]:
         raise ConfigError(f"{path} holds images of {data.images.shape[2]}x{data.images.shape[3]} pixels")
-    pixels = torch.from_numpy(data.images.copy())
+    pixels = torch.from_numpy(data.images.copy())  # arrays from files may be read-only, which torch warns of
     there = len(set(data.labels.tolist()))
     if 0 < there < data.num_classes:
         log.warning(
@@ -213,10 +213,10 @@ def _from_bytes(path: Path, data: LabelledBytes, reading: _Reading, extractor: s
     if extractor == "cifar-cnn" and pixels.shape[2:] != (32, 32):
         extractor = "data-cnn"
     images, labels = StoredImages.in_memory(pixels), torch.from_numpy(data.labels)
-    found = _describe(data.found, images, data.num_classes)
     classes = max(1, data.num_classes)
     extractor = extractor if classes > 1 else "random-cnn"
-    return ImageDataset(path.name, images, labels, classes, extractor, found=found)
+    description = _describe(data.kind, images, data.num_classes)
+    return ImageDataset(path.name, images, labels, classes, extractor, found=description)
 
 
 def _describe(kind: str, images: StoredImages, classes: int) -> str:

@@ -1,4 +1,4 @@
-"""What a file may cost, checked against its size and this machine ahead of any allocation."""
+"""What a file may cost in memory, checked against its size and this machine before any allocation."""
 
 import os
 import stat
@@ -6,29 +6,29 @@ from pathlib import Path
 
 from fq_toolkit.training.errors import ConfigError
 
-# Real arrays of pixels pack 1.5 to 20 times; made-up ones a thousand times.
+# Real arrays of pixels compress 1.5 to 20 times; zip bombs a thousand times.
 PACKING = 100
-# Whatever a file says about itself, this much costs nobody anything.
+# Below this size a high compression ratio is not worth refusing.
 HARMLESS = 256 * 2**20
 
 
 def regular_size(path: Path) -> int:
-    """Return the bytes of a regular file; pipes, devices and folders would block or never end.
+    """Return the size of a regular file. Pipes and devices would block or never end.
 
     Raises:
         ConfigError: when it is something else, or not there.
     """
     try:
-        found = path.stat()
+        about = path.stat()
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(about.st_mode):
         raise ConfigError(f"{path} is no regular file (a pipe, a device or a folder); give a file")
-    return found.st_size
+    return about.st_size
 
 
 def machine_memory() -> int:
-    """Return the bytes that this process may use: of the machine, of its container, or of its own limit."""
+    """Return the bytes that this process may use: the least of machine, container and resource limit."""
     limits = []
     try:
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -49,7 +49,7 @@ def machine_memory() -> int:
 
 
 def demand_memory(path: Path, needed: int, *, stored: int) -> None:
-    """Refuse an array that a file announces and that this machine cannot hold, or that no image file holds.
+    """Refuse an array, as a file announces it, that this machine cannot hold or that no image file holds.
 
     Args:
         path: the file, for the message.

@@ -1,7 +1,7 @@
 """Reading pictures with pillow: any mode, any size, turned as the camera was held.
 
-Pillow opens whatever it recognizes, by names that lie, and some formats start other programs. Here the ending
-of a name decides which one format is tried, and bytes and pixels are counted before anything is decoded.
+Pillow opens whatever it recognizes, whatever the name says, and some formats start other programs. Here the
+ending of the name decides which one format is tried, and bytes and pixels are counted before decoding.
 """
 
 import logging
@@ -29,35 +29,37 @@ FORMATS = {
     **{".webp": "WEBP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".tga": "TGA", ".avif": "AVIF"},
     **{".jp2": "JPEG2000", ".j2k": "JPEG2000", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM"},
 }
-# These need a part of pillow that not every build has: where it is missing they are left out, and counted.
+# These need a part of pillow that not every build has; without it such files are left out and counted.
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
-# How the content of files begins that often have the name of another.
+# How the content begins of formats that often come with the ending of another.
 _BEGINNINGS = {
     b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"%!PS": "PostScript",
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WEBP", b"%PDF": "PDF", b"\xc5\xd0\xd3\xc6": "PostScript",
 }  # fmt: skip
-# More than this stays on disk and is read again whenever it is looked at.
+# Larger datasets stay on disk, and pictures are decoded whenever they are looked at.
 MEMORY_LIMIT = 4 * 2**30
-# The largest picture, 8192x8192, and what all threads together decode at a time.
+# The largest picture, 8192x8192, and the largest file; all threads together hold no more at a time.
 MAX_PIXELS = 2**26
 MAX_BYTES = 2**29
+# Pictures that are scaled to more pixels than this are cropped first.
 _WHOLE = 2**23
 _THREADS, _NAMED = 8, 5
-_TURNED_BY_CAMERAS = ("JPEG", "MPO", "TIFF", "WEBP")  # a look at the notes of others decodes the picture
+# Formats whose EXIF orientation is honoured; reading that of others would decode the whole picture.
+_TURNED_BY_CAMERAS = ("JPEG", "MPO", "TIFF", "WEBP")
 _GRAY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I")
 
 Source = Path | ZipEntry
 
 
 class _Budget:
-    """Lets threads work at the same time as long as all of them together need no more than ``total``."""
+    """A bound on what all threads together hold at a time: those that would exceed it wait."""
 
     def __init__(self, total: int) -> None:
         self._left, self._total, self._changed = total, total, threading.Condition()
 
     @contextmanager
     def hold(self, amount: int) -> Iterator[None]:
-        """Wait until there is room for ``amount``; one that is larger than all waits for all."""
+        """Wait until there is room for ``amount``; more than the total waits until nobody holds anything."""
         amount = min(amount, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= amount)
@@ -74,7 +76,7 @@ _PIXELS, _BYTES = _Budget(MAX_PIXELS), _Budget(MAX_BYTES)
 
 
 def is_image(path: Source) -> bool:
-    """Return whether a file's name is that of a picture that can be read; hidden files are none."""
+    """Return whether a file has the name of a picture that can be read. Hidden files have not."""
     name = FORMATS.get(path.suffix.lower())
     if name is None or path.name.startswith("."):
         return False
@@ -85,7 +87,7 @@ def is_image(path: Source) -> bool:
 
 @contextmanager
 def _open(source: Source) -> Iterator[Any]:
-    """Open a picture as what its ending says; its size in pixels is known and within bounds, nothing decoded.
+    """Open a picture in the format of its ending, check its size in pixels, and decode nothing yet.
 
     Raises:
         ValueError: when it is too large, or something else.
@@ -97,7 +99,7 @@ def _open(source: Source) -> Iterator[Any]:
     size = regular_size(source) if isinstance(source, Path) else source.size
     if size > MAX_BYTES:
         raise ValueError(f"{size:,} bytes; of pictures at most {MAX_BYTES:,} are read")
-    # Pillow reads whole chunks, and whole files of some formats; an entry of an archive lies in memory.
+    # Pillow reads whole chunks, and of some formats whole files; an entry of an archive is in memory anyway.
     with _BYTES.hold(size), source.open("rb") as file:
         try:
             picture = pictures.open(file, formats=(name,))
@@ -123,9 +125,8 @@ def _open(source: Source) -> Iterator[Any]:
 def read_image(path: Source, *, channels: int, size: int = 0, fit: Fit = "crop") -> Tensor:
     """Read one picture -> uint8 (channels, H, W).
 
-    Transparent parts become white, 16-bit grays lose their lower half, of a moving picture the first frame
-    is taken, and the rotation that a camera notes is done. Numbers of 32 bits have no white that is known,
-    and are refused.
+    Transparent parts become white, 16-bit grays lose their lower byte, animations give their first frame, and
+    EXIF rotation is applied. 32-bit numbers are refused, as nothing says which of them is white.
 
     Args:
         path: the file.
@@ -172,7 +173,7 @@ def _decode(picture: Any, channels: int, size: int, fit: Fit) -> np.ndarray:
             picture = picture.resize((size, size), filtering)
         elif wide * high <= _WHOLE:
             picture = picture.resize((wide, high), filtering).crop((left, top, left + size, top + size))
-        else:  # the middle alone: its pixels may differ by a rounding, and the rest is never made
+        else:  # only the middle, whose pixels may differ by a rounding: the rest is never computed
             x, y = width / wide, height / high
             box = (left * x, top * y, (left + size) * x, (top + size) * y)
             picture = picture.resize((size, size), filtering, box=box)
@@ -180,13 +181,13 @@ def _decode(picture: Any, channels: int, size: int, fit: Fit) -> np.ndarray:
 
 
 def _demand_brightness(picture: Any) -> None:
-    """Refuse floats, and 32-bit integers of a format that can say what is meant by 16 bits."""
+    """Refuse floats, and 32-bit integers of a format that also has 16 bits (pillow opens both as mode I)."""
     if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
         raise ValueError(f"32-bit numbers (mode {picture.mode}), of which 8 bits cannot be made; convert it")
 
 
 def _look(path: Source) -> "tuple[tuple[int, int], str] | str":
-    """Return size and mode of a picture from its head alone, or what is wrong with it."""
+    """Return size and mode of a picture from its header, or what is wrong with it."""
     try:
         with _open(path) as picture:
             _demand_brightness(picture)
@@ -210,7 +211,7 @@ def _named(lines: list[str], most: int = _NAMED) -> str:
 class ReadImages(NamedTuple):
     """Pictures that were read.
 
-    images: those that are whole.
+    images: those that are intact.
     kept: their places among the files that were asked for.
     damaged: a line for each of the others.
     """
@@ -228,15 +229,15 @@ def read_images(
     fit: "Fit | Literal['auto']" = "crop",
     skip_damaged: bool = False,
 ) -> ReadImages:
-    """Read pictures into memory, or prepare to read them from disk when they are too many for it.
+    """Read pictures into memory, or prepare to read them from disk when they do not fit.
 
     Args:
         paths: the files.
-        size: see :func:`read_image`; 0 demands that all have one size already.
+        size: see `read_image`; 0 demands that all have one size already.
         channels: 1 for gray, 3 for colour; 0 for gray if all files are gray, else colour.
-        fit: see :func:`read_image`; ``"auto"`` crops and warns of pictures of which something is cut off.
+        fit: see `read_image`; ``"auto"`` crops and warns of pictures of which something is cut off.
         skip_damaged: leave out files that cannot be read, and warn of them by name, instead of refusing all.
-            What stays on disk is then decoded once ahead of time.
+            Pictures that stay on disk are then decoded once in advance.
 
     Raises:
         ConfigError: naming the files that are broken, or two of different size.
@@ -252,7 +253,7 @@ def read_images(
     channels = channels or (1 if all(mode in _GRAY for _, mode in heads.values()) else 3)
     width, height = (size, size) if size else next(iter(heads.values()))[0]
     if not size:
-        _demand_one_size(paths, {i: found for i, (found, _) in heads.items()})
+        _demand_one_size(paths, {i: shape for i, (shape, _) in heads.items()})
     elif fit == "auto":
         warn_of_cuts(sum(wide != high for (wide, high), _ in heads.values()), len(heads))
     how: Fit = "resize" if fit == "resize" else "crop"
@@ -262,9 +263,9 @@ def read_images(
 
     def load(row: int) -> "str | None":
         try:
-            found = read_image(paths[kept[row]], channels=channels, size=size, fit=how)
+            picture = read_image(paths[kept[row]], channels=channels, size=size, fit=how)
             if not on_disk:
-                pixels[row] = found
+                pixels[row] = picture
         except Exception as error:
             return f"{paths[kept[row]]}: {_explain(error)}"
         return None
@@ -316,7 +317,12 @@ def _demand_one_size(paths: Sequence[Source], sizes: dict[int, tuple[int, int]])
 
 
 def warn_of_cuts(cut: int, count: int) -> None:
-    """Say in the log that so many of all images lose what lies outside their middle, if any does."""
+    """Warn that some images lose what lies outside their middle, if any does.
+
+    Args:
+        cut: images that are not square.
+        count: all images.
+    """
     if cut:
         log.warning(
             "%d of %d images are not square: what lies outside their middle is cut off. Give --crop if that "

@@ -1,4 +1,4 @@
-"""Folders and zip archives of pictures: one folder a class, labels in a file, or pictures alone."""
+"""Folders and zip archives of pictures: a folder for each class, labels in a file, or no classes."""
 
 import logging
 from itertools import pairwise
@@ -18,21 +18,21 @@ log = logging.getLogger("fq_toolkit")
 
 
 class FolderImages(NamedTuple):
-    """What a folder or an archive holds.
+    """The pictures of a folder or an archive, with their classes.
 
     images: all of them.
     labels: int64 (N,): place of the class in the sorted names, or what the file with labels says; 0 without
         classes.
     num_classes: classes; 1 without any.
     class_names: names of the folders; empty without classes, or where they are numbers.
-    found: what it is, for people.
+    kind: of folder, for people.
     """
 
     images: StoredImages
     labels: Tensor
     num_classes: int
     class_names: tuple[str, ...]
-    found: str
+    kind: str
 
 
 def holds_images(folder: Path) -> bool:
@@ -48,17 +48,17 @@ def read_image_folder(
     skip_damaged: bool = False,
     nested: bool = False,
 ) -> FolderImages:
-    """Read pictures of a folder or of a zip archive.
+    """Read the pictures of a folder or a zip archive.
 
-    Where ``dataset.json`` lies at the top, it has the labels of all pictures below, as StyleGAN's dataset
-    tool writes it. Else ``folder/CLASS/*.png`` has a class in each folder, sorted, and ``folder/*.png`` none.
-    What is left out, a single class, a wrong level of the tree, and folders that look like parts of a large
-    folder and not like classes are warned about in the log.
+    A ``dataset.json`` at the top has the labels of all pictures below, as StyleGAN's dataset tool writes it.
+    Otherwise ``folder/CLASS/*.png`` makes a class of each folder, sorted, and ``folder/*.png`` none. The log
+    warns of files that are left out, a single class, a wrong level of the tree, and folders that look like
+    shards rather than classes.
 
     Args:
         folder: the folder or the archive.
         size: scale and cut every picture to this; 0 demands that all have one size already.
-        fit: see :func:`fq_toolkit.fqgan.data.image_files.read_images`.
+        fit: see `read_images`.
         skip_damaged: the same.
         nested: take all pictures below, however deep, and no classes.
 
@@ -76,12 +76,12 @@ def read_image_folder(
             raise ConfigError(f"{folder} holds no images")
         tell_left_out(tree)
         sources = [source for _, source in tree.pictures]
-        found = None if nested or label_file is None else read_labels(label_file)
-        if label_file is None or found is None:
+        by_name = None if nested or label_file is None else read_labels(label_file)
+        if label_file is None or by_name is None:
             labels, what = [0] * len(sources), "without classes"
         else:
             names = ["/".join(parts) for parts, _ in tree.pictures]
-            labels, what = match_labels(label_file, found, names), f"with labels in {FILE_NAME}"
+            labels, what = match_labels(label_file, by_name, names), f"with labels in {FILE_NAME}"
         names_of_classes: tuple[str, ...] = ()
     else:
         by_class = _by_class(tree)
@@ -134,14 +134,14 @@ def loose_pictures(source: Path, *, nested: bool) -> list[tuple[Parts, Source]]:
 
 
 def tell_left_out(tree: ImageTree, depth: int = 0) -> None:
-    """Say in the log what files are not read as images, see `ImageTree.left_out`."""
+    """Warn of files that are not read as images, see `ImageTree.left_out`."""
     left_out = tree.left_out(depth)
     if left_out:
         log.warning("%s: files that are not read as images: %s", tree.where, left_out)
 
 
 def _by_class(tree: ImageTree) -> dict[str, list[Source]]:
-    """Sort pictures by the folders that they lie in; those alone are under an empty name."""
+    """Group pictures by their folder; without class folders, all are under an empty name."""
     where = tree.where
     loose = [source for parts, source in tree.pictures if len(parts) == 1]
     by_class: dict[str, list[Source]] = {}
@@ -192,7 +192,7 @@ def _by_class(tree: ImageTree) -> dict[str, list[Source]]:
 
 
 def _step(names: list[str]) -> int:
-    """Return 1 or 1000 where names are numbers at that distance, else 0."""
+    """Return 1 or 1000 if the names are numbers in steps of that, as shards have, else 0."""
     if len(names) < 2 or not all(name.isdecimal() and len(name) < 19 for name in names):
         return 0
     numbers = sorted(map(int, names))

@@ -1,4 +1,4 @@
-"""What pictures lie below a folder or in a zip archive, by the parts of their names; nothing is opened."""
+"""The pictures below a folder or in a zip archive, by the parts of their names; none is opened."""
 
 import os
 import re
@@ -29,10 +29,10 @@ class ImageTree(NamedTuple):
     others: dict[Parts, Source]
 
     def left_out(self, depth: int = 0) -> str:
-        """Return what files are not read, by their endings and counted: ``.heic 2, .txt 1``.
+        """Return the number of files that are not read, by their endings: ``.heic 2, .txt 1``.
 
         Args:
-            depth: look at files with so many parts in their names at most; 0 looks at all.
+            depth: largest number of parts in the names of files that count; 0 counts all.
         """
         counts = Counter(
             source.suffix.lower() or "without ending"
@@ -58,11 +58,11 @@ def _key(parts: Parts) -> list[list[tuple[bool, int, str]]]:
 
 
 def folder_tree(folder: Path, *, depth: int = 0) -> ImageTree:
-    """List a folder and those in it, hidden ones left out; links to folders are followed, each folder once.
+    """List a folder and those in it, without hidden ones; links to folders are followed, each folder once.
 
     Args:
         folder: the folder.
-        depth: so many parts of a name at most; 0 goes all the way down.
+        depth: largest number of parts in a name; 0 goes all the way down.
 
     Raises:
         ConfigError: when a folder cannot be listed.
@@ -81,10 +81,10 @@ def folder_tree(folder: Path, *, depth: int = 0) -> ImageTree:
                 continue
             seen.add((about.st_dev, about.st_ino))
             with os.scandir(here) as entries:
-                found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+                listed = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
             raise ConfigError(f"cannot list the folder {here}: {error.strerror}") from error
-        for name, is_folder in found:
+        for name, is_folder in listed:
             if not is_folder:
                 path = here / name
                 if is_image(path):
@@ -100,7 +100,7 @@ def folder_tree(folder: Path, *, depth: int = 0) -> ImageTree:
 
 
 def zip_tree(path: Path) -> ImageTree:
-    """List an archive; a folder that holds everything else is looked through.
+    """List an archive; folders that hold everything else are stripped from the names.
 
     Raises:
         ConfigError: when it is damaged or leads outside, see `zip_pictures.open_zip`.

@@ -1,4 +1,4 @@
-"""Images as they are stored, in bytes, which become float32 in [-1, 1] only when they are looked at."""
+"""Images stored as bytes, which become float32 in [-1, 1] only when they are looked at."""
 
 import hashlib
 import math
@@ -11,13 +11,14 @@ from torch.nn import functional
 
 # How a picture that is not square becomes one.
 Fit = Literal["crop", "resize"]
+# Pixels that scaling may make at a time, a quarter of a gigabyte in float32.
 _MOST = 2**26
 # Images that a fingerprint looks at: all of them may lie on a disk.
 SAMPLED = 1000
 
 
 class StoredImages:
-    """Stands for a float32 tensor (N, C, H, W) in [-1, 1], in the operations that training needs.
+    """A stand-in for a float32 tensor (N, C, H, W) in [-1, 1], with the operations that training needs.
 
     Args:
         fetch: row numbers int64 (n,) on the CPU -> uint8 (n, C, H, W).
@@ -66,12 +67,12 @@ def to_floats(pixels: Tensor) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Map floats -1..1 to bytes 0..255; what is outside is cut off."""
+    """Map floats -1..1 to bytes 0..255, clamped."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def resize_and_crop(pixels: Tensor, size: int, *, fit: Fit = "crop") -> Tensor:
-    """Scale the shorter side to ``size`` and cut the middle out of the longer one, or scale both sides to it.
+    """Scale the shorter side to ``size`` and crop the middle of the longer one, or scale both sides to it.
 
     Args:
         pixels: uint8 (N, C, H, W).
@@ -98,7 +99,8 @@ def resize_and_crop(pixels: Tensor, size: int, *, fit: Fit = "crop") -> Tensor:
 
     if target == (height, width):
         return middle(pixels)
-    together = max(1, min(1024, _MOST // math.prod(target)))  # what is cut off must not add up
+    # A long picture is many times its crop before it is cut: a few at a time keep memory bounded.
+    together = max(1, min(1024, _MOST // math.prod(target)))
     parts = [
         middle(functional.interpolate(part.float(), size=target, mode="bilinear", antialias=True))
         for part in pixels.split(together)

@@ -1,9 +1,9 @@
 """Pickles of plain data: dicts, lists, numbers, text and numpy arrays of bytes, and nothing that runs.
 
-A pickle is a program. This one is looked through first, instruction by instruction, and refused unless it is
-one that writes such data down: a structure that contains itself or a part twice takes exponential time to
-look at, and a number of a place in its memory takes memory up to there. Then an unpickler reads it that knows
-three names, those that a numpy array needs, and gives it inert stand-ins for them.
+A pickle is a program. It is read instruction by instruction first, and refused unless all it does is write
+such data down: a structure that contains itself, or a part of itself twice, takes exponential time to look
+at, and the unpickler allocates its memo up to the largest place that is named. Then an unpickler runs it that
+knows only the names a numpy array needs, and has inert stand-ins for them.
 """
 
 import io
@@ -21,6 +21,7 @@ from fq_toolkit.training.errors import ConfigError
 
 # A published batch has 31 MB, the training set of CIFAR-100 has 155 MB.
 LARGEST = 512 * 2**20
+# Instructions of the pickle language, by what they leave on its stack.
 _INTEGERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"}
 _TEXT = {
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -37,7 +38,7 @@ _ALLOWED = _INTEGERS | _TEXT | _MADE | _CONTAINERS | _PUT | _GET | _ELSE
 
 
 class DType:
-    """Stands for ``numpy.dtype`` while a pickle is read: remembers its name, does nothing."""
+    """Stand-in for ``numpy.dtype`` while a pickle is read: remembers its name, does nothing."""
 
     def __init__(self, name: Any = None, *_: Any) -> None:
         self.name = name
@@ -47,7 +48,7 @@ class DType:
 
 
 class StoredArray:
-    """Stands for ``numpy.ndarray`` while a pickle is read: remembers shape, type and bytes."""
+    """Stand-in for ``numpy.ndarray`` while a pickle is read: remembers shape, type and bytes."""
 
     state: Any = None
 
@@ -80,10 +81,10 @@ def _reconstruct(*_: Any) -> StoredArray:
 
 
 class _Encoder:
-    """Stands for ``codecs.encode``, with which python 3 writes bytes into old pickles.
+    """Stand-in for ``codecs.encode``, with which Python 3 writes bytes into old pickles.
 
     Args:
-        most: bytes that may come of it in all: each text of a real file is encoded once.
+        most: bytes that it returns in all: a real file encodes each of its texts once.
     """
 
     def __init__(self, most: int) -> None:
@@ -100,7 +101,7 @@ class _Encoder:
 
 
 class _Sealed:
-    """A function that a pickle may call and may not change."""
+    """A function that a pickle may call but not change."""
 
     __slots__ = ("_function",)
 
@@ -116,7 +117,7 @@ class _Sealed:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses to look up any name but those of an array."""
+    """An unpickler that looks up no names but those of an array."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="bytes")
@@ -141,7 +142,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _look_through(data: bytes) -> None:
-    """Refuse a program that does more than write plain data down, before any of it runs.
+    """Refuse a pickle that does more than write plain data down, before any of it runs.
 
     Raises:
         UnpicklingError: saying what it does.
@@ -173,7 +174,7 @@ def read_pickle(path: Path) -> dict[bytes, Any]:
     """Read a batch file without running anything in it.
 
     Returns:
-        Its dictionary, keys as bytes; arrays are :class:`StoredArray`.
+        Its dictionary, keys as bytes; arrays are `StoredArray`.
 
     Raises:
         ConfigError: when it cannot be read, is no pickle of plain data, or asks for anything to be called.

@@ -1,4 +1,4 @@
-"""``dataset.json``, in which StyleGAN's dataset tool writes the classes of pictures beside their folders."""
+"""``dataset.json``, which StyleGAN's dataset tool writes beside folders of pictures, with their classes."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ _FORM = 'expected {"labels": [["00000/img00000000.png", 6], ...]} or {"labels": 
 
 
 def read_labels(source: "Path | ZipEntry") -> "dict[str, Any] | None":
-    """Read the labels by the names of their pictures; None where the file says that there are none.
+    """Read picture name -> label; None where the file says that there are no labels.
 
     Args:
         source: the file, on disk or in an archive.
@@ -37,15 +37,15 @@ def read_labels(source: "Path | ZipEntry") -> "dict[str, Any] | None":
         return None
     if not isinstance(labels, list):
         raise ConfigError(f"{source}: labels are {type(labels).__name__}; {_FORM}")
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for record in labels:
         if not isinstance(record, list) or len(record) != 2 or not isinstance(record[0], str):
             raise ConfigError(f"{source} has the record {str(record)[:80]}; {_FORM}")
         name = record[0].replace("\\", "/")  # as written on Windows
-        if name in found:
+        if name in by_name:
             raise ConfigError(f"{source} has two labels for {name[:80]!r}")
-        found[name] = record[1]
-    return found
+        by_name[name] = record[1]
+    return by_name
 
 
 def match_labels(source: "Path | ZipEntry", labels: dict[str, Any], names: list[str]) -> list[int]:
@@ -53,7 +53,7 @@ def match_labels(source: "Path | ZipEntry", labels: dict[str, Any], names: list[
 
     Args:
         source: where the labels come from, for messages.
-        labels: of :func:`read_labels`.
+        labels: of `read_labels`.
         names: of the pictures, relative to the file, with ``/``.
 
     Raises:

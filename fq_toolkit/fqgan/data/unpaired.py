@@ -28,11 +28,11 @@ def loading_size(size: int) -> int:
 
 
 class UnpairedDataset(NamedTuple):
-    """Images of two domains that do not belong together one by one.
+    """Images of two domains, without pairs.
 
     train_a, train_b: (N, C, L, L) in [-1, 1] with L = ``loading_size(size)``, to be cropped at random.
     test_a, test_b: (N, C, size, size).
-    found: what it is, for people.
+    found: what the files are, for people.
     """
 
     name: str
@@ -96,8 +96,8 @@ def load_unpaired(
         for name, part in zip(PARTS, read_parts, strict=True)
     )
     note = f" (no {' and '.join(missing)}: tested on the training images)" if missing else ""
-    found = f"unpaired {'zip archive' if packed else 'folders'}: {counts}{note}"
-    return UnpairedDataset(path.name, train_a, train_b, test_a, test_b, found)
+    description = f"unpaired {'zip archive' if packed else 'folders'}: {counts}{note}"
+    return UnpairedDataset(path.name, train_a, train_b, test_a, test_b, description)
 
 
 def _by_part(path: Path, *, packed: bool, nested: bool) -> dict[str, list[Source]]:
@@ -139,7 +139,7 @@ def _with_archives(tree: ImageTree) -> list[tuple[tuple[str, ...], Source]]:
 
 
 def translated_images(source: str, data: UnpairedDataset) -> dict[str, MeasuredSet]:
-    """Return what translators are measured on: the images of both domains that are kept for that."""
+    """Return what translators are measured on: the test images of both domains."""
     sets = {}
     for part, images in zip(PARTS[2:], (data.test_a, data.test_b), strict=True):
         folder = Path(source).expanduser() / part
@@ -151,15 +151,15 @@ def translated_images(source: str, data: UnpairedDataset) -> dict[str, MeasuredS
 def digits_and_negatives(size: int) -> UnpairedDataset:
     """Return the built-in example: digits in white on black, and other digits in black on white.
 
-    The digits of both domains are different ones; every fifth is for testing.
+    No digit is in both domains; every fifth is for testing.
     """
     images = load_digits().images[:]
     halves = {"A": images[0::2], "B": -images[1::2]}
     held = {name: torch.arange(len(half)) % 5 == 4 for name, half in halves.items()}
     train = [_sized(half[~held[name]], loading_size(size)) for name, half in halves.items()]
     test = [_sized(half[held[name]], size) for name, half in halves.items()]
-    found = "digits (A) and negatives of other digits (B)"
-    return UnpairedDataset("digits", train[0], train[1], test[0], test[1], found)
+    description = "digits (A) and negatives of other digits (B)"
+    return UnpairedDataset("digits", train[0], train[1], test[0], test[1], description)
 
 
 def _sized(images: Tensor, size: int) -> Tensor:

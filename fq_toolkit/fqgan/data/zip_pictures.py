@@ -13,7 +13,7 @@ _LONGEST_NAME = 1024
 
 
 class ZipEntry:
-    """A file of an archive, with as much of a path's manners as reading a picture needs.
+    """A file of an archive, with the parts of `Path` that reading a picture needs.
 
     Args:
         archive: the open archive; reading from several threads is safe.
@@ -31,7 +31,7 @@ class ZipEntry:
         return f"{self._archive.filename}/{self._info.filename}"
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Return the content, from memory.
+        """Return the content, in memory.
 
         Raises:
             OSError: when it is damaged.
@@ -43,7 +43,7 @@ class ZipEntry:
 
 
 def open_zip(path: Path) -> list[tuple[tuple[str, ...], ZipEntry]]:
-    """Open an archive -> the parts of each file's name, and the file; hidden ones are left out.
+    """Open an archive -> the parts of each file's name, and the file; hidden files are left out.
 
     Raises:
         ConfigError: when it is no archive, or has names that lead outside, links, passwords or a name twice.
@@ -53,7 +53,7 @@ def open_zip(path: Path) -> list[tuple[tuple[str, ...], ZipEntry]]:
         archive = zipfile.ZipFile(path)  # stays open as long as a picture may be read from it
     except Exception as error:  # a damaged directory may raise anything
         raise ConfigError(f"cannot read {path}: {str(error) or type(error).__name__}") from error
-    found: dict[tuple[str, ...], ZipEntry] = {}
+    files: dict[tuple[str, ...], ZipEntry] = {}
     for info in archive.infolist():
         name = info.filename
         parts = tuple(part for part in name.split("/") if part != ".")
@@ -67,7 +67,7 @@ def open_zip(path: Path) -> list[tuple[tuple[str, ...], ZipEntry]]:
             raise ConfigError(f"{path} has a link, {name!r}; expected files only")
         if info.flag_bits & 1:
             raise ConfigError(f"{path}: {name!r} needs a password; give an archive without one")
-        if parts in found:
+        if parts in files:
             raise ConfigError(f"{path} has two files called {name!r}")
-        found[parts] = ZipEntry(archive, info)
-    return list(found.items())
+        files[parts] = ZipEntry(archive, info)
+    return list(files.items())

@@ -1,4 +1,4 @@
-"""What the codes of a discriminator's dictionary stand for: patches that share a code, and where they lie."""
+"""Pictures of what the codes of a dictionary stand for: patches that share a code, and a map of features."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ _BATCH = 100
 
 
 class CodedFeatures(NamedTuple):
-    """What comes into a quantizing layer, and which codes it takes.
+    """Features that come into a quantizing layer, and their codes.
 
     features: (n, C, h, w), float32 on the CPU.
     codes: int64 (n, h, w).
@@ -29,7 +29,7 @@ class CodedFeatures(NamedTuple):
 
 
 class SharedCode(NamedTuple):
-    """A code in which real and generated features meet: how many of each take it."""
+    """A code that real and generated features share, and how many of each take it."""
 
     code: int
     real: int
@@ -40,7 +40,7 @@ class SharedCode(NamedTuple):
 def code_features(
     discriminator: nn.Module, layer: FeatureQuantizer, images: Tensor, labels: Tensor
 ) -> CodedFeatures:
-    """Run a discriminator in eval mode and see what one of its quantizing layers makes of its input.
+    """Return what comes into one of a discriminator's quantizing layers, and its codes. Runs in eval mode.
 
     Args:
         discriminator: ``D(images, labels)``.
@@ -86,8 +86,8 @@ def typical_patches(
 ) -> Tensor:
     """Cut out what lies under the features that take a code, the nearest to its centroid first.
 
-    A patch is three cells of the feature map wide, and at least 8 pixels: what the feature sees best, not all
-    that it sees. Of every image at most one patch is taken; too few are filled up with white.
+    A patch is three cells of the feature map wide, and at least 8 pixels: what the feature sees best, not its
+    whole receptive field. Each image gives at most one patch; missing ones are white.
 
     Args:
         images: (n, C, H, W) in [-1, 1].
@@ -215,22 +215,22 @@ def codebook_pictures(
         raise ConfigError(f"block {block} has no dictionary; those with one: {there}")
     layer, sampler = layers[str(block)], run.sampler()
     with isolated_rng(seed):
-        rows = torch.randperm(len(run.data.images))[:images]
-        labels = run.data.labels[rows]
-        pictures = run.data.images[rows].cpu()
+        chosen = torch.randperm(len(run.data.images))[:images]
+        labels = run.data.labels[chosen]
+        pictures = run.data.images[chosen].cpu()
         made = torch.cat([sampler(part).cpu() for part in labels.split(_BATCH)])
     real = code_features(run.discriminator, layer, pictures, labels)
     fake = code_features(run.discriminator, layer, made, labels)
-    found = shared_codes(real.codes, fake.codes, num_codes=layer.num_codes, count=codes)
-    if not found:
+    shown = shared_codes(real.codes, fake.codes, num_codes=layer.num_codes, count=codes)
+    if not shown:
         raise ConfigError(f"no code of block {block} is shared by real and generated features")
-    shown = [
+    rows = [
         typical_patches(source, coded, shared.code, layer.codebook[shared.code], count=patches)
-        for shared in found
+        for shared in shown
         for source, coded in ((pictures, real), (made, fake))
     ]
     grid, plot = folder / f"codebook-block{block}.png", folder / f"codebook-block{block}-tsne.png"
     titles = ["real"] * patches + ["fake"] * patches
-    save_grid(torch.cat(shown), grid, columns=2 * patches, titles=titles)
-    plot_meeting(real, fake, found, plot, per_code=40, seed=seed)
-    return CodebookPictures(grid, plot, found)
+    save_grid(torch.cat(rows), grid, columns=2 * patches, titles=titles)
+    plot_meeting(real, fake, shown, plot, per_code=40, seed=seed)
+    return CodebookPictures(grid, plot, shown)

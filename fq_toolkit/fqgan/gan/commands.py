@@ -1,4 +1,4 @@
-"""The commands for FQ-GAN runs: options are read here, the work is done elsewhere."""
+"""The commands of FQ-GAN runs: they read options and call what does the work."""
 
 import sys
 from pathlib import Path

@@ -20,7 +20,7 @@ TRAINER = "fqgan"
 
 
 def image_fit(crop: bool, resize: bool) -> Literal["crop", "resize", "auto"]:
-    """Return what becomes of images that are not square.
+    """Return how images that are not square become square.
 
     Raises:
         ConfigError: when both are asked for.
@@ -41,9 +41,10 @@ def in_steps(length: float, steps: int) -> int:
 
 
 def check_warmup(config: Any) -> None:
-    """Refuse to train with a warm-up after which nothing of the run is left.
+    """Refuse to train with a warm-up as long as the run.
 
-    Not a check of the options alone: runs of older versions have such warm-ups, and can be looked at.
+    This is not a check of the options when they are read: older runs have such warm-ups and can still be
+    looked at.
 
     Args:
         config: options with ``fq``, ``fq_warmup``, ``warmup_steps`` and ``steps``.
@@ -60,7 +61,7 @@ def check_warmup(config: Any) -> None:
 
 @dataclass(frozen=True)
 class FQGANConfig:
-    """Everything that decides a run; goes to ``config.json`` and back."""
+    """Everything that decides a run, as ``config.json`` holds it."""
 
     preset: str = "digits"
     """Where the other options start."""
@@ -75,7 +76,7 @@ class FQGANConfig:
     resize: bool = False
     """Images that are not square: scale both sides, which squeezes them."""
     skip_damaged: bool = False
-    """Leave out pictures that cannot be read, counted and named, instead of refusing the folder."""
+    """Leave out pictures that cannot be read, and count and name them, instead of refusing the folder."""
     nested: bool = False
     """Take all pictures below the folder, however deep, without classes."""
     conditional: bool = True
@@ -83,7 +84,7 @@ class FQGANConfig:
     flip: bool = False
     """Mirror half of the real images."""
     train_images: NotNegative[int] = 0
-    """Train on this many of the images, drawn by the seed; 0 takes all. Measures look at all of them."""
+    """Train on this many of the images, drawn by the seed; 0 takes all. Metrics always use all of them."""
     extractor: str = "auto"
     """What measures images: auto, digits-cnn, cifar-cnn, data-cnn, random-cnn, or NAME:TORCHSCRIPT_FILE."""
     seed: NotNegative[int] = 0
@@ -197,7 +198,7 @@ class FQGANConfig:
         return in_steps(self.fq_warmup, self.steps)
 
     def reading(self) -> dict[str, Any]:
-        """Return how the images of :attr:`data` are read: the keywords of ``load_dataset``."""
+        """Return how the images are read: the keywords of `load_dataset`."""
         return {
             "size": self.image_size,
             "conditional": self.conditional,
@@ -268,7 +269,7 @@ _STYLEGAN2 = replace(
     steps=780_000,
     fq_warmup=140 / 780_000,
 )
-# What a CPU can train in minutes: the same structure and the same quantization, narrow, on the digits.
+# What a CPU trains in minutes: the same structure and quantization, narrow, on the digits.
 _TINY = {
     "data": "digits",
     "num_codes": 64,
@@ -313,7 +314,7 @@ _NARROW: dict[str, dict[str, Any]] = {
     "biggan-imagenet128": {"channels": 4, "latent_size": 60, "shared_size": 32, "batch_size": 4},
     "stylegan2-ffhq": {"image_size": 32, "channels": 32, "latent_size": 64, "batch_size": 16, "flip": False},
 }
-# The digits' network for other images, of a size that a CPU trains in minutes.
+# The digits' network, for other images too, at a size that a CPU trains in minutes.
 PRESETS: dict[str, FQGANConfig] = {
     "digits": FQGANConfig(),
     "mnist": FQGANConfig(preset="mnist", data="", image_size=16, steps=1000),

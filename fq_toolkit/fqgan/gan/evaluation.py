@@ -1,4 +1,4 @@
-"""How good a generator is: distances, scores and coverage, each with what real images reach."""
+"""How good a generator is: distances, scores and coverage, each beside what real images reach."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from fq_toolkit.training.seeding import isolated_rng, rank_seed
 
 BATCH = 250
 FLOOR_SPLITS = 4
-# The kernel distance, precision and recall compare all pairs of rows; more than these are left out.
+# The kernel distance, precision and recall compare all pairs of rows, so they look at this many at most.
 PAIRED_ROWS = 5_000
 
 
@@ -91,7 +91,8 @@ class Evaluation(NamedTuple):
 
 
 def evaluation_columns(extractor: Extractor, data: ImageDataset) -> list[str]:
-    """Return the names of :meth:`Evaluation.columns`, in the same order."""
+    """Return the names of `Evaluation.columns`, in the same order."""
+    # Which columns there are depends on the extractor: two images tell, long before a measurement.
     blank = Evaluation(*[0.0] * 14)._replace(extractor=extractor.name)  # type: ignore[arg-type]
     has_classes = extractor(data.images[:2]).logits is not None
     if not (has_classes and extractor.holdout_accuracy is not None and data.num_classes > 1):
@@ -102,11 +103,11 @@ def evaluation_columns(extractor: Extractor, data: ImageDataset) -> list[str]:
 
 
 class Statistics:
-    """What all measures need of one set of images; grows batch by batch, and is merged between processes.
+    """What all metrics need of one set of images; grows batch by batch, and is merged between processes.
 
     Args:
         dim: features per image.
-        rows: rows to keep for the measures that compare pairs.
+        rows: rows to keep for the metrics that compare pairs.
     """
 
     def __init__(self, dim: int, *, rows: int = PAIRED_ROWS) -> None:
@@ -114,7 +115,7 @@ class Statistics:
         self.scores: ClassScores | None = None
 
     def update(self, seen: Extracted, keep: Tensor | None = None) -> None:
-        """Take in what the extractor said about a batch; ``keep`` (n,) bool chooses the rows to keep."""
+        """Add the features of a batch; ``keep`` (n,) bool chooses the rows that are kept."""
         self.moments.update(seen.features)
         self.rows.update(seen.features if keep is None else seen.features[keep])
         if seen.logits is not None:
@@ -134,16 +135,16 @@ class Statistics:
 
 
 def manifold(rows: Tensor) -> Manifold:
-    """Return the manifold of rows with the usual neighbours, or with fewer where there are few rows."""
+    """Return the manifold of rows with the usual number of neighbours, or fewer where rows are few."""
     return Manifold(rows, neighbours=min(NEIGHBOURS, len(rows) - 1))
 
 
 class RealStatistics:
-    """The real side of every measure, and what one half of the real images reaches against the other.
+    """The real side of every metric, and what one half of the real images reaches against the other.
 
     Args:
         data: the real images, four or more.
-        extractor: the ruler.
+        extractor: of the features.
 
     Raises:
         ConfigError: for fewer images.
@@ -154,7 +155,9 @@ class RealStatistics:
         count = len(data.images)
         if count < 4:
             raise ConfigError(f"{data.name} has {count} images; measuring needs 4 or more")
-        draws = torch.Generator().manual_seed(0)
+        draws = torch.Generator().manual_seed(
+            0
+        )  # the floor is that of the data, whatever the seed of the run
         in_half = torch.zeros(FLOOR_SPLITS, count, dtype=torch.bool)
         for mask in in_half:
             mask[torch.randperm(count, generator=draws).chunk(2)[0]] = True
@@ -180,11 +183,11 @@ class RealStatistics:
 
 
 class Evaluator:
-    """Measures generators against one dataset; the real side is computed once.
+    """A metric of generators against one dataset; the real side is computed once.
 
     Args:
         data: real images and labels.
-        extractor: the ruler.
+        extractor: of the features.
         accelerator: splits the work between processes.
     """
 
@@ -196,8 +199,8 @@ class Evaluator:
     def __call__(self, sampler: Sampler, *, samples: int) -> Evaluation:
         """Measure a generator on ``samples`` images, the classes in turn.
 
-        The noise is the same every time and the random state of training is not touched. Every process
-        draws and measures its share; the result is that of all and the same everywhere.
+        The noise is the same every time and the random state of training is not touched. Every process draws
+        and measures its share; all get the same result, that of all images.
         """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         labels = torch.arange(samples)[rank::world] % self.num_classes
@@ -221,14 +224,14 @@ class Evaluator:
 def summarize(
     real: RealStatistics, fake: Statistics, extractor: Extractor, *, samples: int, accuracy: float | None
 ) -> Evaluation:
-    """Compare two sets of images by all measures.
+    """Compare two sets of images by all metrics.
 
     Args:
         real: of the real images.
         fake: of the generated ones, of all processes.
-        extractor: the ruler of both.
+        extractor: of the features of both.
         samples: generated images.
-        accuracy: see :class:`Evaluation`.
+        accuracy: see `Evaluation`.
     """
     fake_rows = fake.rows.tensor()
     covered = precision_recall(real.manifold, manifold(fake_rows))

@@ -7,49 +7,60 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Weight of the past in the mean path length; arXiv 1912.04958, appendix B.
 PATH_DECAY = 0.99
-# The penalty on path lengths looks at this share of a batch, as in the paper's appendix B.
+# The penalty on path lengths looks at half a batch, as there: it costs a second backward through G.
 PATH_SHARE = 2
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return ``mean(relu(1 - D(real))) + mean(relu(1 + D(fake)))``, a 0-dim tensor.
+    """Return the hinge loss of the discriminator, a 0-dim tensor.
+
+    ``mean(relu(1 - D(x))) + mean(relu(1 + D(G(z))))``
 
     Args:
         real: scores (B,) of real images.
         fake: scores (B,) of generated images.
 
-    Source: Geometric GAN, arXiv 1705.02894.
+    Source: Geometric GAN, arXiv 1705.02894; BigGAN, arXiv 1809.11096, section 3, trains with it.
     """
     return functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
 
 
 def hinge_generator_loss(fake: Tensor) -> Tensor:
-    """Return ``-mean(D(fake))``, a 0-dim tensor; scores (B,)."""
+    """Return the hinge loss of the generator, a 0-dim tensor: ``-mean(D(G(z)))`` of scores (B,).
+
+    Source: as `hinge_discriminator_loss`.
+    """
     return -fake.mean()
 
 
 def logistic_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return ``mean(softplus(-D(real))) + mean(softplus(D(fake)))``, a 0-dim tensor.
+    """Return the logistic loss of the discriminator, a 0-dim tensor.
+
+    ``mean(softplus(-D(x))) + mean(softplus(D(G(z))))``
 
     Args:
         real: scores (B,) of real images.
         fake: scores (B,) of generated images.
 
-    Source: the discriminator's loss of the first GAN, arXiv 1406.2661, with D before its sigmoid.
+    Source: arXiv 1406.2661, equation 1, with D before its sigmoid: ``-log sigmoid(s) = softplus(-s)``.
     """
     return functional.softplus(-real).mean() + functional.softplus(fake).mean()
 
 
 def logistic_generator_loss(fake: Tensor) -> Tensor:
-    """Return ``mean(softplus(-D(fake)))``, the non-saturating loss, a 0-dim tensor; scores (B,)."""
+    """Return the non-saturating loss of the generator, a 0-dim tensor: ``mean(softplus(-D(G(z))))``.
+
+    Source: arXiv 1406.2661, section 3; scores (B,).
+    """
     return functional.softplus(-fake).mean()
 
 
 def r1_penalty(discriminator: Callable[..., Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    r"""Return the mean over real images of the squared gradient of the score, a 0-dim tensor.
+    """Return the mean over real images of the squared gradient of the score, a 0-dim tensor.
 
-    .. math:: \mathrm{mean}_b \, |\nabla_x D(x_b)|^2
+    ``mean_b |grad_x D(x_b)|^2``
 
     Args:
         discriminator: ``D(images, labels) -> scores``.
@@ -61,15 +72,15 @@ def r1_penalty(discriminator: Callable[..., Tensor], images: Tensor, labels: Ten
     images = images.detach().requires_grad_()
     scores = discriminator(images, labels)
     (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    # Some weights, such as the last bias, have no part in the gradient. With weight 0 they have: processes
-    # that average gradients wait for every one.
+    # The last bias has no part in this gradient. With weight 0 it has one: processes that average gradients
+    # wait for every weight.
     return gradient.square().sum((1, 2, 3)).mean() + 0 * scores.sum()
 
 
 def path_lengths(generator: Callable[..., Any], z: Tensor, labels: Tensor) -> Tensor:
-    r"""Return how far images move when their styles do, for each sample.
+    """Return how far images move when their styles do, for each sample.
 
-    .. math:: l_b = \sqrt{\mathrm{mean}_{layers} \, |J_w^T y|^2}, \qquad y \sim N(0, 1 / (H W))
+    ``l_b = sqrt(mean over layers of |J_w^T y|^2)`` with y from N(0, 1 / (H W))
 
     Args:
         generator: ``G(z, labels, with_styles) -> (images (B, C, H, W), styles (B, layers, size))``.
@@ -84,18 +95,21 @@ def path_lengths(generator: Callable[..., Any], z: Tensor, labels: Tensor) -> Te
     images, styles = generator(z, labels, True)
     height, width = images.shape[2:]
     noise = torch.randn_like(images) / (height * width) ** 0.5
+    # J^T y is the gradient of the scalar (image . y): the Jacobian itself is never made.
     (gradient,) = torch.autograd.grad((images * noise).sum(), styles, create_graph=True)
-    return gradient.square().sum(2).mean(1).sqrt() + 0 * images.sum()
+    return gradient.square().sum(2).mean(1).sqrt() + 0 * images.sum()  # weight 0 as in `r1_penalty`
 
 
 class PathLengthPenalty:
-    r"""Mean over samples of :math:`(l_b - a)^2`, where a is the moving average of the mean length.
+    """The penalty on uneven path lengths: ``mean_b (l_b - a)^2`` with a moving average a of the lengths.
 
     Args:
         accelerator: the average is that of all processes.
 
     Attributes:
         average: a, a 0-dim tensor.
+
+    Source: StyleGAN2, arXiv 1912.04958, equation 4.
     """
 
     def __init__(self, accelerator: Any) -> None:
@@ -103,10 +117,11 @@ class PathLengthPenalty:
         self.average = torch.zeros((), device=accelerator.device)
 
     def __call__(self, generator: Callable[..., Any], z: Tensor, labels: Tensor) -> Tensor:
-        """Return the penalty, a 0-dim tensor, and move the average; see :func:`path_lengths`."""
+        """Return the penalty, a 0-dim tensor, and move the average; see `path_lengths`."""
         lengths = path_lengths(generator, z, labels)
         mine = lengths.mean()
         everybodys = self.accelerator.reduce(mine.detach().clone(), reduction="mean")
+        # The value is that of all processes, the gradient that of this one's part: DDP averages gradients.
         average = torch.lerp(self.average, mine + (everybodys - mine.detach()), 1 - PATH_DECAY)
         self.average = average.detach()
         return (lengths - average).square().mean()

@@ -1,4 +1,4 @@
-"""Finished and unfinished runs: networks back from a checkpoint, new samples, a new measurement."""
+"""Finished and unfinished runs: networks from a checkpoint, new samples, a new measurement."""
 
 import csv
 import io
@@ -36,7 +36,11 @@ from fq_toolkit.training.storage.run_folder import RunFolder
 
 
 class TrainedRun(NamedTuple):
-    """A run read back: its averaged generator as it was saved, its discriminator with the dictionaries."""
+    """A run read back: its averaged generator as saved, and its discriminator with the dictionaries.
+
+    checkpoint: which one was asked for.
+    step: of that checkpoint.
+    """
 
     folder: RunFolder
     config: FQGANConfig
@@ -51,7 +55,7 @@ class TrainedRun(NamedTuple):
         """Return a sampler with fresh batch-norm statistics.
 
         Args:
-            truncation: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
+            truncation: see `Sampler`.
 
         Raises:
             ConfigError: when truncation is not positive.
@@ -107,7 +111,7 @@ def chosen_classes(run: TrainedRun, classes: Sequence[int]) -> list[int]:
 
 
 def class_titles(run: TrainedRun, classes: Sequence[int]) -> list[str]:
-    """Return what stands above the columns: names of classes where there are names that fit, else numbers."""
+    """Return the titles of columns: names of classes where there are names that fit, else numbers."""
     names = run.data.class_names
     return [names[c] if names and len(names[c]) <= 8 else str(c) for c in classes]
 
@@ -136,7 +140,7 @@ def sample_run(
         rows: images per class.
         classes: which classes; empty for all.
         out: the PNG of the grid.
-        truncation: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
+        truncation: see `Sampler`.
         single_images: folder for one PNG per image, ``class3_0007.png``.
 
     Raises:
@@ -166,16 +170,16 @@ def interpolate_run(
     out: Path,
     truncation: float | None = None,
 ) -> None:
-    """Write strips of images from one noise to another, each within one class, the classes in turn.
+    """Write strips of images from one noise to another, each of one class, the classes in turn.
 
     Args:
         run: the run.
         seed: of the noise.
         rows: strips.
-        steps: images of a strip, with both ends.
+        steps: images of a strip, including both ends.
         classes: which classes; empty for all.
         out: the PNG.
-        truncation: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
+        truncation: see `Sampler`.
 
     Raises:
         ConfigError: for a class that does not exist, no rows, or fewer than two steps.
@@ -201,7 +205,7 @@ def sweep_truncation(
     Args:
         run: the run.
         seed: of the noise.
-        truncations: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
+        truncations: see `Sampler`.
         classes: which classes; empty for all.
         out: the PNG.
 
@@ -224,14 +228,14 @@ def make_evaluator(run: TrainedRun, *, extractor: str | None = None) -> Evaluato
 
     Args:
         run: the run.
-        extractor: see :func:`fq_toolkit.fqgan.metrics.extractors.load_extractor`; by default that of the run.
+        extractor: see `load_extractor`; by default that of the run.
     """
     ruler = load_extractor(extractor or run.config.extractor, run.data)
     return Evaluator(run.data, ruler, make_accelerator(run.config))
 
 
 def _sample_count(run: TrainedRun, samples: int | None) -> int:
-    """Return how many images to measure: those asked for, or as many as the run's options say."""
+    """Return how many images to measure: as asked for, or as the run's options say."""
     if samples is not None and samples < 2:
         raise ConfigError(f"samples is {samples}; expected at least 2")
     return run.config.eval_samples if samples is None else samples
@@ -250,7 +254,7 @@ def evaluate_run(run: TrainedRun, *, samples: int | None = None, extractor: str 
     Args:
         run: the run.
         samples: generated images; by default as many as the run's options say.
-        extractor: see :func:`make_evaluator`.
+        extractor: see `make_evaluator`.
 
     Raises:
         CheckpointError: when the real images are not those that the run was measured on.
@@ -279,12 +283,12 @@ def evaluate_truncations(
 
     Args:
         run: the run.
-        truncations: see :class:`fq_toolkit.fqgan.gan.sampling.Sampler`.
-        samples: as in :func:`evaluate_run`.
-        extractor: see :func:`make_evaluator`.
+        truncations: see `Sampler`.
+        samples: as in `evaluate_run`.
+        extractor: see `make_evaluator`.
 
     Raises:
-        CheckpointError: as :func:`evaluate_run`.
+        CheckpointError: as `evaluate_run`.
     """
     count = _sample_count(run, samples)
     _checked_images(run)

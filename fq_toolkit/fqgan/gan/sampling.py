@@ -1,4 +1,4 @@
-"""Images out of a generator, and pictures of many of them."""
+"""Images from a generator, and pictures of many of them."""
 
 import copy
 import io
@@ -14,21 +14,22 @@ from fq_toolkit.training.errors import RunError, require
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.storage.atomic import explain, write_atomic
 
-# Of what must not depend on the run: everybody evaluates with the same noise.
+# The noise of evaluations and previews is the same for all runs.
 EVALUATION_SEED = 90210
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 250
-# More images than this are made one part after the other.
+# Images that are generated at a time.
 FORWARD = 250
 
 
 class Sampler:
-    """Draws images from a generator in eval mode. Uses the global random state.
+    """Images on request from a generator in eval mode. Uses the global random state.
 
     Args:
         generator: ``G(z, labels) -> images``, with ``latent_size`` and ``num_classes``.
-        truncation: less varied and cleaner images; None for none of it. A generator with styles pulls them
-            towards their mean (1 changes nothing, 0 gives one image); for any other, noise beyond this many
-            standard deviations is drawn again (the truncation trick of BigGAN).
+        truncation: for less varied and cleaner images; None draws plain noise. Styles, if the generator has
+            any, are pulled towards their mean (1 changes nothing, 0 gives one image). Otherwise noise beyond
+            this many standard deviations is drawn again, the truncation trick of BigGAN, arXiv 1809.11096,
+            section 3.1.
 
     Raises:
         ValueError: when truncation is not positive.
@@ -61,14 +62,17 @@ class Sampler:
             made = self.generator.truncated(z, labels, self.truncation)  # type: ignore[operator]
         else:
             made = self.generator(z, labels)
-        return made.float().clamp(-1, 1)  # StyleGAN2's are not bounded
+        return made.float().clamp(-1, 1)  # StyleGAN2 has no tanh at its end
 
     def __call__(self, labels: Tensor) -> Tensor:
         """Return one float32 image in [-1, 1] for each label, (n, C, H, W)."""
         return self.images(self.noise(len(labels)), labels)
 
     def recalibrate(self) -> None:
-        """Recompute the batch-norm statistics of the generator from fresh noise over all classes in turn."""
+        """Recompute the generator's batch-norm statistics from fresh noise, the classes in turn.
+
+        An average of weights was never run, so the statistics it copied belong to other weights.
+        """
         places = torch.arange(CALIBRATION_BATCHES * CALIBRATION_SIZE, device=self.device)
         parts = iter((places % self.num_classes).split(CALIBRATION_SIZE))
         recalibrate_batchnorm(
@@ -87,15 +91,16 @@ def calibrated_sampler(generator: nn.Module, *, truncation: float | None = None)
 
 
 def class_columns(sampler: Sampler, classes: "list[int] | range", rows: int) -> Tensor:
-    """Draw ``rows`` images of each class -> (rows * len(classes), C, H, W), one column a class."""
+    """Draw ``rows`` images of each class -> (rows * len(classes), C, H, W), a column for each class."""
     return sampler(torch.tensor(list(classes)).repeat(rows))
 
 
 def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
-    """Go from rows of a to rows of b along great circles, as normal noise of many dimensions asks for.
+    """Go from rows of a to rows of b along great circles.
 
     ``sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b`` with w the angle between them; a straight line where
-    the rows point the same way.
+    the rows point the same way. Normal noise of many dimensions has nearly constant length: a straight line
+    would leave that shell, and with it what the generator was trained on.
 
     Args:
         a: (n, dim).
@@ -108,7 +113,7 @@ def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
     cosine = nn.functional.cosine_similarity(a, b, dim=1).clamp(-1, 1)
     angle, t = cosine.acos()[:, None], shares.to(a)[None]
     sine = angle.sin()
-    straight = sine < 1e-4
+    straight = sine < 1e-4  # the quotients lose their digits there, and the two ways agree
     safe = torch.where(straight, torch.ones_like(sine), sine)
     of_a = torch.where(straight, 1 - t, ((1 - t) * angle).sin() / safe)
     of_b = torch.where(straight, t, (t * angle).sin() / safe)
@@ -116,7 +121,7 @@ def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
 
 
 def interpolation_strips(sampler: Sampler, labels: Tensor, *, steps: int) -> Tensor:
-    """Draw two noises for each label and the way between them -> (n * steps, C, H, W), a strip a row."""
+    """Draw strips from one noise to another, one for each label -> (n * steps, C, H, W)."""
     ways = slerp(
         sampler.noise(len(labels)),
         sampler.noise(len(labels)),
@@ -133,7 +138,7 @@ def to_bytes(images: Tensor) -> np.ndarray:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for pictures, with those above it.
+    """Make a folder for pictures, and its parents.
 
     Raises:
         RunError: when it cannot be made.

@@ -101,10 +101,10 @@ class GANTask(TrainingTask):
         self.images, self.labels = data.images.to(device), data.labels.to(device)
         self.strength = 0.0
         self.path_penalty = PathLengthPenalty(accelerator)
-        # The last value of each penalty that is used, so that every step has the same metrics.
+        # The last value of each penalty in use: every step then has the same metrics.
         used = {"penalty/r1": config.r1_weight, "penalty/path": config.path_weight}
         self.penalties = {name: torch.zeros((), device=device) for name, weight in used.items() if weight}
-        self.real: list[tuple[Tensor, Tensor]] = []  # what D saw last, until the R1 penalty has looked at it
+        self.real: list[tuple[Tensor, Tensor]] = []  # of D's last update, for the R1 penalty
         self.g_optimizer = self._adam(
             self.generator, config.g_lr, config.path_every if config.path_weight else 0
         )
@@ -147,6 +147,7 @@ class GANTask(TrainingTask):
         values = {}
         for _ in range(config.d_steps):
             values = self._discriminator_step()
+        # A penalty every few steps, multiplied by as many, costs little and does the same ("lazy").
         if config.r1_weight and step % config.r1_every == 0:
             self._r1_step()
         self.real = []  # lets go of the images before the generator needs the memory
@@ -217,6 +218,8 @@ class GANTask(TrainingTask):
                         loss = loss + values["commitment/g"]
                 yield loss, values
 
+        # No weight of D gets a gradient here, which saves half of its backward; the dictionaries hold still
+        # too unless they are to move as in the release.
         self.discriminator.requires_grad_(False)
         with nullcontext() if config.fq_update_in_generator_step else frozen(self.discriminator):
             values = self._update(self.wrapped_g, self.g_optimizer, losses())

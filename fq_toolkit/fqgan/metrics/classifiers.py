@@ -1,4 +1,4 @@
-"""Networks that turn images into features: classifiers that are trained in place, and one that is not."""
+"""Networks that turn images into features: classifiers trained in place, and one with random weights."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 class Extracted(NamedTuple):
-    """What an extractor says about images: features (n, dim), and logits (n, classes) if it has classes."""
+    """Features (n, dim) of images, and logits (n, classes) if the extractor has classes."""
 
     features: Tensor
     logits: Tensor | None
@@ -16,9 +16,8 @@ class Extracted(NamedTuple):
 class DigitsCNN(nn.Module):
     """conv 32 - conv 64 /2 - conv 64 /2 - linear 64 - linear 10, for 16x16 digits.
 
-    The features are the last convolution's map, pooled to 2x2: unlike the classifier's own last layer, which
-    keeps little but the class, they still see how a digit is written, and so whether the samples vary as the
-    real ones do.
+    The features are the last convolution's map, pooled to 2x2. The classifier's own last layer keeps little
+    but the class; the map still sees how a digit is written, so whether samples vary as real ones do.
     """
 
     name = "digits-cnn"
@@ -45,10 +44,10 @@ class DigitsCNN(nn.Module):
 class ImageCNN(nn.Module):
     """conv 32 - conv 64 /2 - conv 128 /2, then conv 128 /2 down to 4x4 - linear, for any size.
 
-    Features are the last map pooled to 2x2, for the reason that :class:`DigitsCNN` gives.
+    Features are the last map pooled to 2x2, for the reason that `DigitsCNN` gives.
 
     Args:
-        name: how figures that it makes are called.
+        name: that its figures carry.
         channels: channels of the images.
         size: their height and width, at least 8.
         num_classes: classes; 0 for a network without any, which is not trained.
@@ -79,7 +78,7 @@ class ImageCNN(nn.Module):
 
 
 def random_cnn(*, channels: int, size: int) -> ImageCNN:
-    """Return a network with random weights that are the same everywhere: a ruler for images without labels.
+    """Return a feature extractor for images without labels: a network with fixed random weights.
 
     It sees edges, colours and their arrangement and knows nothing of objects. Uses the global random state.
     """

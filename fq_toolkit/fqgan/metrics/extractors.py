@@ -2,7 +2,7 @@
 
 Classifiers are trained on the real images where they are first needed (seconds to minutes) and kept in the
 user's cache with a checksum. Their training is seeded, so that two machines measure with nearly the same
-ruler; their accuracy on images that they did not see is reported beside the figures.
+features; their accuracy on held-out images is reported beside the figures.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ log = logging.getLogger("fq_toolkit")
 
 
 class Extractor(Protocol):
-    """A named ruler for images; ``holdout_accuracy`` is None where it does not know the dataset's classes."""
+    """A named feature extractor; ``holdout_accuracy`` is None where it does not know the data's classes."""
 
     @property
     def name(self) -> str:
@@ -48,7 +48,8 @@ class Extractor(Protocol):
         """Look at images (n, C, H, W) in [-1, 1]."""
 
 
-# At most MAX_STEPS batches: an epoch of a large dataset is enough.
+# At most MAX_STEPS batches: a part of an epoch of a large dataset is enough. _VERSION is part of the name of
+# the cached file: raise it when anything about the training changes.
 EPOCHS, MAX_STEPS, _BATCH, _SEED, _VERSION = 8, 2000, 64, 1234, 1
 
 
@@ -58,9 +59,9 @@ def known_labels(data: ImageDataset) -> Tensor:
 
 
 def _train(data: ImageDataset, make: Callable[[], nn.Module]) -> nn.Module:
-    """Train on four fifths of the images, shifted by up to a pixel (colour ones also mirrored).
+    """Return a classifier trained on four fifths of the images, with its accuracy on the rest.
 
-    Measures accuracy on the rest.
+    Images are shifted by up to a pixel, and colour ones mirrored.
     """
     labels = known_labels(data)
     with isolated_rng(_SEED):
@@ -192,7 +193,7 @@ def _image_cnn(name: str, data: ImageDataset, cache: bool) -> Extractor:
 
 
 def fixed_random_cnn(data: ImageDataset) -> Extractor:
-    """Return the network with random weights for images like these; it knows no classes."""
+    """Return the network with random weights for images of this size; it knows no classes."""
     with isolated_rng(_SEED):
         model = random_cnn(channels=data.images.shape[1], size=data.images.shape[2])
     model.holdout_accuracy = None
@@ -201,9 +202,9 @@ def fixed_random_cnn(data: ImageDataset) -> Extractor:
 
 def _demand(data: ImageDataset, name: str, shape: tuple[int, int, int]) -> None:
     if tuple(data.images.shape[1:]) != shape:
-        found, expected = ("x".join(map(str, size)) for size in (data.images.shape[1:], shape))
+        given, expected = ("x".join(map(str, size)) for size in (data.images.shape[1:], shape))
         raise ConfigError(
-            f"{name} looks at images of {expected}; those of {data.name} are {found}: use data-cnn"
+            f"{name} looks at images of {expected}; those of {data.name} are {given}: use data-cnn"
         )
 
 
@@ -225,7 +226,7 @@ def load_extractor(choice: str, data: ImageDataset) -> Extractor:
 
     Args:
         choice: ``auto`` for the dataset's own, a name, or ``NAME:FILE`` with a TorchScript file, for example
-            ``inception:inception.pt`` (see :class:`TorchScriptExtractor`).
+            ``inception:inception.pt`` (see `TorchScriptExtractor`).
         data: what it is to look at.
 
     Raises:

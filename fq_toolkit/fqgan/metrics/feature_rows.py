@@ -1,4 +1,4 @@
-"""Feature rows from batches or several processes, for measures that need the rows themselves."""
+"""Feature rows from batches or several processes, for metrics that need the rows themselves."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def finite_rows(features: Tensor, dim: int | None = None, *, what: str = "features") -> Tensor:
-    """Return rows in float64, after the checks that all measures share.
+    """Return rows in float64, after the checks that all metrics share.
 
     Args:
         features: (n, dim), of any float type.
@@ -26,7 +26,7 @@ def finite_rows(features: Tensor, dim: int | None = None, *, what: str = "featur
 
 
 def demand_dim(dim: int) -> None:
-    """Refuse a measure of no features.
+    """Refuse a metric of no features.
 
     Raises:
         ValueError: saying what was given.
@@ -36,7 +36,7 @@ def demand_dim(dim: int) -> None:
 
 
 class FeatureRows:
-    """Keeps up to ``limit`` rows, float64 on the CPU; later ones are dropped.
+    """Up to ``limit`` rows, float64 on the CPU; later ones are dropped.
 
     Args:
         dim: features per row.

@@ -12,8 +12,8 @@ from fq_toolkit.fqgan.metrics.feature_rows import demand_dim, finite_rows
 class ClassScores:
     """Sums over images from which the inception score follows: mergeable, float64.
 
-    ``IS = exp(mean_x KL(p(y|x) || p(y)))`` with ``p(y)`` the mean of ``p(y|x)``, over all images at once: the
-    custom of averaging over ten parts makes it smaller and depend on the order.
+    ``IS = exp(mean_x KL(p(y|x) || p(y)))`` with ``p(y)`` the mean of ``p(y|x)``, over all images at once. The
+    usual mean over ten parts is smaller and depends on the order of images.
 
     Args:
         num_classes: classes of the classifier.

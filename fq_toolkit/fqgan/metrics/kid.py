@@ -10,7 +10,7 @@ _CHUNK = 1024
 
 
 class KernelSet:
-    """One side of a kernel distance, with what depends on it alone computed once.
+    """One side of a kernel distance, with the terms that depend only on it.
 
     Args:
         rows: (n, dim), n >= 2.
@@ -25,7 +25,7 @@ class KernelSet:
         self.rows = finite_rows(rows)
         own = (self.rows.square().sum(1) / rows.shape[1] + 1).pow(3).sum()
         pairs = len(rows) * (len(rows) - 1)
-        # mean kernel of different rows
+        # Mean kernel of different rows: the diagonal would bias it.
         self.inner = (_kernel_sum(self.rows, self.rows) - float(own)) / pairs
         if not math.isfinite(self.inner):
             raise ValueError("features are too large for a kernel distance: their products overflow")

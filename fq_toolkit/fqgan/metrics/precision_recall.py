@@ -42,7 +42,8 @@ class Manifold:
                 "and 1 or more neighbours, but fewer than rows"
             )
         rows = finite_rows(rows)
-        self.middle = rows.mean(0)  # distances do not change without it; cancellation does
+        # Without their mean, rows have the same distances and lose fewer digits to cancellation.
+        self.middle = rows.mean(0)
         self.rows = rows - self.middle
         _demand_distances(self.rows)
         reach = []
@@ -91,5 +92,6 @@ def _demand_distances(rows: Tensor) -> None:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``|a_i - b_j|^2`` by one matrix product, in place; rounding may make it slightly negative."""
     products = (a @ b.T).mul_(-2).add_(a.square().sum(1)[:, None]).add_(b.square().sum(1))
     return products.clamp_(min=0)

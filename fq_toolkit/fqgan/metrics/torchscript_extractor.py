@@ -1,4 +1,4 @@
-"""A user's own feature extractor, as a TorchScript file: Inception, CLIP, whatever is trusted."""
+"""A user's own feature extractor in a TorchScript file: Inception, CLIP, or any other."""
 
 import hashlib
 from pathlib import Path
@@ -43,7 +43,7 @@ class TorchScriptExtractor:
         schema = getattr(getattr(self._module, "forward", None), "schema", None)
         arguments = [argument.name for argument in schema.arguments] if schema is not None else []
         self._asks = "return_features" in arguments
-        self.dim = 0  # not known yet
+        self.dim = 0  # not known yet, and not compared with: one forward tells it
         self.dim = int(self(torch.zeros(2, 3, 64, 64)).features.shape[1])
 
     @torch.no_grad()
@@ -58,10 +58,11 @@ class TorchScriptExtractor:
         try:
             if self._asks:
                 features = self._module(pixels, return_features=True)
+                # Such modules return probabilities; the log of one that is 0 would not be finite.
                 logits = self._module(pixels).clamp(min=1e-20).log()
             else:
-                found = self._module(pixels)
-                features, logits = found if isinstance(found, tuple) else (found, None)
+                output = self._module(pixels)
+                features, logits = output if isinstance(output, tuple) else (output, None)
         except Exception as error:  # whatever a foreign module raises
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise ConfigError(f"{self.path} fails on bytes {tuple(pixels.shape)}: {reason}") from error

@@ -1,4 +1,4 @@
-"""The commands for U-GAT-IT runs: options are read here, the work is done elsewhere."""
+"""The commands of U-GAT-IT runs: they read options and call what does the work."""
 
 import sys
 from pathlib import Path
@@ -51,7 +51,7 @@ def translate_command(run: Path, arguments: list[str]) -> int:
             to: The domain to translate to, from the other one.
             out: Folder of the results; by default translated-to-B (or -A) in the run folder.
             checkpoint: best (the lowest mean KID of both directions), last, or a step.
-            skip_damaged: Leave out pictures that cannot be read, counted and named.
+            skip_damaged: Leave out pictures that cannot be read, and count and name them.
             nested: Take all pictures below the folder, however deep; the results keep its folders.
         """
         target = out or run / f"translated-to-{to}"

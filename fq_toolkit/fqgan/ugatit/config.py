@@ -14,7 +14,7 @@ TRAINER = "ugatit"
 
 @dataclass(frozen=True)
 class UGATITConfig:
-    """Everything that decides a run; goes to ``config.json`` and back. The defaults are the paper's."""
+    """Everything that decides a run, as ``config.json`` holds it. The defaults are the paper's."""
 
     preset: str = "u-gat-it"
     """Where the other options start."""
@@ -27,7 +27,7 @@ class UGATITConfig:
     resize: bool = False
     """Images that are not square: scale both sides, which squeezes them."""
     skip_damaged: bool = False
-    """Leave out pictures that cannot be read, counted and named, instead of refusing the folder."""
+    """Leave out pictures that cannot be read, and count and name them, instead of refusing the folder."""
     nested: bool = False
     """Take all pictures below each of the four folders, however deep."""
     extractor: str = "auto"
@@ -154,7 +154,7 @@ class UGATITConfig:
         return start * self.steps if start < 1 else start, end * self.steps if end <= 1 else end
 
     def reading(self) -> dict[str, Any]:
-        """Return how the images of :attr:`data` are read: the keywords of ``load_unpaired``."""
+        """Return how the images are read: the keywords of `load_unpaired`."""
         return {
             "size": self.image_size,
             "fit": image_fit(self.crop, self.resize),

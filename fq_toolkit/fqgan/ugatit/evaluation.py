@@ -1,4 +1,4 @@
-"""How good translations are: how far translated test images are from real ones of the target domain."""
+"""How good translations are: the distance of translated test images from real ones of the target domain."""
 
 from typing import Any, NamedTuple
 
@@ -61,11 +61,11 @@ def mean_distance(extractor: str) -> str:
 
 
 class TranslationEvaluator:
-    """Measures translators on the test images of both domains; the real side is computed once.
+    """A metric of translators on the test images of both domains; the real side is computed once.
 
     Args:
         data: both domains, with four or more test images each.
-        extractor: the ruler, see :func:`fq_toolkit.fqgan.metrics.extractors.load_extractor`.
+        extractor: of the features, see `load_extractor`.
 
     Raises:
         ConfigError: for an extractor that is unknown or does not fit, or too few test images.

@@ -14,7 +14,7 @@ ROUNDING = 64
 
 
 class Attended(NamedTuple):
-    """What a class activation map makes of features.
+    """Features after a class activation map.
 
     features: (B, C, H, W), weighted and mixed.
     logits: (B, 2): of the average-pooled and the max-pooled features; which domain they come from.
@@ -27,10 +27,10 @@ class Attended(NamedTuple):
 def shared_maximum(x: Tensor) -> Tensor:
     """Return the maximum over positions, with a gradient that equal maxima share evenly.
 
-    So does ``amax``, to the last bit. But quantized features are the same at many positions, and what a
-    convolution makes of them is the same only up to the rounding of its sums, which goes by position and size
-    of the batch. Maxima that rounding may have set apart therefore count as equal: a batch has the gradient
-    of its parts.
+    ``amax`` shares it among maxima that are equal to the last bit. Quantized features are the same at many
+    positions, but a convolution leaves them equal only up to the rounding of its sums, which depends on
+    position and batch size. Maxima that rounding may have set apart therefore count as equal here, so that
+    the gradient of a batch is the mean of the gradients of its parts.
 
     Args:
         x: (B, C, H, W).
@@ -47,7 +47,7 @@ def shared_maximum(x: Tensor) -> Tensor:
 
 
 class ClassActivationMap(nn.Module):
-    """Learns on pooled features which domain an image is from, and weights the features with what it learned.
+    """Attention by class activation: weights that tell domains apart on pooled features weight the features.
 
     ``logits = (w_avg . avgpool(x), w_max . maxpool(x))`` and
     ``features = act(conv1x1([w_avg * x, w_max * x]))``.
@@ -131,7 +131,10 @@ class LIN(nn.Module):
 
 @torch.no_grad()
 def clip_rho(model: nn.Module) -> None:
-    """Put every rho back into [0, 1]; to be called after each update."""
+    """Put every rho back into [0, 1]; to be called after each update.
+
+    Source: U-GAT-IT, arXiv 1907.10830, equation 1, whose rho is clipped in the update step.
+    """
     for module in model.modules():
         if isinstance(module, (AdaLIN, LIN)):
             module.rho.clamp_(0, 1)

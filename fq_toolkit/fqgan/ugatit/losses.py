@@ -10,14 +10,14 @@ from fq_toolkit.fqgan.ugatit.networks import Judgement, Round
 
 
 def widened(x: Tensor) -> Tensor:
-    """Return what mixed precision left in 16 bits as float32; float64 stays."""
+    """Return x in float32 when mixed precision left it in 16 bits; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def least_squares(outputs: Tensor, target: float) -> Tensor:
     """Return ``mean((outputs - target)^2)``, a 0-dim tensor.
 
-    Source: LSGAN, arXiv 1611.04076.
+    Source: LSGAN, arXiv 1611.04076, equation 2.
     """
     return (widened(outputs) - target).square().mean()
 
@@ -25,10 +25,13 @@ def least_squares(outputs: Tensor, target: float) -> Tensor:
 def critic_loss(judgements: Sequence[Judgement]) -> Tensor:
     """Return the loss of all discriminators on fake and real images in one batch, the fakes first.
 
-    Scores and attention logits of real images should be 1, those of fakes 0; a mean over each half.
+    ``L_lsgan = mean (D(x) - 1)^2 + mean D(G(z))^2`` of the patch scores and the same of the attention logits,
+    ``L_cam^D``; summed over global and local discriminators of both domains.
 
     Args:
         judgements: of every discriminator, on 2 B images.
+
+    Source: U-GAT-IT, arXiv 1907.10830, equations 2 and 6.
     """
     losses = []
     for judgement in judgements:
@@ -39,19 +42,34 @@ def critic_loss(judgements: Sequence[Judgement]) -> Tensor:
 
 
 def adversarial_loss(judgements: Sequence[Judgement]) -> Tensor:
-    """Return what the generators lose when their images are not taken for real ones."""
+    """Return what the generators lose when their images are not taken for real ones.
+
+    ``mean (D(G(z)) - 1)^2`` of patch scores and attention logits, summed over all discriminators.
+
+    Source: U-GAT-IT, arXiv 1907.10830, equations 2 and 6, their side of the generators.
+    """
     return torch.stack([least_squares(out, 1.0) for judgement in judgements for out in judgement]).sum()
 
 
 def cycle_loss(round_trip: Round, real_a: Tensor, real_b: Tensor) -> Tensor:
-    """Return the mean absolute difference of images and their way there and back, summed over domains."""
+    """Return how much images change on the way to the other domain and back, summed over domains.
+
+    ``mean |x - G_BA(G_AB(x))|``
+
+    Source: U-GAT-IT, arXiv 1907.10830, equation 3.
+    """
     return functional.l1_loss(widened(round_trip.back_a), real_a) + functional.l1_loss(
         widened(round_trip.back_b), real_b
     )
 
 
 def identity_loss(round_trip: Round, real_a: Tensor, real_b: Tensor) -> Tensor:
-    """Return how much generators change images that are already in their target domain, in absolute means."""
+    """Return how much generators change images that are in their target domain already, summed over domains.
+
+    ``mean |x - G_AB(x)|`` for x of B
+
+    Source: U-GAT-IT, arXiv 1907.10830, equation 4.
+    """
     return functional.l1_loss(widened(round_trip.same_a.images), real_a) + functional.l1_loss(
         widened(round_trip.same_b.images), real_b
     )
@@ -59,6 +77,9 @@ def identity_loss(round_trip: Round, real_a: Tensor, real_b: Tensor) -> Tensor:
 
 def attention_loss(round_trip: Round) -> Tensor:
     """Return the cross entropy of the generators' attention: source domain 1, target domain 0.
+
+    ``L_cam = -(mean over the source of log eta(x) + mean over the target of log(1 - eta(x)))``, eta the
+    sigmoid of the attention logits; summed over both generators.
 
     Source: U-GAT-IT, arXiv 1907.10830, equation 5.
     """

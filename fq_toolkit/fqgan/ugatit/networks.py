@@ -14,10 +14,10 @@ from fq_toolkit.training.seeding import isolated_rng
 
 
 class Translation(NamedTuple):
-    """What a generator makes of images.
+    """Translated images, and where the generator looked.
 
     images: (B, C, H, W) in [-1, 1].
-    logits: (B, 2): does its attention see the domain that it translates from?
+    logits: (B, 2): whether its attention sees the domain that it translates from.
     heatmap: (B, 1, h, w): where it looks.
     """
 
@@ -27,7 +27,7 @@ class Translation(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a discriminator says: scores (B, 1, h, w) of patches, and logits (B, 2) of its attention."""
+    """Scores (B, 1, h, w) of patches, and logits (B, 2) of the discriminator's attention."""
 
     scores: Tensor
     logits: Tensor
@@ -117,7 +117,8 @@ class UGATITGenerator(nn.Module):
 class UGATITDiscriminator(nn.Module):
     """Convolutions that halve the size, attention, and a score for every patch; spectral norm throughout.
 
-    After convolution i (and its LeakyReLU) features pass ``quantizers[str(i)]`` if there is one.
+    After convolution i (and its LeakyReLU) features pass ``quantizers[str(i)]`` if there is one: this is
+    where FQ-GAN acts.
 
     Args:
         channels: channels of the images.
@@ -154,7 +155,7 @@ class UGATITDiscriminator(nn.Module):
 
 
 class Round(NamedTuple):
-    """Everything that one update of the generators looks at; A and B are the domains.
+    """All translations that one update of the generators needs; A and B are the domains.
 
     to_b, to_a: A translated to B, and B to A.
     back_a, back_b: these translated back.

@@ -140,7 +140,7 @@ class UGATITTask(TrainingTask):
         batches = self._batches()
         values = self._critic_step(batches)
         values |= self._generator_step(batches)
-        clip_rho(self.translators)
+        clip_rho(self.translators)  # Adam may have moved it out of [0, 1]
         return values
 
     def _critic_step(self, batches: list[Batch]) -> dict[str, Tensor]:
@@ -200,6 +200,7 @@ class UGATITTask(TrainingTask):
                         loss = loss + values["commitment/g"]
                 yield loss, values
 
+        # No weight of a discriminator gets a gradient here, which saves half of their backward.
         self.critics.requires_grad_(False)
         with nullcontext() if config.fq_update_in_generator_step else frozen(self.critics):
             values = self._update(self.wrapped_g, self.g_optimizer, losses())

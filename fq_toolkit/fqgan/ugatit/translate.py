@@ -1,4 +1,4 @@
-"""Translated images: a folder of a user's, and the preview of a run."""
+"""Translated images: of a user's folder, and for the preview of a run."""
 
 from collections import Counter
 from pathlib import Path
@@ -39,7 +39,7 @@ def translate_folder(
             cut out.
         out: folder of the results.
         to: ``"B"`` translates images of domain A, ``"A"`` those of B.
-        skip_damaged: leave out pictures that cannot be read, count and name them in the log.
+        skip_damaged: leave out pictures that cannot be read; the log counts and names them.
         nested: take all pictures below the folder, however deep; results lie in folders of the same names.
 
     Returns:
@@ -94,7 +94,7 @@ def _pictures(source: Path, *, nested: bool) -> list[tuple[Parts, Source]]:
 
 @torch.no_grad()
 def preview_images(translators: Translators, data: UnpairedDataset, device: torch.device) -> Tensor:
-    """Return rows of pictures under :data:`PREVIEW_TITLES`, (rows * 8, C, H, W)."""
+    """Return rows of pictures under `PREVIEW_TITLES`, (rows * 8, C, H, W)."""
     rows = []
     for i in range(min(PREVIEW_ROWS, len(data.test_a), len(data.test_b))):
         row = []

@@ -32,7 +32,7 @@ from fq_toolkit.training.errors import ConfigError
 
 
 class Widths(NamedTuple):
-    """Channels in multiples of the width of a model.
+    """Channels as multiples of a model's width.
 
     generator: at 4x4, 8x8, ... up to the image; one block between neighbours.
     discriminator: after each block.
@@ -55,9 +55,11 @@ WIDTHS = {
 class BigGANGenerator(nn.Module):
     """Linear -> 4x4 -> residual blocks with spectral norm, each twice the size -> norm, ReLU, conv, tanh.
 
-    Every batch norm depends on the class: by a table of its own, or, with ``shared_size``, linearly on one
-    embedding that all share. With ``hierarchical`` noise z is cut into equal parts: the first makes the 4x4
-    map, each other one joins the embedding of one block.
+    Every batch norm depends on the class: through a table of its own, or, with ``shared_size``, linearly on
+    one embedding that all share. With ``hierarchical`` noise z is cut into equal parts: the first makes the
+    4x4 map, and each block's embedding is joined by one of the others.
+
+    Source: arXiv 1809.11096, section 3 and appendix B.
 
     Args:
         latent_size: size of z.

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-# How weights start: a function from a fresh module to the same module.
+# How weights are initialized: a function that changes a module in place and returns it.
 Start = Callable[[nn.Module], nn.Module]
 # (channels in, channels out, size of the kernel) -> a convolution that keeps height and width.
 MakeConv = Callable[[int, int, int], nn.Module]
 
 
 def orthogonal(module: nn.Module) -> nn.Module:
-    """Draw the weights of a module orthogonally, its bias zero; return the module."""
+    """Draw orthogonal weights for a module and set its bias to zero; return the module."""
     nn.init.orthogonal_(module.weight)  # type: ignore[arg-type]
     return zero_bias(module)
 
 
 def normal(module: nn.Module) -> nn.Module:
-    """Draw the weights of a module from N(0, 0.02^2), its bias zero; return the module."""
+    """Draw the weights of a module from N(0, 0.02^2) and set its bias to zero; return the module."""
     nn.init.normal_(module.weight, std=0.02)  # type: ignore[arg-type]
     return zero_bias(module)
 
@@ -38,12 +38,15 @@ STARTS: dict[Literal["orthogonal", "normal"], Start] = {"orthogonal": orthogonal
 
 
 def normalized(module: nn.Module, start: Start = orthogonal) -> nn.Module:
-    """Return the module, freshly drawn, with spectral norm: one power iteration per training forward."""
+    """Return the module, initialized anew, with spectral norm: one power iteration per training forward.
+
+    Source: arXiv 1802.05957, Algorithm 1.
+    """
     return spectral_norm(start(module))
 
 
 def plain_conv(inputs: int, outputs: int, kernel: int) -> nn.Module:
-    """Return a same-size convolution, drawn orthogonally."""
+    """Return a same-size convolution with orthogonal weights."""
     return orthogonal(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
 
 
@@ -60,7 +63,7 @@ class ConditionalBatchNorm(nn.Module):
     Args:
         channels: C.
         num_classes: number of classes.
-        start: how gain and bias start; None for zeros, that is as a plain batch norm.
+        start: how gain and bias start; None for zeros, which is a plain batch norm.
     """
 
     def __init__(self, channels: int, num_classes: int, *, start: Start | None = None) -> None:
@@ -165,9 +168,9 @@ class DiscriminatorBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    r"""Attention of every position to a grid of half the size, added with a gain that starts at zero.
+    """Attention of every position to a grid of half the size, added with a gain that starts at zero.
 
-    .. math:: y = x + \gamma \, o\big(\mathrm{softmax}(\theta(x)^T \phi(x)) \, g(x)\big)
+    ``y = x + gamma o(softmax(theta(x)^T phi(x)) g(x))``
 
     with 1x1 convolutions: theta and phi to C/8 channels, g to C/2, o back to C; phi and g are max-pooled.
 

@@ -1,4 +1,4 @@
-"""The families of GANs that one trainer trains: how their networks are built, and their losses."""
+"""The families of GANs that one trainer trains: how to build their networks, and their losses."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from fq_toolkit.fqgan.gan.networks.stylegan2 import build_stylegan2
 
 
 class Family(NamedTuple):
-    """What the trainer has to know about a family.
+    """A family of GANs, as the trainer sees it.
 
     build: (options, shape of the images, number of channels -> quantizer or None) -> both networks.
     discriminator_loss: (scores of real images, scores of generated ones) -> 0-dim tensor.

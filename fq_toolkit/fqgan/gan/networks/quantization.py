@@ -1,4 +1,4 @@
-"""Where feature quantization meets the trainer: layers, warm-up, losses, readings."""
+"""Where feature quantization meets the trainers: layers, warm-up, loss, gauges."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from fq_toolkit.layers import FeatureQuantizer, commitment_loss
 def make_quantizer(
     config: Any, channels: int, num_codes: int, *, ema: Literal["smoothed", "debiased"] = "smoothed"
 ) -> FeatureQuantizer:
-    """Return a quantizing layer with the options that both trainers call by the same names.
+    """Return a quantizing layer from the options that both trainers share.
 
     Args:
         config: with ``fq``, ``decay``, ``commitment``, ``fq_init``, ``fq_revive``, ``fq_update_per`` and

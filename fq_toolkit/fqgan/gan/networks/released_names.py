@@ -1,7 +1,7 @@
 """BigGAN discriminators in the naming of the PyTorch releases of BigGAN and FQ-GAN.
 
-There a block is a list: the residual block, then its quantizer if it has one, then its attention if it has
-one. Spectral norm keeps the singular vector ``u0`` (1, rows) and, for logging, the singular value ``sv0``.
+In the releases a block is a list: the residual block, then its quantizer, then its attention, if there are
+any. Spectral norm keeps the singular vector ``u0`` (1, rows) and, for logging, the singular value ``sv0``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -74,14 +74,14 @@ def load_released(model: ResidualDiscriminator, state: Mapping[str, Tensor]) -> 
         CheckpointError: naming what is missing, what is left over and what has another shape.
     """
     expected = {name: tuple(value.shape) for name, value in to_released(model).items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if found != expected:
-        lines = [f"{name} is missing" for name in expected.keys() - found.keys()]
-        lines += [f"{name} is not part of this discriminator" for name in found.keys() - expected.keys()]
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    if given != expected:
+        lines = [f"{name} is missing" for name in expected.keys() - given.keys()]
+        lines += [f"{name} is not part of this discriminator" for name in given.keys() - expected.keys()]
         lines += [
-            f"{name} has shape {found[name]}, expected {shape}"
+            f"{name} has shape {given[name]}, expected {shape}"
             for name, shape in expected.items()
-            if found.get(name, shape) != shape
+            if given.get(name, shape) != shape
         ]
         shown = "".join(f"\n  {line}" for line in sorted(lines)[:10])
         raise CheckpointError(f"the state does not fit: {len(lines)} entries differ{shown}")
@@ -95,6 +95,7 @@ def load_released(model: ResidualDiscriminator, state: Mapping[str, Tensor]) -> 
             weight, left, right = _spectral(layer)
             weight.copy_(state[f"{name}.weight"])
             left.copy_(state[f"{name}.u0"][0])
+            # Torch keeps the right vector too; it follows from the left one by half a power iteration.
             right.copy_(nn.functional.normalize(left @ weight.flatten(1), dim=0))
             if getattr(layer, "bias", None) is not None:
                 layer.bias.copy_(state[f"{name}.bias"])

@@ -23,7 +23,7 @@ from fq_toolkit.fqgan.gan.networks.blocks import (
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import isolated_rng
 
-# Number of channels -> layer that is put after a block.
+# Number of channels -> layer that goes after a block.
 MakeQuantizer = Callable[[int], nn.Module]
 
 
@@ -53,6 +53,7 @@ class ResidualGenerator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """Map z (B, latent_size) and labels int64 (B,) to images (B, image_channels, H, W) in [-1, 1]."""
+        # The layout of all convolutions: converted once here rather than in each of them.
         hidden = self.linear(z).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             hidden = block(hidden, labels)
@@ -60,10 +61,12 @@ class ResidualGenerator(nn.Module):
 
 
 class ResidualDiscriminator(nn.Module):
-    """Residual blocks with spectral norm, sum pooling, projection onto the class (arXiv 1802.05637).
+    """Residual blocks with spectral norm, sum pooling, projection onto the class.
 
-    After block i the features pass ``quantizers[str(i)]`` if there is one: this is where FQ-GAN acts. Then
-    comes ``attention[str(i)]`` if there is one.
+    ``D(x, y) = linear(h) + embed(y) . h`` with the pooled features h. After block i the features pass
+    ``quantizers[str(i)]`` if there is one: this is where FQ-GAN acts. Then comes ``attention[str(i)]``.
+
+    Source: arXiv 1802.05637, section 3 (the projection).
 
     Args:
         num_classes: classes of the projection.
@@ -121,7 +124,7 @@ class ResidualDiscriminator(nn.Module):
 
 
 class ImageShape(NamedTuple):
-    """What networks have to know about the images."""
+    """The shape of the images and the number of their classes, which decide the networks."""
 
     channels: int
     height: int
@@ -160,9 +163,10 @@ def block_numbers(config: FQGANConfig, blocks: int) -> tuple[int, ...]:
 def make_quantizers(
     config: FQGANConfig, make_quantizer: MakeQuantizer | None, widths: Mapping[int, int]
 ) -> dict[int, nn.Module]:
-    """Make the layers for (number of a block -> its channels); the other weights do not depend on them."""
+    """Return number of a block -> its quantizer, from number of a block -> its channels."""
     if make_quantizer is None:
         return {}
+    # Drawn apart, so that runs with and without quantization start from the same other weights.
     with isolated_rng(config.seed):
         return {number: make_quantizer(width) for number, width in widths.items()}
 

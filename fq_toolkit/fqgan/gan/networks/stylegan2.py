@@ -39,7 +39,7 @@ def stage_widths(channels: int, image_size: int) -> dict[int, int]:
 
 
 class Mapping(nn.Module):
-    """z, and the class if there are several -> style w: normalized, then eight layers as wide as z.
+    """z, and the class if there are several -> style w: normalization, then eight layers as wide as z.
 
     Args:
         latent_size: size of z and of w.
@@ -74,9 +74,9 @@ def normalize_power(x: Tensor) -> Tensor:
 
 
 class StyleGAN2Generator(nn.Module):
-    """A learned 4x4 map -> styled convolutions, two a size; every size adds its image to the smaller one's.
+    """A learned 4x4 map -> styled convolutions, two for each size; every size adds its part to the image.
 
-    In training mode a share of the samples' styles is mixed: from a random layer on they come from other
+    In training mode batches are mixed with a probability: from a random layer on, styles come from other
     noise. Images are not bounded: values outside [-1, 1] are white or black.
 
     Args:
@@ -115,7 +115,7 @@ class StyleGAN2Generator(nn.Module):
             ModulatedConv(widths[size], image_channels, 1, latent_size, demodulate=False) for size in sizes
         )
         self.image_biases = nn.ParameterList(torch.zeros(image_channels, 1, 1) for _ in sizes)
-        # One style a convolution; the image of a size shares that of the convolution that follows it.
+        # One style for each convolution; the image of a size has that of the convolution that follows it.
         self.num_styles = len(self.convs) + 1
         self.register_buffer("running_style", torch.zeros(latent_size))
         self.register_buffer("smoothing", smoothing_kernel() * 4, persistent=False)
@@ -133,8 +133,8 @@ class StyleGAN2Generator(nn.Module):
                 torch.arange(self.num_styles, device=z.device) < torch.randint(1, self.num_styles, ()).item()
             )
             styles = torch.where(first[:, None], styles, other)
-        # In the noise's precision also under autocast: the wrapper of a network copies what it would convert,
-        # and gradients with respect to a copy are none.
+        # In the noise's precision under autocast too: the wrapper of a network returns a converted copy, and
+        # there is no gradient of the images with respect to a copy, which the path lengths need.
         return styles.to(z.dtype)
 
     def synthesize(self, styles: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def upfirdn(
         x = functional.pad(x[:, :, :, None, :, None], (0, up - 1, 0, 0, 0, up - 1))
         x = x.reshape(batch, channels, height * up, width * up)
     x = functional.pad(x, (*pad, *pad))
+    # Torch's convolutions do not flip the kernel, the definition does.
     weight = kernel.to(x.dtype).flip((0, 1)).expand(channels, 1, *kernel.shape)
     return functional.conv2d(x, weight, stride=down, groups=channels)
 
@@ -50,10 +51,12 @@ def activate(x: Tensor) -> Tensor:
 
 
 class EqualizedLinear(nn.Module):
-    r"""``x W^T g + b m`` with ``W`` from N(0, 1 / m^2) and ``g = m / \sqrt{inputs}``.
+    """A linear layer ``x W^T g + b m`` with ``W`` from N(0, 1 / m^2) and ``g = m / sqrt(inputs)``.
 
-    The scale lies in the formula instead of in the weights, so that Adam's steps are equally large relative
+    The scale is part of the forward instead of the weights, so that Adam's steps are equally large relative
     to the weights of all layers.
+
+    Source: arXiv 1710.10196, section 4.1.
 
     Args:
         inputs: entries that come in.
@@ -112,7 +115,8 @@ class EqualizedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, H, W), or to half the height and width."""
         weight, padding = self.weight * self.gain, self.kernel // 2
-        if self.down:  # the padding of both operations at once, so that the filter sees no edge of its own
+        if self.down:
+            # Padded for both operations at once, so that the filter adds no edge of its own.
             x = upfirdn(x, self.smoothing, pad=(padding + 1, padding + 1))
             x = functional.conv2d(x, weight, self.bias, stride=2)
         else:
@@ -121,13 +125,11 @@ class EqualizedConv(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    r"""A convolution whose weights depend on a style, normalized again for each sample.
+    """A convolution whose weights depend on a style and are normalized for each sample.
 
-    .. math:: w'_{oikl} = s_i w_{oikl}, \qquad
-        w''_{oikl} = w'_{oikl} \Big/ \sqrt{\textstyle\sum_{ikl} w'^2_{oikl} + 10^{-8}}
-
-    with s linear in the style. The same is computed by scaling the channels of the input by s and those of
-    the output by the root, so that one convolution serves the whole batch.
+    ``w'_oikl = s_i w_oikl`` and ``w''_oikl = w'_oikl / sqrt(sum_ikl w'_oikl^2 + 1e-8)`` with s linear in the
+    style. The same follows from scaling the channels of the input by s and dividing those of the output by
+    the root, so that one convolution serves the whole batch.
 
     Args:
         inputs: channels that come in.
@@ -208,10 +210,9 @@ def group_size(count: int, largest: int = 4) -> int:
 
 
 def minibatch_deviation(x: Tensor, *, parts: int = 1) -> Tensor:
-    """Append a channel that tells how much the samples of a group differ.
+    """Append a channel with the standard deviation within a group of samples, a mean over all features.
 
-    Groups are neighbours in the batch, as large as divides it, at most 4. In each group: the standard
-    deviation over its samples of every feature, then the mean over all features.
+    Groups are neighbours in the batch, of the largest size up to 4 that divides it.
 
     Args:
         x: (B, C, H, W).
@@ -222,12 +223,15 @@ def minibatch_deviation(x: Tensor, *, parts: int = 1) -> Tensor:
 
     Raises:
         ValueError: when the batch does not consist of so many equal parts.
+
+    Source: arXiv 1710.10196, section 3.
     """
     batch, _, height, width = x.shape
     if batch % parts:
         raise ValueError(f"a batch of {batch} does not consist of {parts} equal parts")
     size = group_size(batch // parts)
     groups = x.reshape(batch // size, size, -1)
+    # The offset keeps the gradient of the root finite where all samples are equal.
     deviation = (groups.var(1, unbiased=False) + 1e-8).sqrt().mean(1)
     channel = deviation.repeat_interleave(size)[:, None, None, None].expand(-1, 1, height, width)
     return torch.cat([x, channel], 1)
