@@ -47,7 +47,7 @@ class WeightAverage:
         return {"model": dict(self.model.state_dict()), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what `state_dict` returned."""
         weights: Mapping[str, Tensor] = state["model"]
         self.model.load_state_dict(weights)
         self.updates = state["updates"]

@@ -283,7 +283,7 @@ def owed_row(saved: Mapping[str, Any], seconds: float) -> dict[str, float] | Non
 
 
 def restore(task: TrainingTask, accelerator: Any, saved: Mapping[str, Any], totals: Means) -> float:
-    """Undo :func:`capture` and return the seconds of training so far.
+    """Undo `capture` and return the seconds of training so far.
 
     Raises:
         RunError: when the number of processes differs: data order and random streams are split between them.

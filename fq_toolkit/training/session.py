@@ -1,6 +1,6 @@
 """One run from its options to its folder: what every trainer does around the loop.
 
-A paper describes itself with a :class:`Trainer`; :func:`train` and :func:`dry_run` do the rest.
+A paper describes itself with a `Trainer`; `train` and `dry_run` do the rest.
 """
 
 import time
@@ -274,7 +274,7 @@ def dry_run(
         What was built, how long a step takes and what a run would write; empty beside the main process.
 
     Raises:
-        ConfigError: as :func:`train` would.
+        ConfigError: as `train` would.
         RunError: when there is no run to resume, or its checkpoint is damaged.
     """
     if resume is not None:

@@ -21,6 +21,7 @@ def run_train_command(
     *,
     defaults: Callable[[list[str]], Any],
     description: str,
+    program: str | None = None,
 ) -> int:
     """Run ``train NAME [options]``.
 
@@ -28,14 +29,16 @@ def run_train_command(
         trainer: which.
         arguments: words after the trainer's name.
         defaults: those words -> the options to start from, where a preset or a task decides them. It looks
-            at the words it knows (see :func:`first_look`) and refuses their wrong values with ConfigError.
+            at the words it knows (see `first_look`) and refuses their wrong values with ConfigError.
         description: for ``--help``.
+        program: what a user types to get here; by default ``fq-toolkit train NAME``.
 
     Returns:
         The exit status: 0, or 128 + the number of the signal that stopped the run.
     """
     tyro = require("tyro", purpose="the command line")
-    options = _parse(tyro, trainer, arguments, defaults, description)
+    program = program or f"fq-toolkit train {trainer.name}"
+    options = _parse(tyro, trainer, arguments, defaults, description, program)
     if options.print_config:
         sys.stdout.write(to_json(options.config, trainer=trainer.name))
         return 0
@@ -53,15 +56,24 @@ def run_train_command(
         name = "Ctrl-C" if result.signal == signal.SIGINT else signal.Signals(result.signal).name
         sys.stdout.write(
             f"Stopped by {name} and saved at step {result.step} of {options.config.steps}. "
-            f"Go on with: fq-toolkit train {trainer.name} --resume {result.run}\n"
+            f"Go on with: {program} --resume {result.run}\n"
         )
         return 128 + result.signal
+    run = RunFolder(result.run)
     sys.stdout.write(
-        f"{result.evaluation}\n{measured_line(RunFolder(result.run))}"
+        f"{result.evaluation}\n{measured_line(run)}{best_line(run, result.step)}"
         f"{result.step} steps in {format_duration(result.seconds)} of training\n"
         f"run folder: {result.run} ({', '.join(trainer.artifacts)})\n"
     )
     return 0
+
+
+def best_line(run: RunFolder, last: int) -> str:
+    """Return a line on the best checkpoint, when that is not the last."""
+    best = run.checkpoints().best()
+    if best is None or best.step == last:
+        return ""
+    return f"best checkpoint: step {best.step}, {best.column} {best.value:.4g} (--checkpoint best)\n"
 
 
 def first_look(arguments: list[str], *names: str) -> argparse.Namespace:
@@ -78,6 +90,7 @@ def _parse(
     arguments: list[str],
     defaults: Callable[[list[str]], Any],
     description: str,
+    program: str,
 ) -> Any:
     """Read the options: those given, over --resume's or --config's, over the defaults."""
     first = first_look(arguments, "config", "resume")
@@ -107,7 +120,6 @@ def _parse(
         """Options from a config.json; those on the command line win."""
         config: Annotated[trainer.config_class, conf.arg(name="")] = start  # type: ignore[name-defined]
 
-    program = f"fq-toolkit train {trainer.name}"
     return tyro.cli(TrainOptions, args=arguments, prog=program, description=description)
 
 

@@ -39,6 +39,6 @@ class Means:
         return {"names": list(self._names), "sum": total, "count": self._count}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what `state` returned."""
         self._names, self._count = tuple(state["names"]), state["count"]
         self._sum = None if state["sum"] is None else state["sum"].to(device)

@@ -93,7 +93,7 @@ class Outlets(NamedTuple):
 
 @contextmanager
 def outlets() -> Iterator[Outlets]:
-    """Run a block with standard output and error behind :class:`Outlet`; flush them at its end."""
+    """Run a block with standard output and error behind `Outlet`; flush them at its end."""
     before = sys.stdout, sys.stderr
     both = Outlets(Outlet(sys.stdout), Outlet(sys.stderr))
     sys.stdout, sys.stderr = both

@@ -63,19 +63,19 @@ class SilentReporter:
     """Says nothing: for the processes beside the main one."""
 
     def start(self, *, done: int, total: int) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
 
     def advance(self, step: int) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
 
     def note(self, text: str) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
 
     def stop(self) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
 
 
 class GuardedReporter:
@@ -98,23 +98,23 @@ class GuardedReporter:
             log.warning("no progress is shown any more, and training goes on: %s", error)
 
     def start(self, *, done: int, total: int) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._pass_on("start", done=done, total=total)
 
     def advance(self, step: int) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._pass_on("advance", step)
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._pass_on("values", step, values)
 
     def note(self, text: str) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._pass_on("note", text)
 
     def stop(self) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._pass_on("stop")
 
 
@@ -131,14 +131,14 @@ class LineReporter:
         self._started = 0.0
 
     def start(self, *, done: int, total: int) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._first, self._total, self._started = done, total, time.monotonic()
 
     def advance(self, step: int) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         passed = time.monotonic() - self._started
         left = passed / max(1, step - self._first) * (self._total - step)
         width = len(str(self._total))
@@ -146,7 +146,7 @@ class LineReporter:
         self.note(f"step {step:{width}d}/{self._total}  {format_values(values)}  [{times}]")
 
     def note(self, text: str) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         if self._stream is None:
             log.info(text)
         else:
@@ -154,7 +154,7 @@ class LineReporter:
             self._stream.flush()
 
     def stop(self) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
 
 
 class BarReporter:
@@ -175,26 +175,26 @@ class BarReporter:
         self._task: Any = None
 
     def start(self, *, done: int, total: int) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._task = self._progress.add_task("", total=total, completed=done)
         self._progress.start()
 
     def advance(self, step: int) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._progress.update(self._task, completed=step)
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         from rich.markup import escape
 
         self._progress.update(self._task, description=escape(printable(format_values(values))))
 
     def note(self, text: str) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._progress.console.print(printable(text), markup=False, highlight=False)
 
     def stop(self) -> None:
-        """See :class:`Reporter`."""
+        """See `Reporter`."""
         self._progress.stop()
 
 

@@ -38,7 +38,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they lie; created by the first :meth:`save`.
+        folder: where they lie; created by the first `save`.
         keep: how many of the newest complete checkpoints stay, beside the best; at least 1.
     """
 
@@ -158,10 +158,10 @@ class Checkpoints:
             which: ``"best"``, ``"last"`` or a step.
 
         Returns:
-            Its step, and what :meth:`save` was told; None for a checkpoint of format 1.
+            Its step, and what `save` was told; None for a checkpoint of format 1.
 
         Raises:
-            CheckpointError: as :meth:`load` does.
+            CheckpointError: as `load` does.
         """
         return self._with_hint(which, lambda step: (step, self._record(step)[1]))
 

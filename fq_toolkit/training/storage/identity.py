@@ -1,7 +1,7 @@
 """What a checkpoint is of: its trainer and the options that decide what is computed.
 
 The record goes into every checkpoint, under the checksum of its JSON. What else a run must not lose sight of
-becomes another entry of :func:`identity` and another comparison in :func:`check_identity`.
+becomes another entry of `identity` and another comparison in `check_identity`.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def check_identity(
     now.
 
     Args:
-        about: what :func:`identity` gave when the checkpoint was saved.
+        about: what `identity` gave when the checkpoint was saved.
         trainer: name of the trainer that reads it.
         config: options of the run.
         free: names of the options that may differ.

@@ -104,7 +104,7 @@ def check_measured(checkpoints: Checkpoints, step: int, now: Mapping[str, Measur
 
 
 def check_newest(run: RunFolder, now: Mapping[str, MeasuredSet]) -> None:
-    """Do as :func:`check_measured` with the newest checkpoint, if there is one.
+    """Do as `check_measured` with the newest checkpoint, if there is one.
 
     Raises:
         CheckpointError: the same, or for a damaged checkpoint.

@@ -56,7 +56,7 @@ def pack(state: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def unpack(tensors: dict[str, Tensor], rest: Any) -> Any:
-    """Undo :func:`pack`.
+    """Undo `pack`.
 
     Raises:
         CheckpointError: when a tensor that the JSON part refers to is missing.
