@@ -118,12 +118,6 @@ KNOWN: dict[str, set[str]] = {
     },
     "silent lazy imports": {
         "fq_toolkit/kernels/ops.py",
-        "fq_toolkit/prevalent/tasks/commands.py",
-        "fq_toolkit/prevalent/tasks/hanna/commands.py",
-        "fq_toolkit/prevalent/tasks/ndh/commands.py",
-        "fq_toolkit/prevalent/tasks/pretraining/commands.py",
-        "fq_toolkit/prevalent/tasks/r2r/commands.py",
-        "fq_toolkit/prevalent/tasks/speaker/commands.py",
         "fq_toolkit/training/reporting/progress.py",
         "fq_toolkit/training/train_command.py",
     },

@@ -37,6 +37,17 @@ def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
+def find_preset(presets: Mapping[str, Config], name: str) -> Config:
+    """Return a preset by its name.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest known one.
+    """
+    if name not in presets:
+        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(presets))}")
+    return presets[name]
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """Return a JSON value as the annotated type, or say what was expected."""
     origin, arguments = get_origin(hint), get_args(hint)

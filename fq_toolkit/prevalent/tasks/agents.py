@@ -9,7 +9,7 @@ from fq_toolkit.prevalent.model.config import PrevalentConfig
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
 from fq_toolkit.prevalent.model.follower import FollowerAgent
 from fq_toolkit.prevalent.model.vocabulary_growth import add_words
-from fq_toolkit.prevalent.tasks.navigator_config import NavigatorConfig
+from fq_toolkit.prevalent.tasks.config import NavigatorConfig
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
 
 ANGLES = 128  # numbers that describe the direction of a view

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from fq_toolkit.prevalent.data.leak_guard import LeakGuard
 from fq_toolkit.prevalent.data.splits import Split, fingerprint, split_parts
 from fq_toolkit.prevalent.files import DataError, read_records
+from fq_toolkit.prevalent.tasks.config import MINI, DataConfig
 from fq_toolkit.prevalent.tasks.loading import Dataset
-from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigationConfig
 from fq_toolkit.prevalent.world.features import open_features
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
@@ -50,9 +50,7 @@ class Another(NamedTuple):
         return asked
 
 
-def open_another(
-    another: Another, config: NavigationConfig, dataset: Dataset, own: Mapping[str, Split]
-) -> Split:
+def open_another(another: Another, config: DataConfig, dataset: Dataset, own: Mapping[str, Split]) -> Split:
     """Read a split as its dataset is read, whole: a trial's ``limit`` does not count.
 
     Args:
@@ -103,7 +101,7 @@ def _scans_of(path: Path) -> list[str]:
     return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
-def _place_of(path: Path, scans: Sequence[str], config: NavigationConfig, own: Mapping[str, Split]) -> Split:
+def _place_of(path: Path, scans: Sequence[str], config: DataConfig, own: Mapping[str, Split]) -> Split:
     """Return a split of the run in whose world a file lies; generated runs have two worlds."""
     fewest: list[str] | None = None
     for split in own.values():

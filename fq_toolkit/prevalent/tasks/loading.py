@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fq_toolkit.prevalent.data.splits import UNSEEN, Split, Splits, unseen_paths
 from fq_toolkit.prevalent.miniworld.world import MiniWorld
-from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigationConfig
+from fq_toolkit.prevalent.tasks.config import MINI, DataConfig
 from fq_toolkit.prevalent.world.features import SYNTHETIC, open_features
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
@@ -31,7 +31,7 @@ class Dataset(NamedTuple):
     read: Callable[[Path, NavWorld, HeldOut], list[NavItem]]
 
 
-def load_splits(config: NavigationConfig, dataset: Dataset) -> Splits:
+def load_splits(config: DataConfig, dataset: Dataset) -> Splits:
     """Load or generate the splits of a dataset, whole.
 
     Raises:
@@ -42,7 +42,7 @@ def load_splits(config: NavigationConfig, dataset: Dataset) -> Splits:
     return _generated(config, dataset) if config.data == MINI else _annotated(config, dataset)
 
 
-def _generated(config: NavigationConfig, dataset: Dataset) -> Splits:
+def _generated(config: DataConfig, dataset: Dataset) -> Splits:
     width, count = config.synthetic_dim, config.validation_items
     seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=width)
     unseen = MiniWorld(config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=width)
@@ -61,7 +61,7 @@ def _generated(config: NavigationConfig, dataset: Dataset) -> Splits:
     )
 
 
-def _annotated(config: NavigationConfig, dataset: Dataset) -> Splits:
+def _annotated(config: DataConfig, dataset: Dataset) -> Splits:
     folder, world = Path(config.data), NavWorld.from_connectivity(str(config.connectivity))
     files = {name: folder / f"{dataset.stem}_{name}.json" for name in ("train", *VALIDATION)}
     validation = {name: dataset.read(files[name], world, {}) for name in VALIDATION if files[name].exists()}

@@ -18,8 +18,8 @@ from fq_toolkit.prevalent.data.splits import (
 )
 from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
 from fq_toolkit.prevalent.tasks.another_split import measured_set, shown_in
+from fq_toolkit.prevalent.tasks.config import MINI, NavigatorConfig
 from fq_toolkit.prevalent.tasks.loading import Dataset
-from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigatorConfig
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.sampling_order import ShuffledIndices

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigatorConfig
+from fq_toolkit.prevalent.tasks.config import MINI, NavigatorConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
 from fq_toolkit.training.bounds import NotNegative, Share
-from fq_toolkit.training.config import nearest
+from fq_toolkit.training.config import find_preset
 from fq_toolkit.training.errors import ConfigError
 
 TRAINER = "hanna"
@@ -57,11 +57,5 @@ PRESETS: dict[str, HannaConfig] = {
 
 
 def preset(name: str) -> HannaConfig:
-    """Return a preset.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known one.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
-    return PRESETS[name]
+    """Return a preset by its name, as `find_preset`."""
+    return find_preset(PRESETS, name)

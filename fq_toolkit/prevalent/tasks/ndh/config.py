@@ -3,12 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigatorConfig
+from fq_toolkit.prevalent.tasks.config import MINI, NavigatorConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
 from fq_toolkit.prevalent.text.vocabulary import LONGEST
 from fq_toolkit.training.bounds import Bounds
-from fq_toolkit.training.config import nearest
-from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.config import find_preset
 
 TRAINER = "ndh"
 
@@ -52,11 +51,5 @@ PRESETS: dict[str, NDHConfig] = {
 
 
 def preset(name: str) -> NDHConfig:
-    """Return a preset.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known one.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
-    return PRESETS[name]
+    """Return a preset by its name, as `find_preset`."""
+    return find_preset(PRESETS, name)

@@ -3,11 +3,14 @@
 import sys
 from pathlib import Path
 
-from fq_toolkit.prevalent.tasks.pretraining.config import PretrainingConfig, preset
+from fq_toolkit.prevalent.tasks.commands import run_preset_command
+from fq_toolkit.prevalent.tasks.pretraining.config import preset
+from fq_toolkit.prevalent.tasks.pretraining.runs import evaluate_run, load_run
+from fq_toolkit.prevalent.tasks.pretraining.training import PRETRAINER
 from fq_toolkit.training.errors import require
 from fq_toolkit.training.storage.best import parse_checkpoint
 from fq_toolkit.training.storage.measured_data import measured_line
-from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
+from fq_toolkit.training.train_command import run_plot_command
 
 TRAIN_HELP = """Pretrain a navigation model: masked words and next actions.
 
@@ -18,12 +21,7 @@ evaluation.json. Ctrl-C saves; --resume goes on bit by bit."""
 
 def train_command(arguments: list[str]) -> int:
     """Run ``train prevalent``."""
-    from fq_toolkit.prevalent.tasks.pretraining.training import PRETRAINER
-
-    def defaults(words: list[str]) -> PretrainingConfig:
-        return preset(first_look(words, "preset").preset or "miniworld")
-
-    return run_train_command(PRETRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
+    return run_preset_command(PRETRAINER, preset, arguments, description=TRAIN_HELP)
 
 
 def evaluate_command(run: Path, arguments: list[str]) -> int:
@@ -38,8 +36,6 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             checkpoint: best, last, or the step of one.
             fine_tune: MiniWorld: also fine-tune an agent for R2R and one from scratch.
         """
-        from fq_toolkit.prevalent.tasks.pretraining.runs import evaluate_run, load_run
-
         trained = load_run(run, checkpoint=parse_checkpoint(checkpoint))
         result = evaluate_run(trained, limit=steps, fine_tune=fine_tune)
         sys.stdout.write(f"step {trained.step}: {result}\n{measured_line(trained.folder)}")
@@ -50,6 +46,4 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
 
 def plot_command(run: Path, arguments: list[str]) -> int:
     """Run ``plot RUN``."""
-    from fq_toolkit.prevalent.tasks.pretraining.training import PRETRAINER
-
     return run_plot_command(PRETRAINER, run, arguments)

@@ -14,7 +14,7 @@ from fq_toolkit.prevalent.world.features import (
     check_columns,
 )
 from fq_toolkit.training.bounds import Fraction, NotNegative, Positive, PositiveShare, Rate, check_bounds
-from fq_toolkit.training.config import nearest
+from fq_toolkit.training.config import find_preset
 from fq_toolkit.training.errors import ConfigError
 
 TRAINER = "prevalent"
@@ -220,11 +220,5 @@ PRESETS: dict[str, PretrainingConfig] = {
 
 
 def preset(name: str) -> PretrainingConfig:
-    """Return a preset.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known one.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
-    return PRESETS[name]
+    """Return a preset by its name, as `find_preset`."""
+    return find_preset(PRESETS, name)

@@ -1,12 +1,14 @@
-"""The commands for R2R runs: options are read here, the work is done elsewhere."""
+"""The commands for R2R runs: those of all agents, and other ways to choose actions."""
 
 from pathlib import Path
 from typing import Literal
 
-from fq_toolkit.prevalent.tasks.commands import evaluate_navigator, run_navigate_command
-from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig, preset
+from fq_toolkit.prevalent.tasks.another_split import Another
+from fq_toolkit.prevalent.tasks.commands import NavigatorCommands, evaluate_navigator
+from fq_toolkit.prevalent.tasks.r2r.config import preset
+from fq_toolkit.prevalent.tasks.r2r.evaluation import Decoder
+from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER
 from fq_toolkit.training.errors import require
-from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
 
 TRAIN_HELP = """Train an agent that follows instructions: R2R.
 
@@ -16,15 +18,10 @@ Start from pretraining with --pretrained RUN of `train prevalent`, add instructi
 Real data: --preset r2r --data FOLDER_OF_R2R_FILES --connectivity FOLDER --features FILE.
 The run folder holds predictions in the official submission format, model/, curves.png and evaluation.json."""
 
-
-def train_command(arguments: list[str]) -> int:
-    """Run ``train r2r``."""
-    from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER
-
-    def defaults(words: list[str]) -> R2RConfig:
-        return preset(first_look(words, "preset").preset or "mini")
-
-    return run_train_command(R2R_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
+_COMMANDS = NavigatorCommands(R2R_TRAINER, preset, TRAIN_HELP)
+train_command = _COMMANDS.train
+navigate_command = _COMMANDS.navigate
+plot_command = _COMMANDS.plot
 
 
 def evaluate_command(run: Path, arguments: list[str]) -> int:
@@ -52,25 +49,9 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             beam_width: Paths that beam search keeps.
             seed: Of drawn actions.
         """
-        from fq_toolkit.prevalent.tasks.r2r.evaluation import Decoder
-        from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER
-
         decoder = Decoder(decoding, beam_width, seed)
         decoder.check()
-        return evaluate_navigator(R2R_TRAINER, run, checkpoint, split, annotations, features, decoder=decoder)
+        another = Another(split, annotations, features)
+        return evaluate_navigator(R2R_TRAINER, run, checkpoint, another, decoder=decoder)
 
     return int(tyro.cli(evaluate, args=arguments, prog="fq-toolkit evaluate RUN"))
-
-
-def navigate_command(run: Path, arguments: list[str]) -> int:
-    """Run ``navigate RUN``."""
-    from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER
-
-    return run_navigate_command(R2R_TRAINER, run, arguments)
-
-
-def plot_command(run: Path, arguments: list[str]) -> int:
-    """Run ``plot RUN``."""
-    from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER
-
-    return run_plot_command(R2R_TRAINER, run, arguments)

@@ -6,11 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from fq_toolkit.prevalent.tasks.speaker.config import SpeakerConfig, preset
+from fq_toolkit.prevalent.tasks.another_split import Another
+from fq_toolkit.prevalent.tasks.commands import run_preset_command
+from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data
+from fq_toolkit.prevalent.tasks.speaker.augment import augment_records, training_world
+from fq_toolkit.prevalent.tasks.speaker.config import preset
+from fq_toolkit.prevalent.tasks.speaker.runs import evaluate_another, evaluate_run, load_speaker
+from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
 from fq_toolkit.training.errors import ConfigError, RunError, require
 from fq_toolkit.training.storage.atomic import write_atomic
 from fq_toolkit.training.storage.best import parse_checkpoint
-from fq_toolkit.training.train_command import first_look, run_plot_command, run_train_command
+from fq_toolkit.training.train_command import run_plot_command
 
 TRAIN_HELP = """Train a speaker: it looks at a path and writes the instruction for it.
 
@@ -21,12 +27,7 @@ Real data: --data FOLDER_OF_R2R_FILES --connectivity FOLDER --features FILE --pr
 
 def train_command(arguments: list[str]) -> int:
     """Run ``train speaker``."""
-    from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
-
-    def defaults(words: list[str]) -> SpeakerConfig:
-        return preset(first_look(words, "preset").preset or "mini")
-
-    return run_train_command(SPEAKER_TRAINER, arguments, defaults=defaults, description=TRAIN_HELP)
+    return run_preset_command(SPEAKER_TRAINER, preset, arguments, description=TRAIN_HELP)
 
 
 def evaluate_command(run: Path, arguments: list[str]) -> int:
@@ -48,9 +49,6 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             features: File of view features for these; by default those of the run.
             checkpoint: best, last, or the step of one.
         """
-        from fq_toolkit.prevalent.tasks.another_split import Another
-        from fq_toolkit.prevalent.tasks.speaker.runs import evaluate_another, evaluate_run, load_speaker
-
         another = Another(split, annotations, features)
         asked = another.given
         trained = load_speaker(run, checkpoint=parse_checkpoint(checkpoint))
@@ -91,10 +89,6 @@ def augment_command(run: Path, arguments: list[str]) -> int:
             min_edges: Of a path.
             max_edges: Of a path.
         """
-        from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data
-        from fq_toolkit.prevalent.tasks.speaker.augment import augment_records, training_world
-        from fq_toolkit.prevalent.tasks.speaker.runs import load_speaker
-
         wanted = None if paths == "all" else paths
         if min(1 if wanted is None else wanted, instructions) < 1 or not 0 < min_edges <= max_edges:
             raise ConfigError(
@@ -136,6 +130,4 @@ def augment_command(run: Path, arguments: list[str]) -> int:
 
 def plot_command(run: Path, arguments: list[str]) -> int:
     """Run ``plot RUN``."""
-    from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
-
     return run_plot_command(SPEAKER_TRAINER, run, arguments)

@@ -1,24 +1,19 @@
 """Options of the speaker's trainer, and the presets."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-from fq_toolkit.prevalent.tasks.navigator_config import MINI, NavigationConfig
+from fq_toolkit.prevalent.tasks.config import MINI, DataConfig, TrainerConfig
 from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig
 from fq_toolkit.prevalent.text.length_limit import InstructionLimit
 from fq_toolkit.prevalent.world.features import SYNTHETIC
 from fq_toolkit.training.bounds import Positive
-from fq_toolkit.training.config import nearest
-from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.config import find_preset
 
 TRAINER = "speaker"
-_DATA = (
-    "data", "connectivity", "features", "feature_dim", "feature_columns", "limit", "seed", "world_seed",
-    "scans", "train_items", "validation_items",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class SpeakerConfig(InstructionLimit, NavigationConfig):
+class SpeakerConfig(InstructionLimit, TrainerConfig):
     """Everything that decides a run of ``train speaker``; goes to ``config.json`` and back."""
 
     batch_size: int = 32
@@ -40,9 +35,11 @@ class SpeakerConfig(InstructionLimit, NavigationConfig):
 
     def data_options(self) -> R2RConfig:
         """Return the options of the data as `load_r2r_data` takes them: the agent's data is the speaker's."""
-        made = self.features == SYNTHETIC  # its width goes with the preset, which the data do not know
-        options = {name: getattr(self, name) for name in _DATA}
-        return R2RConfig(**{**options, "feature_dim": self.synthetic_dim if made else self.feature_dim})
+        options = {field.name: getattr(self, field.name) for field in fields(DataConfig)}
+        del options["preset"]  # those of the trainers are different ones
+        # The width of synthetic features goes with the preset, which the data do not know.
+        width = self.synthetic_dim if self.features == SYNTHETIC else self.feature_dim
+        return R2RConfig(**{**options, "feature_dim": width})
 
 
 PRESETS: dict[str, SpeakerConfig] = {
@@ -67,11 +64,5 @@ PRESETS: dict[str, SpeakerConfig] = {
 
 
 def preset(name: str) -> SpeakerConfig:
-    """Return a preset.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known one.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
-    return PRESETS[name]
+    """Return a preset by its name, as `find_preset`."""
+    return find_preset(PRESETS, name)

@@ -16,7 +16,7 @@ from fq_toolkit.prevalent.tasks.another_split import (
     shown_in,
     tell_known,
 )
-from fq_toolkit.prevalent.tasks.navigator_config import MINI
+from fq_toolkit.prevalent.tasks.config import MINI
 from fq_toolkit.prevalent.tasks.r2r.data import R2R, R2RData, load_r2r_data
 from fq_toolkit.prevalent.tasks.speaker.config import TRAINER, SpeakerConfig
 from fq_toolkit.prevalent.tasks.speaker.evaluation import SpeakerEvaluation, bleu, tell

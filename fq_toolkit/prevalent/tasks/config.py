@@ -1,4 +1,4 @@
-"""Options that the trainers of navigation tasks have in common: speaker, R2R, NDH and HANNA."""
+"""Options that the trainers of speaker, R2R, NDH and HANNA share: data, training, and an agent that walks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +17,8 @@ MINI = "mini"
 
 
 @dataclass(frozen=True)
-class NavigationConfig:
-    """What decides a run, whoever is trained; goes to ``config.json`` and back."""
+class DataConfig:
+    """What is trained and measured on: generated worlds, or annotations with their graphs and features."""
 
     preset: str = MINI
     """Where the other options start."""
@@ -28,7 +28,7 @@ class NavigationConfig:
     connectivity: str | None = None
     """Folder of SCAN_connectivity.json files; with a data folder only."""
     features: str = SYNTHETIC
-    """File of view features (.tsv, .hdf5, .npz), or synthetic: noise per viewpoint, for trials only."""
+    """File of view features (.tsv, .hdf5, .npz), or synthetic: noise per viewpoint, only for trials."""
     feature_dim: int | None = None
     """Width of generated and of synthetic features; of a file the width that is expected, by default that of
     the file."""
@@ -47,8 +47,30 @@ class NavigationConfig:
     validation_items: Positive[int] = 200
     """mini: items of each validation split."""
 
+    def __post_init__(self) -> None:
+        """Check ranges, so that a wrong value is refused before anything is built."""
+        check_bounds(self)
+        if (self.data == MINI) != (self.connectivity is None):
+            raise ConfigError(
+                "connectivity belongs to a data folder, and a data folder needs it; got "
+                f"data {self.data!r} and connectivity {self.connectivity!r}"
+            )
+        check_columns(self.features, self.feature_dim, self.feature_columns)
+        if self.data == MINI and self.features != SYNTHETIC:
+            raise ConfigError(f"mini makes its own features; leave out features {self.features!r}")
+
+    @property
+    def synthetic_dim(self) -> int:
+        """Return the width of features that are generated: by default small in small presets."""
+        return self.feature_dim or (FEATURE_DIM if self.preset == MINI else RELEASED_DIM)
+
+
+@dataclass(frozen=True)
+class TrainerConfig(DataConfig):
+    """What decides a run, whoever is trained; goes to ``config.json`` and back."""
+
     steps: Positive[int] = 400
-    """Updates; the learning rates fall linearly to 0 over them."""
+    """Updates; the learning rates decay linearly to 0 over them."""
     batch_size: Positive[int] = 8
     """Items per update."""
     lr: Rate = 3e-3
@@ -78,27 +100,14 @@ class NavigationConfig:
     """Steps between evaluations; 0 evaluates only the last step."""
 
     def __post_init__(self) -> None:
-        """Check ranges, so that a wrong value is refused before anything is built."""
-        check_bounds(self)
+        """Check the width beside the ranges."""
+        super().__post_init__()
         if self.hidden_size < 2 or self.hidden_size % 2:
             raise ConfigError(f"hidden_size is {self.hidden_size}; expected an even number of at least 2")
-        if (self.data == MINI) != (self.connectivity is None):
-            raise ConfigError(
-                "connectivity belongs to a data folder, and a data folder needs it; got "
-                f"data {self.data!r} and connectivity {self.connectivity!r}"
-            )
-        check_columns(self.features, self.feature_dim, self.feature_columns)
-        if self.data == MINI and self.features != SYNTHETIC:
-            raise ConfigError(f"mini makes its own features; leave out features {self.features!r}")
-
-    @property
-    def synthetic_dim(self) -> int:
-        """Return the width of features that are generated: by default small in small presets."""
-        return self.feature_dim or (FEATURE_DIM if self.preset == MINI else RELEASED_DIM)
 
 
 @dataclass(frozen=True)
-class NavigatorConfig(NavigationConfig):
+class NavigatorConfig(TrainerConfig):
     """What decides a run of an agent that walks, whatever its task."""
 
     pretrained: str | None = None
@@ -111,9 +120,9 @@ class NavigatorConfig(NavigationConfig):
     teacher_start: Share = 1.0
     """Scheduled sampling: share of steps in which the teacher acts, at the start."""
     teacher_end: Share = 0.5
-    """The same at the end; in between it falls linearly."""
+    """The same at the end; the share changes linearly in between."""
     cross_modal: bool = False
-    """Let the cross-modal layers look at every panorama, at three times the work, not the decoder alone."""
+    """Let the cross-modal layers, not only the decoder, see every panorama, at three times the cost."""
     text_layers: Positive[int] = 1
     """Text layers of a model from scratch."""
     cross_layers: Positive[int] = 1
