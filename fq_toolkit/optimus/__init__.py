@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fq_toolkit.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from fq_toolkit.optimus.data.tokenizer_training import train_tokenizers
     from fq_toolkit.optimus.metrics.language_metrics import LanguageScores, measure_language
     from fq_toolkit.optimus.metrics.latent_metrics import active_units, mutual_information
     from fq_toolkit.optimus.metrics.text_metrics import Distinct, corpus_bleu, distinct_ngrams, self_bleu
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     from fq_toolkit.optimus.model.posterior import Posterior
     from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
     from fq_toolkit.optimus.tasks.schedules import BetaSchedule, Phase, cyclical_beta
+    from fq_toolkit.optimus.tasks.vae.config import OptimusConfig
+    from fq_toolkit.optimus.tasks.vae.runs import load_model
+    from fq_toolkit.optimus.tasks.vae.training import train
 
 _HOME = {
     "BetaSchedule": "fq_toolkit.optimus.tasks.schedules",
     "Distinct": "fq_toolkit.optimus.metrics.text_metrics",
     "LanguageScores": "fq_toolkit.optimus.metrics.language_metrics",
+    "OptimusConfig": "fq_toolkit.optimus.tasks.vae.config",
     "Phase": "fq_toolkit.optimus.tasks.schedules",
     "Posterior": "fq_toolkit.optimus.model.posterior",
     "SentenceVAE": "fq_toolkit.optimus.model.sentence_vae",
@@ -39,16 +44,20 @@ _HOME = {
     "distinct_ngrams": "fq_toolkit.optimus.metrics.text_metrics",
     "free_bits": "fq_toolkit.optimus.model.losses",
     "interpolate_latents": "fq_toolkit.optimus.model.interpolation",
+    "load_model": "fq_toolkit.optimus.tasks.vae.runs",
     "make_batch": "fq_toolkit.optimus.model.batch",
     "measure_language": "fq_toolkit.optimus.metrics.language_metrics",
     "mutual_information": "fq_toolkit.optimus.metrics.latent_metrics",
     "self_bleu": "fq_toolkit.optimus.metrics.text_metrics",
+    "train": "fq_toolkit.optimus.tasks.vae.training",
+    "train_tokenizers": "fq_toolkit.optimus.data.tokenizer_training",
 }
 
 __all__ = [
     "BetaSchedule",
     "Distinct",
     "LanguageScores",
+    "OptimusConfig",
     "Phase",
     "Posterior",
     "SentenceVAE",
@@ -64,10 +73,13 @@ __all__ = [
     "distinct_ngrams",
     "free_bits",
     "interpolate_latents",
+    "load_model",
     "make_batch",
     "measure_language",
     "mutual_information",
     "self_bleu",
+    "train",
+    "train_tokenizers",
 ]
 
 __getattr__, __dir__ = lazy_names(globals(), _HOME)

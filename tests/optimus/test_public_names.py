@@ -9,10 +9,11 @@ from fq_toolkit.optimus import SentenceVAE
 from tests.optimus.toys import toy_tokenizers
 
 NAMES = {
-    "BetaSchedule", "Distinct", "LanguageScores", "Phase", "Posterior", "SentenceVAE", "TextBatch",
-    "Tokenizers", "VAEOutput", "active_units", "add_text_tokens", "analogy_latents", "convert_optimus",
-    "corpus_bleu", "cyclical_beta", "distinct_ngrams", "free_bits", "interpolate_latents", "make_batch",
-    "measure_language", "mutual_information", "self_bleu",
+    "BetaSchedule", "Distinct", "LanguageScores", "OptimusConfig", "Phase", "Posterior", "SentenceVAE",
+    "TextBatch", "Tokenizers", "VAEOutput", "active_units", "add_text_tokens", "analogy_latents",
+    "convert_optimus", "corpus_bleu", "cyclical_beta", "distinct_ngrams", "free_bits",
+    "interpolate_latents", "load_model", "make_batch", "measure_language", "mutual_information",
+    "self_bleu", "train", "train_tokenizers",
 }  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def make_batch(texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int)
         ValueError: no sentence, an empty one, or a decoder tokenizer without PAD, BOS or EOS.
 
     Example:
-        >>> from fq_toolkit.optimus.data.tokenizer_training import train_tokenizers
+        >>> from fq_toolkit.optimus import train_tokenizers
         >>> texts = ["a man runs .", "dogs play"]
         >>> batch = make_batch(texts, train_tokenizers(texts, kind="word"), max_length=16)
         >>> batch.decoder_ids.shape, batch.decoder_mask.sum(1).tolist()

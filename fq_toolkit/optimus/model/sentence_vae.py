@@ -72,7 +72,7 @@ class SentenceVAE(nn.Module):
             too small for its tokenizer, a tokenizer without EOS.
 
     Example:
-        >>> from fq_toolkit.optimus.data.tokenizer_training import train_tokenizers
+        >>> from fq_toolkit.optimus import train_tokenizers
         >>> tokenizers = train_tokenizers(["a man rides a horse .", "two dogs play ."], kind="word")
         >>> vae = SentenceVAE.from_scratch(tokenizers, latent_size=8, width=32)
         >>> vae.encode(["a man rides ."]).mean.shape
