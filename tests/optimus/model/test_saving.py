@@ -12,7 +12,6 @@ import transformers
 from fq_toolkit import inject_latent
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage.whole_folder import whole_folder
 from tests.optimus.toys import NZ, TEXTS, decoder_of, tiny_encoder, toy_tokenizers, toy_vae
 
 
@@ -119,26 +118,6 @@ def test_a_failed_save_leaves_what_was_there(
     assert_same(first, SentenceVAE.from_pretrained(tmp_path / "m"))
 
 
-def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with whole_folder(tmp_path / "m") as part:
-        (part / "x").write_text("old")
-    rename = os.rename
-
-    def fails_the_second_time(source: Path, target: Path) -> None:
-        if str(source).endswith(".tmp"):
-            raise PermissionError(13, "no")
-        rename(source, target)
-
-    monkeypatch.setattr("os.rename", fails_the_second_time)
-    with (
-        pytest.raises(RunError, match="permission denied"),
-        whole_folder(tmp_path / "m", replaces="x") as part,
-    ):
-        (part / "x").write_text("new")
-    assert os.listdir(tmp_path) == ["m"]
-    assert (tmp_path / "m" / "x").read_text() == "old"
-
-
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "thesis.txt").write_text("my thesis")
@@ -223,30 +202,6 @@ def test_loading_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     finally:
         transformers.utils.logging.disable_progress_bar()
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("end", ["tmp", "old"])
-def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path: Path, end: str) -> None:
-    """In a container the number of the process is the same each time."""
-    for left in (tmp_path / f".m.{os.getpid()}.{end}", tmp_path / "m"):
-        left.mkdir()
-        (left / "x").write_text("old")
-    for number in range(2):
-        with whole_folder(tmp_path / "m", replaces="x") as part:
-            (part / "x").write_text(str(number))
-        assert [path.name for path in tmp_path.iterdir()] == ["m"]
-        assert (tmp_path / "m" / "x").read_text() == str(number)
-
-
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "m").symlink_to("elsewhere", target_is_directory=True)
-    for text in ("first", "second"):
-        with whole_folder(tmp_path / "m", replaces="x") as part:
-            (part / "x").write_text(text)
-        assert (tmp_path / "m").is_symlink()
-        assert (tmp_path / "elsewhere" / "x").read_text() == text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "m"]
 
 
 class _Adapted(torch.nn.Module):
