@@ -98,7 +98,7 @@ def projected_before(cache: Any, latent: Tensor | None) -> Projected | None:
         had, has = ("with", "without") if latent is None else ("without", "with")
         # Without a latent also: a cache that was filled before the first token of the text.
         hint = (
-            "; prefix tuning fills one, and cannot go with a latent: train prompts, LoRA, or the latent alone"
+            "; prefix tuning fills one, and cannot go with a latent: train prompts, LoRA, or only the latent"
             if latent is not None
             else ""
         )

@@ -50,7 +50,7 @@ def load_latent(folder: str | Path, *, projector: nn.Module | None = None, **opt
     config = options.pop("config", None)
     if (Path(folder) / "adapter_config.json").is_file() and not (Path(folder) / "config.json").is_file():
         raise ValueError(
-            f"{str(folder)!r} holds an adapter alone; load the folder of the injected model that it was made "
+            f"{str(folder)!r} holds only an adapter; load the folder of the injected model that it was made "
             f"for, and then the adapter: load_latent(base).load_adapter({str(folder)!r})"
         )
     if config is None:

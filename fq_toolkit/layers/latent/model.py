@@ -112,7 +112,7 @@ class LatentModel:
         if self._latent_slices:
             args, kwargs = (), keep_by_number(arguments, cache)
         # Also without a latent: a text that was begun with one must not go on without.
-        known = projected_before(cache, latent)
+        cached = projected_before(cache, latent)
         if latent is None:
             return keep_in_graph(self, plain(*args, **kwargs))
 
@@ -131,7 +131,7 @@ class LatentModel:
         # 2. The latent, projected once per text. What the cache kept was made without a graph, so that it
         #    is of no use where gradients, or the random numbers of dropout, are wanted.
         in_graph = torch.is_grad_enabled() or self.training
-        projected = self._project(latent) if known is None or in_graph else known
+        projected = self._project(latent) if cached is None or in_graph else cached
         # 3. Positions, before the ids may be gone: padding is found by its id.
         place_text(self, arguments, cache, length, text.device)
         # 4. Embeddings in place of ids, with the latent's part in them.
@@ -144,7 +144,7 @@ class LatentModel:
             refuse_reentrant_checkpointing(self)
             arguments[KEYWORD] = Memory(projected.memory)
         outputs = plain(**arguments)
-        if projected is not known:
+        if projected is not cached:
             remember(outputs, cache, latent, None if in_graph else projected)
         return outputs
 
@@ -156,11 +156,11 @@ class LatentModel:
         return projector(latent.to(device=device, dtype=projection_dtype(self, like, latent)))
 
     def _check_route(self: Any) -> None:
-        """See that attention still runs through ours, whoever has changed the config in the meantime."""
+        """Send attention through ours again if somebody has changed the config in the meantime."""
         module = self
-        for part in self.latent_spec.sites[0].name.split(
-            "."
-        ):  # every token comes here: get_submodule is slower
+        # By hand, as every token comes here and get_submodule is slower. The first site stands for all, whose
+        # configs transformers sets together.
+        for part in self.latent_spec.sites[0].name.split("."):
             module = getattr(module, part)
         if not (implementation(module.config) or "").startswith(PREFIX):
             route(site_configs(self))
@@ -282,7 +282,7 @@ class LatentModel:
         kept = getattr(child, "modules_to_save", ())
         if adapted and any(name not in kept for name in self.active_adapters()):
             raise ValueError(
-                "transformers saves the adapter of this model alone, and the latent's projections are not in "
+                "transformers saves only the adapter of this model, and the latent's projections are not in "
                 f'it; add it with LoraConfig(..., modules_to_save=["{CHILD}"]), after the injected model was '
                 "saved"
             )

@@ -128,7 +128,7 @@ def watched(model: Any) -> Iterator[Callable[[], bool]]:
     """Find out, in a block that calls a model without an injection, whether its forward leads to ours.
 
     It does if an injection was removed from inside somebody's wrapper. Ours around that wrapper would then
-    call itself for ever.
+    recurse without end.
 
     Yields:
         A function that returns whether our forward has run.

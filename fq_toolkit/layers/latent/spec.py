@@ -14,7 +14,6 @@ CONFIG_KEY = "latent_injection"
 #: Version of the settings as they are saved.
 VERSION = 1
 MODES = ("memory", "embedding", "both")
-PROJECTORS = ("linear", "mlp", "custom")
 
 
 class Site(NamedTuple):
@@ -35,7 +34,7 @@ class Site(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpec:
-    """The settings of `inject_latent`, with what it has learnt about the model.
+    """The settings of `inject_latent`, with what it learnt about the model.
 
     Attributes:
         mode: "memory", "embedding" or "both".

@@ -62,7 +62,7 @@ def test_the_recipe_from_end_to_end(
     expected = model(input_ids=IDS, latent=z()).logits
     assert not torch.equal(model(input_ids=IDS, latent=-z()).logits, expected)
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"holds an adapter alone.*load_adapter"):
+    with pytest.raises(ValueError, match=r"holds only an adapter.*load_adapter"):
         load_latent(tmp_path / "adapter")
     loaded = load_latent(tmp_path / "base")
     assert torch.equal(loaded.latent_injection.memory.weight, start)
@@ -98,7 +98,7 @@ def test_the_refusal_without_the_library(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds an adapter alone"):
+    with pytest.raises(ValueError, match="holds only an adapter"):
         load_latent(tmp_path)
 
 

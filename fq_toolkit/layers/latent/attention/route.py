@@ -26,7 +26,7 @@ ROUTED = ("eager", "sdpa")
 @functools.cache
 def register_implementations() -> None:
     """Register our attention functions, and with each the mask of the one that it stands for."""
-    # Lazy: only injection needs transformers, and who injects has loaded it.
+    # Lazy: only injection needs transformers, and by then the model has loaded it.
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
