@@ -27,7 +27,6 @@ from torch import Tensor
 
 from fq_toolkit.kernels import native, reference, tracing
 from fq_toolkit.kernels.arguments import check_backward, check_commit, check_forward
-from fq_toolkit.kernels.precision import widest
 
 logger = logging.getLogger("fq_toolkit")
 
@@ -59,6 +58,7 @@ def _triton_problem(device_type: str, interpreting: bool) -> str | None:
     if interpreting and (problem := interpreter_problem()):
         return problem
     try:
+        # Lazily, as Triton takes long to import and may be missing or broken.
         importlib.import_module("fq_toolkit.kernels.lookup_triton")
     except Exception as error:  # a broken Triton fails in many ways, not only with ImportError
         return f"triton cannot be imported ({type(error).__name__}: {error})"
@@ -322,7 +322,7 @@ def quantize_forward(
     if isinstance(strength, Tensor):
         blend: Tensor | None = strength
     else:
-        blend = None if strength == 1 else torch.tensor(strength, dtype=widest(_CPU), device="cpu")
+        blend = None if strength == 1 else torch.tensor(strength, dtype=reference.widest(_CPU), device="cpu")
     return _quantize_forward(x, codebook, center, mask, blend, with_output, with_sums, exact)
 
 

@@ -27,8 +27,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels.precision import check_exact, widest
-
 #: Index of a row that holds a NaN or an infinity (also: no code of the dictionary is finite).
 NONFINITE_ROW = -1
 #: Index of a row that the mask excludes.
@@ -36,6 +34,31 @@ MASKED_ROW = -2
 
 _CHUNK_ELEMENTS = 1 << 20  # scores per chunk: 8 MiB in float64, which stays in the last-level cache
 _UNIT = 2.0**-53
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 where the device has nothing wider (Apple's MPS): sums are then less exact.
+
+    The device is asked each time, which costs a microsecond or two: no list of devices would be complete.
+    """
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except Exception:  # each device refuses in a way of its own
+        return torch.float32
+    return torch.float64
+
+
+def check_exact(device: torch.device) -> None:
+    """Refuse what is defined by float64 distances where there is no float64.
+
+    Raises:
+        ValueError: naming the option to change.
+    """
+    if widest(device) != torch.float64:
+        raise ValueError(
+            f'precision="exact" settles ties by float64 distances, which the device {device.type!r} cannot '
+            'compute; build the layer with precision="fast", or run it on the CPU'
+        )
 
 
 def row_chunks(x: Tensor, num_codes: int) -> Iterator[tuple[int, int, Tensor]]:

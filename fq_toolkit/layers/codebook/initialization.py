@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fq_toolkit.kernels import ops
-from fq_toolkit.kernels.precision import widest
+from fq_toolkit.kernels.reference import widest
 from fq_toolkit.layers.codebook import distributed
 from fq_toolkit.layers.codebook.consistency import center_of
 
