@@ -112,12 +112,8 @@ KNOWN: dict[str, set[str]] = {
         "fq_toolkit.training: config",
         "fq_toolkit.training: storage",
     },
-    "folders": {
-        "fq_toolkit/kernels",
-        "tests/kernels",
-    },
+    "folders": set(),
     "silent lazy imports": {
-        "fq_toolkit/kernels/ops.py",
         "fq_toolkit/training/reporting/progress.py",
         "fq_toolkit/training/train_command.py",
     },
