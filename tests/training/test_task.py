@@ -11,7 +11,7 @@ from fq_toolkit.training.averaging import WeightAverage
 from fq_toolkit.training.errors import CheckpointError
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.storage.packing import pack, unpack
-from fq_toolkit.training.task import LoopResult, TrainingTask, count_weights
+from fq_toolkit.training.task import LoopResult, TrainingTask, count_weights, load_optimizer
 
 
 class Regression(TrainingTask):
@@ -119,3 +119,30 @@ def test_a_weight_that_is_not_finite_is_found_in_any_network(bad: float) -> None
 def test_summaries_name_threads_and_processes() -> None:
     assert Regression().summary() == f"cpu, {torch.get_num_threads()} threads, 2 processes"
     assert count_weights(Regression().network, nn.Linear(2, 2)) == 3 * 4 + 4 + 4 + 1 + 6
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizer_goes_on_bit_by_bit_in_channels_last(fused: bool) -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        return model, torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    model, optimizer = make()
+    step(model, optimizer, 1)
+    saved = unpack(*pack({"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()}))
+    step(model, optimizer, 2)
+    other, other_optimizer = make()
+    other.load_state_dict(saved["model"])
+    load_optimizer(other_optimizer, saved["optimizer"])
+    moments = other_optimizer.state[other.weight]
+    assert moments["exp_avg"].stride() == other.weight.stride()
+    step(other, other_optimizer, 2)
+    assert torch.equal(model.weight, other.weight)
+    assert torch.equal(model.bias, other.bias)
