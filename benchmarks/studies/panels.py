@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from benchmarks.studies.results import DIVERGED, Figures
 from benchmarks.studies.statistics import student_interval
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import require
 from fq_toolkit.training.reporting.plots import COLORS
-from fq_toolkit.training.storage.atomic import write_atomic
 
 
 class Panel(NamedTuple):

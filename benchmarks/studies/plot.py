@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks.studies.results import FLOOR, Figures
 from benchmarks.studies.statistics import differences, student_interval
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import RunError, require
 from fq_toolkit.training.reporting.plots import COLORS
-from fq_toolkit.training.storage.atomic import write_atomic
 
 
 def _draw(axes: Any, by_arm: Mapping[str, Mapping[int, float]], colors: Mapping[str, str]) -> None:

@@ -42,9 +42,9 @@ from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER
 from fq_toolkit.prevalent.tasks.speaker.augment import augment_records
 from fq_toolkit.prevalent.tasks.speaker.config import SpeakerConfig
 from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import DivergedError
 from fq_toolkit.training.session import Trainer, train
-from fq_toolkit.training.storage.atomic import write_atomic
 
 SCRATCH, PRETRAINED, SPEAKER = "scratch", "pretrained", "pretrained + speaker"
 SHUFFLED, BLIND = "pretrained, shuffled instructions", "pretrained, blind"

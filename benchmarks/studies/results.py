@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage.atomic import explain, write_atomic
 
 FID = "fid["
 FLOOR = "real-vs-real floor"

@@ -6,8 +6,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage.atomic import write_atomic
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LINES = (".jsonl", ".ndjson")

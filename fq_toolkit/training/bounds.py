@@ -98,7 +98,8 @@ def check_bounds(config: Any) -> None:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not bounds.hold(number):
-                raise ConfigError(f"{name} is {value}; expected {bounds.told(name, whole=whole)}")
+                verb = "are" if isinstance(value, tuple) else "is"
+                raise ConfigError(f"{name} {verb} {value}; expected {bounds.told(name, whole=whole)}")
 
 
 @functools.cache

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.storage.atomic import explain, write_atomic
 
 Config = TypeVar("Config")
 

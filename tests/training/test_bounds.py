@@ -71,7 +71,7 @@ def test_exactly_the_values_within_pass(
             kind(**values, betas=(beta, 0.5))
         else:
             first = next(name for name, fine in within if not fine)
-            with pytest.raises(ConfigError, match=f"^{first} is .*; expected "):
+            with pytest.raises(ConfigError, match=f"^{first} (is|are) .*; expected "):
                 kind(**values, betas=(0.5, beta))
 
 

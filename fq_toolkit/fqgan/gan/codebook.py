@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from fq_toolkit.fqgan.gan.runs import TrainedRun
 from fq_toolkit.fqgan.gan.sampling import save_grid
 from fq_toolkit.layers import FeatureQuantizer
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.seeding import isolated_rng
-from fq_toolkit.training.storage.atomic import write_atomic
 
 _BATCH = 100
 

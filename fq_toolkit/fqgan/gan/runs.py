@@ -24,11 +24,11 @@ from fq_toolkit.fqgan.gan.sampling import (
     save_image,
 )
 from fq_toolkit.fqgan.metrics.extractors import load_extractor
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.runs import open_saved
 from fq_toolkit.training.seeding import isolated_rng
 from fq_toolkit.training.session import make_accelerator
-from fq_toolkit.training.storage.atomic import write_atomic
 from fq_toolkit.training.storage.best import Which
 from fq_toolkit.training.storage.evaluation import write_evaluation
 from fq_toolkit.training.storage.measured_data import MeasuredSet, check_measured

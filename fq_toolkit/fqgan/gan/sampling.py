@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fq_toolkit.fqgan.data.pixels import to_pixels
+from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.averaging import recalibrate_batchnorm
 from fq_toolkit.training.errors import RunError, require
 from fq_toolkit.training.seeding import isolated_rng
-from fq_toolkit.training.storage.atomic import explain, write_atomic
 
 # The noise of evaluations and previews is the same for all runs.
 EVALUATION_SEED = 90210

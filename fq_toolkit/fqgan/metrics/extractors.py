@@ -21,10 +21,10 @@ from fq_toolkit.fqgan.data.augmentation import random_flip
 from fq_toolkit.fqgan.data.datasets import ImageDataset
 from fq_toolkit.fqgan.metrics.classifiers import DigitsCNN, Extracted, ImageCNN, random_cnn
 from fq_toolkit.fqgan.metrics.torchscript_extractor import TorchScriptExtractor
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError, RunError
 from fq_toolkit.training.seeding import isolated_rng
-from fq_toolkit.training.storage.atomic import write_atomic
 
 log = logging.getLogger("fq_toolkit")
 

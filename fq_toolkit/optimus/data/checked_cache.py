@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fq_toolkit.cache import cache_folder
+from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage.atomic import explain, write_atomic
 
 logger = logging.getLogger("fq_toolkit")
 

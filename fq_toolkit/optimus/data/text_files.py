@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fq_toolkit.optimus.model.batch import is_unicode
+from fq_toolkit.training.atomic import explain
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.storage.atomic import explain
 
 # Endings of files of one text a line, of tables, and of one JSON object a line.
 LINES = (".txt", ".txt.gz")

@@ -19,7 +19,7 @@ from fq_toolkit.optimus.model.hub import add_missing_tokens, load_tokenizers
 from fq_toolkit.optimus.model.original_files import OriginalRun, read_run, write_run
 from fq_toolkit.optimus.model.saving import SETTINGS
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
-from fq_toolkit.training.storage.atomic import whole_folder
+from fq_toolkit.training.atomic import whole_folder
 
 ENCODER, DECODER = "bert-base-cased", "gpt2"
 # Channels of a head in every BERT and GPT-2 that was released: used where no config.json says how many heads.

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from fq_toolkit.layers.latent.loading import load_latent
 from fq_toolkit.optimus.model.batch import Tokenizers
+from fq_toolkit.training.atomic import whole_folder
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage.atomic import whole_folder
 
 SETTINGS = "vae.json"
 WEIGHTS = "posterior.safetensors"

@@ -26,9 +26,9 @@ from fq_toolkit.prevalent.model.layers import (
 )
 from fq_toolkit.prevalent.model.released_names import encoder_state, is_released
 from fq_toolkit.prevalent.model.weight_files import read_weights, write_weights
+from fq_toolkit.training.atomic import explain
 from fq_toolkit.training.config import from_mapping
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage.atomic import explain
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FOLDER = "model"

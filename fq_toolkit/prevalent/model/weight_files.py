@@ -7,7 +7,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fq_toolkit.prevalent.files import DataError
-from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.atomic import write_atomic
 
 
 def write_weights(path: Path, module: nn.Module) -> None:

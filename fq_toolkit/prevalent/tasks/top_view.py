@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fq_toolkit.prevalent.tasks.navigate import Journey, describe
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import require
-from fq_toolkit.training.storage.atomic import write_atomic
 
 _TAKEN, _REFERENCE, _GRAPH = "#d1495b", "#30638e", "#c8c8c8"
 _LABELLED = 40  # viewpoints up to which all are named

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fq_toolkit.prevalent.files import DataError, check_readable, read_json
-from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.atomic import write_atomic
 
 VOCABULARY = "vocabulary.json"
 """Name of the file of words in the folder of a model."""

@@ -10,9 +10,9 @@ import numpy as np
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.world import connectivity
 from fq_toolkit.prevalent.world.scan import Scan
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import require
-from fq_toolkit.training.storage.atomic import write_atomic
 
 if TYPE_CHECKING:
     import networkx

@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage.atomic import explain, write_atomic
 
 
 def format_value(value: float | int | None) -> str:

@@ -4,9 +4,9 @@ import io
 import math
 from pathlib import Path
 
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import RunError, require
 from fq_toolkit.training.reporting.metrics_log import read_metrics
-from fq_toolkit.training.storage.atomic import write_atomic
 
 # The palette of Okabe and Ito: told apart by colour-blind readers, and in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

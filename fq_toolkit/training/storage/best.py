@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.storage.atomic import write_atomic
 
 Which = int | Literal["best", "last"]
 """A checkpoint: the best, the newest, or that of a step."""

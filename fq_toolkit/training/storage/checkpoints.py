@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.errors import CheckpointError, RunError
-from fq_toolkit.training.storage.atomic import explain, write_atomic
 from fq_toolkit.training.storage.best import Best, Which, read_best, write_best
 from fq_toolkit.training.storage.packing import pack, unpack
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fq_toolkit import __version__
-from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.storage.measured_data import KEY, MeasuredSet, set_records
 
 

@@ -5,9 +5,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from fq_toolkit.training.atomic import explain
 from fq_toolkit.training.config import changes_in_json, read_json
 from fq_toolkit.training.errors import CheckpointError, RunError
-from fq_toolkit.training.storage.atomic import explain
 from fq_toolkit.training.storage.best import Which
 from fq_toolkit.training.storage.checkpoints import Checkpoint, Checkpoints
 

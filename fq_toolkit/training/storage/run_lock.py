@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from fq_toolkit.training.atomic import explain
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage.atomic import explain
 
 try:
     import fcntl

@@ -127,7 +127,7 @@ def test_digits() -> None:
         ({"eval_samples": 1}, "at least 2"),
         ({"fq_layers": (1, 1)}, "distinct block numbers"),
         ({"accumulate": 0}, "accumulate is 0; expected at least 1"),
-        ({"style_mixing": 1.5}, "style_mixing is 1.5; expected a probability"),
+        ({"style_mixing": 1.5}, "style_mixing is 1.5; expected 0 to 1"),
         ({"path_weight": 2.0}, "path_weight needs a generator with styles"),
         ({"image_size": 24}, "image_size is 24; expected 0 or 8, 16"),
     ],

@@ -8,9 +8,9 @@ import numpy as np
 from fq_toolkit.optimus.data.labels import LabelledCorpus
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.classification.classification import encode_features
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.reporting.plots import COLORS
-from fq_toolkit.training.storage.atomic import write_atomic
 
 _FEWEST = 5
 

@@ -22,10 +22,10 @@ from fq_toolkit.optimus.tasks.classification.classification import (
     untrained,
 )
 from fq_toolkit.optimus.tasks.vae.runs import load_model
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.reporting.plots import COLORS
 from fq_toolkit.training.seeding import seed_everything
-from fq_toolkit.training.storage.atomic import write_atomic
 from fq_toolkit.training.storage.best import Which
 from fq_toolkit.training.storage.evaluation import provenance
 

@@ -11,7 +11,7 @@ from fq_toolkit.optimus.metrics.analogies import draw_analogies
 from fq_toolkit.optimus.metrics.language_metrics import readable
 from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.vae.evaluation import Evaluation, ask
-from fq_toolkit.training.storage.atomic import write_atomic
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.storage.run_folder import RunFolder
 
 COUNT, STEPS = 10, 5

@@ -13,8 +13,8 @@ from fq_toolkit.prevalent.tasks.speaker.augment import augment_records, training
 from fq_toolkit.prevalent.tasks.speaker.config import preset
 from fq_toolkit.prevalent.tasks.speaker.runs import evaluate_another, evaluate_run, load_speaker
 from fq_toolkit.prevalent.tasks.speaker.training import SPEAKER_TRAINER
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError, RunError, require
-from fq_toolkit.training.storage.atomic import write_atomic
 from fq_toolkit.training.storage.best import parse_checkpoint
 from fq_toolkit.training.train_command import run_plot_command
 

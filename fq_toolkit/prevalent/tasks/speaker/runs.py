@@ -27,10 +27,10 @@ from fq_toolkit.prevalent.tasks.speaker.training import (
     selecting_split,
     write_speaker_evaluation,
 )
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.runs import open_saved
 from fq_toolkit.training.session import make_accelerator
-from fq_toolkit.training.storage.atomic import write_atomic
 from fq_toolkit.training.storage.best import Which
 from fq_toolkit.training.storage.evaluation import write_evaluation
 from fq_toolkit.training.storage.measured_data import check_newest, measured_line

@@ -18,10 +18,10 @@ from fq_toolkit.prevalent.text.length_limit import fit_items
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.path_views import observe_paths, path_actions
+from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
 from fq_toolkit.training.session import FREE_ON_RESUME, Trainer
-from fq_toolkit.training.storage.atomic import write_atomic
 from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.evaluation import write_evaluation
 from fq_toolkit.training.storage.measured_data import MeasuredSet

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from fq_toolkit.training import atomic
 from fq_toolkit.training.errors import RunError
-from fq_toolkit.training.storage import atomic
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
