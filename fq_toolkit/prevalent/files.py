@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from fq_toolkit.training.atomic import write_atomic
+from fq_toolkit.training.atomic import explain, write_atomic
 from fq_toolkit.training.errors import RunError
 
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -142,6 +142,23 @@ def read_json(path: Path) -> Any:
         DataError: if the file is missing, empty, a git-LFS pointer, truncated or not JSON.
     """
     return _decode(path, read_bytes(path))
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create a folder, and its parents, if it does not exist.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: if it cannot be created.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot create {folder}: {explain(error)}") from error
+    return folder
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> Path:

@@ -50,10 +50,11 @@ def _finish(
     ``own`` says that a path and a text belong to one item of the dataset. In NDH and HANNA they do not: short
     paths in a building coincide and requests repeat, so only whole held-out paths count there.
     """
+    # From cheap to expensive: the first error is the one that is shown.
     check_unique(items, source=str(path))
     if limit is not None:
         check_lengths(items, limit, tokenize=tokenize, source=str(path))
-    if world is not None:
+    if world is not None:  # without the graphs only the file itself can be checked
         check_items(items, world, source=str(path))
     check_disjoint(
         items,
@@ -140,6 +141,7 @@ def hanna_items(records: list[dict[str, Any]], source: Path | str) -> list[NavIt
     for position, record in enumerate(records):
         identifier, where = _named(source, position, record, "path_id")
         lists = field(record, "paths", list, where)
+        # Each entry is checked as if it were a field, for the same messages as everywhere.
         paths = [strings({"paths": entry}, "paths", f"{where}, path {i}") for i, entry in enumerate(lists)]
         if len({entry[0] for entry in paths}) != 1:
             raise DataError(f"{where}: paths must be a list of paths with one common start")
@@ -204,7 +206,7 @@ def dialog_text(target: str, turns: Iterable[tuple[str, str]]) -> str:
         >>> dialog_text("towel", [("navigator", "left?"), ("oracle", "yes")])
         '<TAR> towel <NAV> left? <ORA> yes'
     """
-    marks = {"navigator": "<NAV>", "oracle": "<ORA>"}
+    marks = {"navigator": "<NAV>", "oracle": "<ORA>"}  # who speaks decides who knows the way
     words = ["<TAR>", target]
     for role, message in turns:
         if role not in marks:

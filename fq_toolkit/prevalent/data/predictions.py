@@ -37,6 +37,7 @@ def save_predictions(
         if name in seen:
             raise ValueError(f"instruction {name!r} occurs twice among the trajectories")
         seen.add(name)
+        # What else a record holds, such as HANNA's requests, is submitted too.
         rest = {key: value for key, value in record.items() if key != "instr_id"}
         records.append({id_field: int(name) if id_field == "inst_idx" else name, **rest})
     return write_json(Path(path), records)
@@ -67,6 +68,7 @@ def load_predictions(path: str | Path, items: Sequence[NavItem]) -> list[dict[st
         if name in predictions:
             raise DataError(f"{where} is a duplicate; expected one trajectory per instruction")
         predictions[name] = {**record, "path": _viewpoints(record, where)}
+    # A missing item must not be left out of the mean, nor count as a failure: both are another figure.
     expected = {item.instr_id for item in items}
     missing, unknown = expected - predictions.keys(), predictions.keys() - expected
     for problem, ids in (("missing", missing), ("unknown", unknown)):
@@ -97,6 +99,7 @@ def _viewpoints(record: dict[str, Any], where: str) -> list[str]:
         steps = field(record, key, list, where)
         if not steps:
             raise DataError(f"{where}: the {key} is empty; it must hold the start at least")
+        # In a "path" a bare name is a viewpoint; elsewhere it is a step of an unknown form.
         if key == "path" and all(isinstance(step, str) for step in steps):
             paths.append(list(steps))
         else:

@@ -74,6 +74,7 @@ def check_split(split: Split) -> None:
     """
     if not split.items:
         raise DataError(f"{split.source}: no instruction")
+    # Of whole buildings, not only of annotated paths: a learning agent walks anywhere.
     for name in sorted({item.scan for item in split.items}):
         split.features.check((name, viewpoint) for viewpoint in split.world.scan(name).viewpoints)
 
@@ -97,7 +98,7 @@ def fingerprint(parts: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):
-            part = part.cpu().numpy()
+            part = part.cpu().numpy()  # the same digest on every device
         if isinstance(part, np.ndarray):
             # Without them, arrays of equal bytes but other shapes would have one digest.
             digest.update(f"{part.dtype}{part.shape}".encode())

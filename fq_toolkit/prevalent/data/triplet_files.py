@@ -117,7 +117,7 @@ def fit_triplets(
     Raises:
         DataError: naming source, instruction, its tokens and the limit.
     """
-    rows = [triplet.tokens[: _used(triplet.tokens)] for triplet in triplets]
+    rows = [triplet.tokens[: _used(triplet.tokens)] for triplet in triplets]  # CLS .. SEP
     fitted = fit_encodings(
         [row[1:-1] for row in rows],
         [triplet.instr_id for triplet in triplets],
@@ -199,7 +199,7 @@ def read_triplet_files(
     origin: dict[Triplet, Path] = {}  # the first file that each is in
     for path in paths:
         triplets = read_triplets(path, held_out=held_out, longer_by=longer_by)
-        if len(paths) > 1:
+        if len(paths) > 1:  # within a file, repetitions are the author's choice of weights
             repeated = [triplet for triplet in triplets if origin.setdefault(triplet, path) is not path]
             if repeated:
                 _LOG.warning(

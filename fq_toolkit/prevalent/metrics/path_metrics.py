@@ -69,7 +69,7 @@ class _Distances:
         names = list(dict.fromkeys(scans))
         tables = {name: world.scan(name) for name in names}
         starts = np.cumsum([0] + [len(tables[name]) ** 2 for name in names])
-        start = dict(zip(names, starts, strict=False))
+        start = dict(zip(names, starts, strict=False))  # the last of `starts` is the end of the table
         self.table = np.concatenate([tables[name].distances.ravel() for name in names])
         self.edges = np.concatenate([tables[name].adjacent.ravel() for name in names])
         self.start = np.array([start[name] for name in scans])
@@ -145,7 +145,7 @@ def measure_paths(
             f"{count} scans, {len(paths)} paths, {len(references)} references, {len(goals)} goals and "
             f"{len(names)} names; expected the same number of each"
         )
-    if not count:
+    if not count:  # numpy has no maximum of nothing
         empty = np.zeros(0)
         return PathMetrics(*[empty] * len(PathMetrics._fields))
     agent, annotated, targets = (
@@ -167,12 +167,14 @@ def measure_paths(
         lost = int(np.nonzero(~np.isfinite(shortest))[0][0])
         raise DataError(f"{names[lost]}: unreachable goal in scan {scans[lost]!r}: no path from the start")
     error = final.min(axis=1)
+    # All pairs of path and goals; padding repeats the last viewpoint and changes no minimum.
     oracle = distances(agent.nodes[:, :, None], targets.nodes[:, None, :]).min(axis=(1, 2))
     inside = np.less_equal if inclusive else np.less
     success = inside(error, success_radius).astype(np.float64)
     # If start is goal, the ratio is 0 / TL: an agent that stays walked perfectly, one that left did not.
     efficiency = shortest / np.where(shortest > 0, np.maximum(shortest, length), 1.0)
     efficiency = np.where(shortest > 0, efficiency, length == 0)
+    # (N, R, P) distances between annotated and walked viewpoints, for CLS and for the warping.
     gaps = distances(annotated.nodes[:, :, None], agent.nodes[:, None, :])
     ndtw = np.exp(-_warp(gaps, annotated.counts, agent.counts) / (annotated.counts * threshold))
     return PathMetrics(
@@ -245,10 +247,11 @@ def _coverage(
     gaps: np.ndarray, annotated: _Rows, length: np.ndarray, distances: _Distances, threshold: float
 ) -> np.ndarray:
     """Return CLS (N,); the equations are in `measure_paths`."""
+    # Unlike a minimum, a mean counts padding, so it is masked out here.
     real = np.arange(gaps.shape[1]) < annotated.counts[:, None]
     covered = _total(np.where(real, np.exp(-gaps.min(axis=2) / threshold), 0.0)) / annotated.counts
     expected = covered * _total(distances(annotated.nodes[:, :-1], annotated.nodes[:, 1:]))
-    total = expected + np.abs(expected - length)
+    total = expected + np.abs(expected - length)  # 0 only if both paths have length 0
     return covered * np.where(total > 0, expected / np.where(total > 0, total, 1.0), 1.0)
 
 
@@ -266,6 +269,7 @@ def _warp(gaps: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray
     """
     count, height, width = gaps.shape
     gaps = np.ascontiguousarray(gaps.transpose(1, 2, 0))  # the loops go over cells, each for all items
+    # One row of the table is kept. Column 0 is a border: infinite, but for the start of the alignment.
     above = np.full((width + 1, count), np.inf)
     above[0] = 0.0
     cost = np.empty(count)

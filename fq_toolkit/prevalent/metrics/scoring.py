@@ -72,7 +72,7 @@ def _measure(
     if not items:
         raise DataError(f"{annotations}: no instruction")
     for item in items:
-        if not item.goals:
+        if not item.goals:  # the test split: every figure would be made up
             raise DataError(
                 f"{annotations}: item {item.instr_id!r} holds only the start: this split keeps its goals "
                 "secret and is scored by the challenge server"
@@ -152,7 +152,7 @@ def score_ndh(
     predictions, annotations = Path(predictions), Path(annotations)
     items = load_ndh(annotations, target=target)
     records = load_predictions(predictions, items)
-    planner = load_planner_goals(annotations)
+    planner = load_planner_goals(annotations)  # OPSR is about the planner's goal, whatever the target
     return ndh_scores(items, records, world, planner, annotations=annotations, predictions=predictions)
 
 
@@ -189,7 +189,7 @@ def ndh_scores(
     for row, (item, record) in enumerate(zip(items, records, strict=True)):
         scan = world.scan(item.scan)
         regions = [scan.locate(viewpoint) for viewpoint in item.regions]
-        path = [scan.locate(viewpoint) for viewpoint in record["path"]]
+        path = [scan.locate(viewpoint) for viewpoint in record["path"]]  # exists: it was measured above
         remaining = scan.distances[:, regions].min(axis=1)
         # inf - inf would be NaN and spoil the mean of the whole split without a word.
         if not np.isfinite(remaining[path[0]]):

@@ -49,7 +49,7 @@ def place_landmarks(scan: Scan, generator: np.random.Generator) -> np.ndarray:
     close = scan.adjacent | (scan.adjacent.astype(np.int64) @ scan.adjacent.astype(np.int64) > 0)
     chosen = np.full(len(scan), -1)
     for viewpoint in range(len(scan)):
-        taken = chosen[close[viewpoint]]
+        taken = chosen[close[viewpoint]]  # -1 where nothing stands yet
         free = np.setdiff1d(np.arange(len(LANDMARKS)), taken)
         if not len(free):
             raise ValueError(

@@ -44,7 +44,7 @@ def request_records(
             start = int(generator.integers(len(scan)))
             goals = np.nonzero(world.landmarks[name] == thing)[0]
             goals = goals[np.isfinite(scan.distances[start, goals])]
-            if not len(goals):
+            if not len(goals):  # this building has no such thing
                 continue
             # Nearest first, as the first path of a HANNA item is the annotated one.
             goals = goals[np.argsort(scan.distances[start, goals], kind="stable")]

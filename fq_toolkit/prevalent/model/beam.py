@@ -117,7 +117,7 @@ def _grow(
         here = scan.locate(path.poses[-1][0])
         for action in range(counts[row]):
             poses = path.poses
-            if action:
+            if action:  # stopping adds no pose, as in `BatchedNavEnv.trajectories`
                 there = scan.viewpoints[int(scan.neighbors[here, action - 1])]
                 heading, elevation = env.direction(views[row][action])
                 poses = (*poses, (there, heading, elevation))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit.prevalent.files import DataError, read_json, write_json
+from fq_toolkit.prevalent.files import DataError, make_folder, read_json, write_json
 from fq_toolkit.prevalent.model.config import PrevalentConfig
 from fq_toolkit.prevalent.model.layers import (
     Attention,
@@ -26,9 +26,7 @@ from fq_toolkit.prevalent.model.layers import (
 )
 from fq_toolkit.prevalent.model.released_names import encoder_state, is_released
 from fq_toolkit.prevalent.model.weight_files import read_weights, write_weights
-from fq_toolkit.training.atomic import explain
 from fq_toolkit.training.config import from_mapping
-from fq_toolkit.training.errors import RunError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FOLDER = "model"
@@ -187,7 +185,7 @@ class PrevalentModel(nn.Module):
         else:
             texts, text_mask = cache
         self._check_views(vision, vision_mask, len(texts))
-        packing = rows = None
+        packing = rows = None  # the whole text, and the positions of it that are returned
         if needed is not None:
             if needed.shape != texts.shape[:2]:
                 raise ValueError(
@@ -206,7 +204,7 @@ class PrevalentModel(nn.Module):
         # Only the text stream of the last layer is returned, so its vision stream is not computed.
         last = cast(CrossLayer, self.cross_layers[-1])
         text = last.text_only(text, views, text_bias, vision_bias, packing, rows)
-        language = text if rows is None else rows.restore(text)
+        language = text if rows is None else rows.restore(text)  # zeros where nothing was asked for
         return PrevalentOutput(language, self.pooler(language[:, 0]).tanh())
 
     def _check_views(self, vision: Tensor, vision_mask: Tensor | None, batch: int) -> None:
@@ -230,11 +228,7 @@ class PrevalentModel(nn.Module):
         Raises:
             RunError: if something cannot be written.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot create {folder}: {explain(error)}") from error
+        folder = make_folder(folder)
         # The weights first: a folder with a config is complete.
         write_weights(folder / WEIGHTS, self)
         write_json(folder / CONFIG, {"model": _KIND, **dataclasses.asdict(self.config)}, indent=2)
@@ -249,7 +243,7 @@ class PrevalentModel(nn.Module):
             ConfigError: for unknown or impossible sizes.
         """
         folder = Path(folder)
-        if (folder / FOLDER / CONFIG).is_file():
+        if (folder / FOLDER / CONFIG).is_file():  # a run folder
             folder = folder / FOLDER
         settings = read_json(folder / CONFIG)
         if not isinstance(settings, dict) or settings.pop("model", None) != _KIND:
@@ -266,6 +260,7 @@ def _accept_released(
     module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any
 ) -> None:  # signature of torch's hook
     """Rename released weights in place, before they are loaded."""
+    # The model may be a part of another one; its weights are then those with the prefix.
     own: Mapping[str, Tensor] = {
         name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)
     }

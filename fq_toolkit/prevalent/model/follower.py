@@ -117,10 +117,11 @@ class PanoramicDecoder(nn.Module):
             Scores (B, A), in which padding is not yet masked, and the new state, whose ``action`` is still
             that of the last step.
         """
+        # What was read last decides where to look, and what is seen decides what to read next.
         seen = attend(self.view_query(self.dropout(state.attended)), views)
         action = torch.tanh(self.action(state.action))
         hidden, cell = self.cell(torch.cat([action, seen, pooled], dim=-1), (state.hidden, state.cell))
-        dropped = self.dropout(hidden)
+        dropped = self.dropout(hidden)  # the LSTM's own state stays whole
         read = attend(self.word_query(dropped), context, words)
         attended = torch.tanh(self.merge(torch.cat([read, dropped], dim=-1)))
         merged = self.dropout(attended)
@@ -196,6 +197,7 @@ class FollowerAgent(nn.Module):
         super().__init__()
         if hidden_size < 2 or hidden_size % 2:
             raise ValueError(f"hidden_size must be even and at least 2, got {hidden_size}")
+        # Said now and in words: the first product of matrices would fail with two numbers only.
         known = model.config.vision_size - angle_dim
         if known != feature_dim:
             raise ConfigError(
@@ -269,6 +271,7 @@ class FollowerAgent(nn.Module):
         )
         output, (last, last_cell) = self.context(packed)
         context = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=length)[0]
+        # The last states of both directions start the decoder.
         hidden = torch.tanh(self.start(torch.cat([last[0], last[1]], dim=-1)))
         cell = torch.cat([last_cell[0], last_cell[1]], dim=-1)
         no_action = hidden.new_zeros(len(items), self.decoder.action.in_features)
@@ -310,6 +313,7 @@ class FollowerAgent(nn.Module):
     @staticmethod
     def act(state: DecoderState, actions: Tensor) -> DecoderState:
         """Return the state after choosing actions, int64 (B,)."""
+        # -1, a teacher that knows nothing, is taken for "stop", whose features are zero.
         chosen = actions.clamp(min=0)[:, None, None].expand(-1, 1, state.action.shape[-1])
         return state._replace(action=state.action.gather(1, chosen).squeeze(1))
 
@@ -385,13 +389,14 @@ def rollout(
         log_probs, value, state = agent(encoded, state, observation, feature_mask)
         ended, teacher = observation.ended, observation.teacher
         actions = choose_actions(log_probs.detach(), teacher, feedback, teacher_probability, generator)
-        actions = actions.masked_fill(ended, 0)
+        actions = actions.masked_fill(ended, 0)  # the environment ignores them; a loss must find valid ones
         state = agent.act(state, actions)
         observation, reward, done = env.step(actions)
         steps.append((log_probs, actions, teacher, reward.to(value.dtype), value, ~ended))
         if bool(done.all()):  # waits for the device once per step of the whole batch
             break
     final = value.detach() * 0  # an agent that stopped has nothing more to expect
+    # Agents cut off at max_steps would have gone on: the critic estimates what they would have got.
     if not bool(observation.ended.all()):
         with torch.no_grad():
             final = agent(encoded, state, observation, feature_mask)[1]
@@ -418,6 +423,7 @@ def choose_actions(
     # batch with more neighbours leaves the draws of the others as they are. Two numbers are drawn in any
     # case: "sample" and "student" use the same ones.
     drawn = torch.rand(len(log_probs), 2, generator=generator).to(log_probs.device)
+    # In double: float32 sums of many small probabilities would shift the draws.
     below = log_probs.double().exp().cumsum(-1) <= drawn[:, :1]
     last = (log_probs > -torch.inf).sum(-1) - 1  # a sum of 0.999.. must not lead to padding
     sampled = torch.minimum(below.sum(-1), last)

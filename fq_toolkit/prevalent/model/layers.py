@@ -38,6 +38,7 @@ class Packing:
         """int64 (N,), places in the flattened (B, L)."""
         ranks = chosen.cumsum(dim=1) - 1
         self.width = int(ranks.max()) + 1  # the one wait for the device; W decides shapes
+        # Each text begins at a multiple of W and fills its first slots, so attention sees its words in order.
         starts = torch.arange(len(chosen), device=chosen.device).unsqueeze(1) * self.width
         self._slots = (starts + ranks).flatten().index_select(0, self.places)
 
@@ -59,7 +60,7 @@ class Packing:
 
     def _place(self, rows: Tensor, places: Tensor, width: int) -> Tensor:
         """Return rows at some places of (B, width), zeros elsewhere."""
-        flat = rows.new_zeros(self.shape[0] * width, *rows.shape[1:])
+        flat = rows.new_zeros(self.shape[0] * width, *rows.shape[1:])  # zeros, not empty: 0 * NaN is NaN
         return flat.index_copy(0, places, rows).unflatten(0, (self.shape[0], width))
 
 
@@ -80,6 +81,8 @@ def pack_needed(needed: Tensor, mask: Tensor | None) -> tuple[Packing, Packing, 
     if mask is None:
         return Packing(torch.ones_like(needed)), Packing(needed), None
     tokens = mask.bool()
+    # Padding is computed only where it is asked for, and in texts of nothing else, which plain attention
+    # would average over; without a single position a text could not attend at all.
     packing = Packing(needed | tokens | ~tokens.any(dim=1, keepdim=True))
     return packing, Packing(needed), packing.spread(packing.pick(tokens))
 
@@ -133,6 +136,7 @@ class Attention(nn.Module):
             y_mask: additive (B, 1, 1, M), or None.
             packing: packing of x.
         """
+        # Both projections come before both updates: neither direction sees what the other one changed.
         x_query, x_key, x_value = self._split(self.qkv(x), packing)
         y_query, y_key, y_value = self._split(self.qkv(y))
         return (
@@ -166,6 +170,7 @@ class Attention(nn.Module):
 
     def _split(self, projected: Tensor, packing: Packing | None = None, parts: int = 3) -> tuple[Tensor, ...]:
         """Split a projection into its parts, each as heads (B, heads, L, H / heads)."""
+        # Rows of all texts in one sequence would attend to each other; spread, each text has its own.
         texts = projected if packing is None else packing.spread(projected)
         return tuple(
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in texts.chunk(parts, dim=-1)
@@ -183,7 +188,7 @@ class Attention(nn.Module):
         """Attend, map, and add the residual; the equation is that of the class."""
         dropout = self.attention_dropout if self.training else 0.0
         heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        mixed = heads.transpose(1, 2).flatten(2)
+        mixed = heads.transpose(1, 2).flatten(2)  # the heads side by side again
         mixed = mixed if packing is None else packing.collect(mixed)
         return self.norm(x + self.dropout(self.out(mixed)))
 
@@ -286,6 +291,7 @@ class TextEmbeddings(nn.Module):
     def __init__(self, config: PrevalentConfig) -> None:
         super().__init__()
         size = config.hidden_size
+        # padding_idx: the row of [PAD] gets no gradient from here, only through a tied output head.
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
         self.position_embeddings = nn.Embedding(config.max_positions, size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
@@ -296,6 +302,7 @@ class TextEmbeddings(nn.Module):
         """Map int64 (B, L) to (B, L, H), or with a packing to its rows (N, H)."""
         places = self.position_embeddings.weight[: ids.shape[1]] + self.token_type_embeddings.weight[0]
         if packing is not None:
+            # The position of a row is its place within its text.
             ids, places = packing.pick(ids), functional.embedding(packing.places % ids.shape[1], places)
         return self.dropout(self.norm(self.word_embeddings(ids) + places))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fq_toolkit.prevalent.files import DataError, check_readable, read_json, write_json
+from fq_toolkit.prevalent.files import DataError, check_readable, make_folder, read_json, write_json
 from fq_toolkit.prevalent.model.follower import attend
 from fq_toolkit.prevalent.model.weight_files import read_weights, write_weights
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY, Vocabulary
@@ -96,6 +96,7 @@ class Speaker(nn.Module):
         batch, steps = paths.mask.shape
         if steps > MOST_STEPS:
             raise ValueError(f"a path has {steps} steps; the speaker describes at most {MOST_STEPS}")
+        # Steps of all paths are one batch for the attention over their own 36 views.
         query = self.view_query(self.dropout(moved)).flatten(0, 1)
         seen = attend(query, paths.views.flatten(0, 1)).view(batch, steps, -1)
         merged = torch.tanh(self.merge_views(torch.cat([moved, seen], dim=-1)))
@@ -118,6 +119,7 @@ class Speaker(nn.Module):
         """Return scores (B, L, V) of the next words, and the decoder's state after the given ones (B, L)."""
         hidden, state = self.decoder(self.dropout(self.words(words)), state)
         scores = torch.einsum("blh,bth->blt", self.step_query(hidden), context) / hidden.shape[-1] ** 0.5
+        # Padding of shorter paths gets no weight.
         weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
         attended = torch.einsum("blt,bth->blh", weights, context)
         merged = torch.tanh(self.merge_steps(torch.cat([attended, hidden], dim=-1)))
@@ -145,7 +147,7 @@ class Speaker(nn.Module):
         Returns:
             The loss, 0-dim.
         """
-        wanted = tokens[:, 1:].flatten()
+        wanted = tokens[:, 1:].flatten()  # each position scores the token behind it
         return F.cross_entropy(scores.flatten(0, 1).float(), wanted, ignore_index=self.vocabulary.pad)
 
     def encode(self, instructions: Sequence[str]) -> Tensor:
@@ -187,7 +189,7 @@ class Speaker(nn.Module):
         for number in range(max_words):
             scores, state = self._say(words, context, paths.mask, state)
             scores = scores[:, 0].index_fill(1, never, -torch.inf)
-            if number == 0:
+            if number == 0:  # an empty instruction is none
                 scores[:, vocabulary.sep] = -torch.inf
             if sample:
                 # Inverting the distribution function takes one number per row, drawn on the CPU, so that all
@@ -199,6 +201,7 @@ class Speaker(nn.Module):
                 word = word.clamp(max=len(vocabulary) - 1)
             else:
                 word = scores.argmax(-1)
+            # Ended instructions go on as padding until the last one has ended.
             word = torch.where(ended, vocabulary.pad, word)
             said.append(word)
             ended = ended | (word == vocabulary.sep)
@@ -216,8 +219,7 @@ class Speaker(nn.Module):
         Raises:
             RunError: if something cannot be written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder)
         self.vocabulary.save(folder / VOCABULARY)
         write_weights(folder / "speaker.safetensors", self)
         write_json(folder / "speaker.json", self.settings, indent=2)

@@ -80,6 +80,7 @@ def fit_encodings(
         for name, encoding in zip(names, encodings, strict=True)
         if len(encoding) > limit
     ]
+    # Refused by default: a cut instruction has lost where to stop, and nothing would say so.
     if long and long_instructions == "refuse":
         name, count = long[0]
         # The remedy names the longest of all, so that one change of the option is enough.
@@ -182,6 +183,7 @@ def keep_end(text: str, vocabulary: Vocabulary, limit: int = LONGEST) -> str:
 
 def _fitting(words: Iterable[str], vocabulary: Vocabulary, limit: int) -> list[str]:
     """Return the words before the first that exceeds the limit."""
+    # Word by word, so that no word is cut into pieces and the text of a tag stays whole.
     kept: list[str] = []
     for word in words:
         limit -= len(vocabulary.pieces(word))

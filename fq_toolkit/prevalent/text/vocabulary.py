@@ -50,7 +50,7 @@ class Vocabulary:
     def __init__(self, tokens: Iterable[str]) -> None:
         self.tokens = tuple(tokens)
         self._numbers = {token: number for number, token in enumerate(self.tokens)}
-        if len(self._numbers) != len(self.tokens):
+        if len(self._numbers) != len(self.tokens):  # one word with two numbers
             twice = next(t for number, t in enumerate(self.tokens) if self._numbers[t] != number)
             raise DataError(f"the token {twice!r} occurs twice in the vocabulary")
         missing = [token for token in SPECIALS if token not in self._numbers]
@@ -69,6 +69,7 @@ class Vocabulary:
             instructions: texts of the training split.
             min_count: rarer words are left out.
         """
+        # Ties in lexical order: the numbers, and with them a run, do not depend on the order of the texts.
         counts = Counter(word for text in instructions for word in _words(text))
         words = sorted((word for word in counts if counts[word] >= min_count), key=lambda w: (-counts[w], w))
         return cls([*SPECIALS, *words])
@@ -83,7 +84,7 @@ class Vocabulary:
         path = Path(path)
         check_readable(path)
         try:
-            if path.suffix == ".json":
+            if path.suffix == ".json":  # ours; a token of vocab.txt could be any text
                 tokens = read_json(path)
                 if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
                     raise DataError("expected a JSON list of tokens")

@@ -81,6 +81,7 @@ def nearest_view(heading: np.ndarray, elevation: np.ndarray) -> np.ndarray:
         >>> nearest_view(np.radians([0.0, 44.0, -31.0]), np.radians([0.0, 50.0, -20.0])).tolist()
         [12, 25, 11]
     """
+    # Differences of heading wrap around, those of elevation do not.
     gap = wrap(np.asarray(heading)[..., None] - VIEW_HEADINGS)
     rise = np.asarray(elevation)[..., None] - VIEW_ELEVATIONS
     return np.argmin(gap * gap + rise * rise, axis=-1)
@@ -157,6 +158,7 @@ def view_angle_features(*, layout: Layout, dim: int = 128) -> np.ndarray:
         (12, 36, 128)
     """
     views = np.arange(VIEWS)
+    # Integers first: angles computed from the same integer are equal to the last bit.
     turned = (views[None, :] - np.arange(12)[:, None]) % 12
     heading = turned * STEP
     elevation = np.broadcast_to(VIEW_ELEVATIONS, heading.shape)

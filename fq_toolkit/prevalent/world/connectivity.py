@@ -22,7 +22,7 @@ def list_scans(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; expected one with SCAN_connectivity.json files")
-    listing = folder / "scans.txt"
+    listing = folder / "scans.txt"  # decides the order of the scans, where it exists
     if listing.exists():
         check_readable(listing)
         scans = listing.read_text(encoding="utf-8").split()
@@ -70,6 +70,7 @@ def read_scan(folder: Path, name: str) -> Scan:
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: a pose or a row of unobstructed holds something else ({error})") from error
     np.fill_diagonal(unobstructed, False)  # some files mark a viewpoint as visible from itself
+    # Rows refer to all viewpoints of the file, so excluded ones are dropped only after all are read.
     kept = np.nonzero(np.array(included))[0]
     return Scan(
         name,

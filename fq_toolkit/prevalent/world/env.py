@@ -146,7 +146,7 @@ class BatchedNavEnv:
                 self._goals[key] = _Goal(remaining, action)
             else:
                 self._goals[key] = _Goal(np.full(len(scan), np.nan), np.full(len(scan), -1))
-            if len(self._goals) > _KEPT_GOALS:
+            if len(self._goals) > _KEPT_GOALS:  # the oldest goes
                 self._goals.popitem(last=False)
         return self._goals[key]
 
@@ -157,7 +157,7 @@ class BatchedNavEnv:
             start, goal = scan.locate(item.start), self._goal(item)
         except DataError as error:
             raise DataError(f"item {item.instr_id!r}: {error}") from error
-        if goal.distance[start] == np.inf:
+        if goal.distance[start] == np.inf:  # NaN, an item without goals, is allowed
             raise unreachable(item, f"item {item.instr_id!r}")
         return scan, start, goal
 
@@ -276,6 +276,7 @@ class BatchedNavEnv:
                 f"actions have shape {tuple(actions.shape)}; expected ({len(self._items)},), one per item"
             )
         allowed = tables.world.actions[self._node]
+        # An index out of range would silently read the row of another viewpoint.
         wrong = ((actions < 0) | (actions >= allowed)) & ~self._ended
         if bool(wrong.any()):
             row = int(np.nonzero(np.asarray(wrong.cpu() if self.device else wrong))[0][0])

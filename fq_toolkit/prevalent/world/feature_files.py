@@ -111,6 +111,7 @@ def read_tsv(
     check_readable(path)
     keys: list[tuple[str, str]] = []
     rows: list[np.ndarray] = []
+    # Line by line: released files have several gigabytes. Damaged bytes become "?" and fail as base64 below.
     with open(path, encoding="ascii", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             parts = line.rstrip("\r\n").split("\t")
@@ -127,7 +128,7 @@ def read_tsv(
                 raise DataError(
                     f"{where}: features are not base64 ({error}): truncated or damaged"
                 ) from error
-            width, rest = divmod(len(raw), 4 * VIEWS)
+            width, rest = divmod(len(raw), 4 * VIEWS)  # bytes of a float32 for each view
             if rest or not width:
                 raise DataError(
                     f"{where}: features have {len(raw)} bytes, no multiple of {VIEWS} views of float32: "
@@ -167,7 +168,7 @@ def map_npz(
         with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo("features.npy")
             with archive.open("keys.npy") as member:
-                keys = np.lib.format.read_array(member, allow_pickle=False)
+                keys = np.lib.format.read_array(member, allow_pickle=False)  # a pickle could run code
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise DataError(
                     f"{path} is compressed and cannot be mapped: write it with FeatureStore.save_npz"
@@ -179,6 +180,7 @@ def map_npz(
             name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
             file.seek(name_length + extra_length, 1)
             version = np.lib.format.read_magic(file)
+            # Version 2 has a longer header; numpy chooses it by itself.
             reader = np.lib.format.read_array_header_1_0
             if version != (1, 0):
                 reader = np.lib.format.read_array_header_2_0
@@ -239,7 +241,7 @@ class Hdf5Rows:
         if not self._names:
             raise DataError(f"{path} holds no datasets")
         for name in self._names:
-            if not isinstance(name, str):
+            if not isinstance(name, str):  # h5py gives bytes for names that are no UTF-8
                 raise DataError(f"{path}: the name {name!r} is not UTF-8: truncated or damaged")
         self._path, self._columns = path, columns
         kept = self._checked_width(self._names[0], size)
@@ -264,7 +266,7 @@ class Hdf5Rows:
         return self._open[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
+        return {**self.__dict__, "_open": None}  # an open file does not go to another process
 
     def row(self, index: int) -> np.ndarray:
         """Return one panorama, float32 (36, D).

@@ -223,7 +223,7 @@ class FeatureStore:
         Returns:
             float32 (B, 36, D).
         """
-        if self._array is not None:
+        if self._array is not None:  # of a memory map only these rows are read
             return np.asarray(self._array[rows], dtype=np.float32)
         return np.stack([self._row(int(row)) for row in rows])
 
@@ -246,6 +246,7 @@ class FeatureStore:
         if self._array is None:
             return None
         if device not in self._resident:
+            # np.array copies: a memory map is read-only, which torch would warn about.
             self._resident[device] = torch.from_numpy(np.array(self._array)).to(device)
         return self._resident[device]
 
@@ -329,6 +330,7 @@ def check_columns(source: str, dim: int | None, columns: int | None) -> None:
     for name, value in (("feature_dim", dim), ("feature_columns", columns)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; expected more than 0")
+    # Options that would have no effect are refused, or the user would believe that they had.
     if columns is not None and source == SYNTHETIC:
         raise ConfigError("feature_columns belongs to a file of features: give features too")
     if columns is not None and dim not in (None, columns):

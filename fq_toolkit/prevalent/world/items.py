@@ -68,6 +68,7 @@ def check_items(items: Iterable[NavItem], world: NavWorld, *, source: str = "ite
             (numbers[len(item.path) : after], item.goals),
             (numbers[after:], item.regions),
         ):
+            # Disconnected parts of a building: a teacher could lead to no goal, and progress would be NaN.
             if ends and not np.isfinite(scan.distances[numbers[0], ends]).any():
                 raise unreachable(item._replace(goals=names), where)
 

@@ -87,7 +87,7 @@ class Observation:
     def action_mask(self) -> Any:
         """Return which actions are possible, bool (B, A); stop always is."""
         width = self._tables.world.target.shape[1]
-        counts = self._tables.world.actions[self.node]
+        counts = self._tables.world.actions[self.node]  # real actions come first, then padding
         return self._arange(width) < counts[:, None]
 
     @property
@@ -143,6 +143,7 @@ class Observation:
         Raises:
             ValueError: if the environment has no features.
         """
+        # Only the heading matters: elevations of views are absolute.
         return self._join(self._gather(None), self._tables.view_angles[self.view % 12])
 
     def candidate_features(self) -> Any:

@@ -65,7 +65,7 @@ def observe_paths(
     if env.device is None or env.layout != "interleaved":
         raise ValueError("the speaker needs BatchedNavEnv(..., device=..., layout='interleaved')")
     rows = [path_actions(env.world, item) for item in items]
-    longest = max(map(len, rows))
+    longest = max(map(len, rows))  # shorter paths stop, and a stopped agent ignores what follows
     actions = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=env.device)
     observation = env.reset(items)
     chosen, views, mask = [], [], []

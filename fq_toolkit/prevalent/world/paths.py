@@ -63,6 +63,7 @@ def sample_paths(
         for _ in range(1000):
             scan = world.scan(world.names[generator.integers(len(world.names))])
             start, goal = generator.integers(len(scan), size=2)
+            # By its length first: the path itself is only searched for where it may fit.
             if not min_length <= scan.distances[start, goal] < np.inf:
                 continue
             path = scan.shortest_path(int(start), int(goal))
@@ -149,6 +150,7 @@ def distinct_paths(
         scan = world.scan(open_scans[place])
         if scan.name not in left:
             ends = path_ends(scan, min_length=min_length, min_edges=min_edges, max_edges=max_edges)
+            # Shuffled once and taken from the end: no draw is ever repeated, so the loop ends.
             left[scan.name] = [(int(a), int(b)) for a, b in generator.permutation(ends)]
         while left[scan.name]:
             path = [scan.viewpoints[i] for i in scan.shortest_path(*left[scan.name].pop())]

@@ -63,6 +63,7 @@ class TableBuilder:
         for scan in self._scans:
             offset = self.offsets[scan.name]
             rows, columns = slice(offset, offset + len(scan)), slice(1, 1 + scan.mask.shape[1])
+            # Neighbours are numbered within their scan; the offset makes them numbers of the whole table.
             target[rows, columns] = np.where(scan.mask, scan.neighbors + offset, target[rows, columns])
             headings[rows, columns] = scan.headings
             elevations[rows, columns] = scan.elevations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fq_toolkit.prevalent.files import DataError
+from fq_toolkit.prevalent.files import DataError, make_folder
 from fq_toolkit.prevalent.world import connectivity
 from fq_toolkit.prevalent.world.scan import Scan
 from fq_toolkit.training.atomic import write_atomic
@@ -101,7 +101,7 @@ class NavWorld:
                     )
                 positions[i] = position
             adjacent = np.zeros((len(nodes), len(nodes)), dtype=bool)
-            for a, b in graph.edges:
+            for a, b in graph.edges:  # of an undirected graph each is listed once
                 adjacent[index[a], index[b]] = True
                 if not graph.is_directed():
                     adjacent[index[b], index[a]] = True
@@ -125,6 +125,7 @@ class NavWorld:
         """
         if name not in self._scans:
             if name not in self._names or self._load is None:
+                # The first names are enough for a suggestion; comparing with thousands would take seconds.
                 raise DataError(f"the world has no scan {name!r}; {nearest(name, self._names[:999])}")
             self._scans[name] = self._load(name)
         return self._scans[name]
@@ -191,8 +192,7 @@ class NavWorld:
         Raises:
             RunError: if something cannot be written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder)
         files = [connectivity.write_scan(self.scan(name), folder) for name in self.names]
         write_atomic(folder / "scans.txt", "".join(f"{name}\n" for name in self.names).encode())
         return files
