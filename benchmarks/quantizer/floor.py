@@ -25,7 +25,6 @@ from benchmarks.timing import cpu_sample, cuda_sample
 
 GEMM = "fp32 GEMM"
 PLAIN_GEMM = "torch.mm"
-COPY = "copy of N x D"
 _CHUNKS = (None, 512, 2048, 8192)
 _FP32_ERROR = 2e-6  # of |x| |c|; tf32 and bf16 products err more than ten times as much
 
