@@ -125,7 +125,7 @@ def run_config(arm: str, seed: int, *, quick: bool, case: str = "captions") -> O
 
 
 def run_once(arm: str, config: OptimusConfig) -> dict[str, float]:
-    """Train one arm with one seed; returns metric -> value, :data:`LAST` last.
+    """Train one arm with one seed; returns metric -> value, `LAST` last.
 
     Raises:
         Stopped: when a signal came.

@@ -150,7 +150,7 @@ def run_config(pieces: Pieces, arm: str, seed: int) -> R2RConfig:
 
 
 def run_once(pieces: Pieces, arm: str, seed: int) -> dict[str, float]:
-    """Train one arm with one seed; returns metric -> value, :data:`LAST` last.
+    """Train one arm with one seed; returns metric -> value, `LAST` last.
 
     Raises:
         Stopped: when a signal came.

@@ -42,7 +42,7 @@ def _backward_kernel(
     WIDE: tl.constexpr,
     HAS_GRAD: tl.constexpr,
 ):
-    """``dx = g + 2 h[b] (x - q)`` for valid rows and g for the others; q is gathered again, not saved.
+    """Compute ``dx = g + 2 h[b] (x - q)`` for valid rows and g for others; q is gathered again, not saved.
 
     Compiled without floating-point contraction, which makes it equal to the reference bit for bit.  An index
     beyond the codes, which no forward pass gives, makes NaN rather than a read beyond the codebook.
@@ -78,7 +78,7 @@ def quantize_backward(
     *,
     config: LaunchConfig | None = None,
 ) -> Tensor:
-    """Gradient of the features; the Triton form of `fq_toolkit.kernels.reference.quantize_backward`.
+    """Compute the gradient of the features: `fq_toolkit.kernels.reference.quantize_backward` in Triton.
 
     Args:
         grad_out: like ``x`` with any strides and any floating dtype, or of shape ``(0,)`` for zero.

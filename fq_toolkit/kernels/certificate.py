@@ -57,7 +57,7 @@ class Certificate(NamedTuple):
 
 
 def certificate(dim: int, chunk: int, dot: str) -> Certificate:
-    """Error coefficients of a product in the format ``dot`` over ``dim`` channels, ``chunk`` at a time.
+    """Return the error coefficients of a product in the format ``dot``, ``chunk`` of ``dim`` at a time.
 
     Args:
         dim: number of channels.
@@ -83,5 +83,5 @@ def certificate(dim: int, chunk: int, dot: str) -> Certificate:
 
 
 def direct_error(dim: int) -> float:
-    """Relative error of a float32 sum of squared float32 differences, in any order, over ``dim`` channels."""
+    """Bound the relative error of a float32 sum of ``dim`` squared float32 differences, in any order."""
     return (dim + 16) * 2.0**-23

@@ -39,7 +39,7 @@ def _commit_kernel(
     BLOCK_D: tl.constexpr,
     DEBIAS: tl.constexpr,
 ):
-    """Moving counts n and sums m of decay l; ``E = m / ((n + eps) / (sum n + K eps) sum n)``.
+    """Move counts n and sums m with decay l, then set ``E = m / ((n + eps) / (sum n + K eps) sum n)``.
 
     The first `code_programs` programs own `BLOCK_K` codes each, the others `BLOCK_D` channels of the centre.
     Every program needs the sum of all old n, and computes it in the same order.  The new n therefore go to a
@@ -112,7 +112,7 @@ _tickets: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def _ticket(device: torch.device) -> Tensor:
-    """The ticket counter of the current stream: 0 between launches, which follow each other on a stream.
+    """Return the current stream's ticket counter: 0 between launches, which a stream runs in order.
 
     A graph that is being captured gets one of its own, cleared in each replay: its memory is the graph's.
     """

@@ -18,12 +18,12 @@ _ARGUMENTS = struct.Struct("@6P14q8qd")
 
 @functools.cache
 def usable() -> bool:
-    """Whether the kernel is there and no other backend is asked for; compiles it, and asks only once."""
+    """Return whether the kernel is there and no other backend is asked for; compile it at the first call."""
     return os.environ.get("FQ_TOOLKIT_BACKEND", "") in ("", "native") and native.problem() is None
 
 
 def can_attend_one(query: Tensor, key: Tensor, value: Tensor, slots: tuple[Tensor, Tensor]) -> bool:
-    """Whether :func:`attend_one` takes these tensors: real float32 ones on a CPU that need no gradient.
+    """Return whether `attend_one` takes these tensors: real float32 ones on a CPU that need no gradient.
 
     Every layer of every token asks. Shapes as there.
     """
@@ -83,7 +83,7 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, slot_key: Tensor, s
 def attend_one(
     query: Tensor, key: Tensor, value: Tensor, slots: tuple[Tensor, Tensor], *, scale: float | None
 ) -> Tensor:
-    """Attention of one query over slots and text; no copy of either.
+    """Attend from one query over slots and text, without a copy of either.
 
     Args:
         query: (B, heads, 1, key_dim) float32.
@@ -97,7 +97,7 @@ def attend_one(
 
     Raises:
         MemoryError: without memory for a number per position.
-        ValueError: tensors that :func:`can_attend_one` refuses, or shapes that do not go with each other.
+        ValueError: tensors that `can_attend_one` refuses, or shapes that do not go with each other.
     """
     slot_key, slot_value = slots
     _check_shapes(query, key, value, slot_key, slot_value)

@@ -119,7 +119,7 @@ _SHARED_LIMIT = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 2
 
 
 def shared_memory_limit(capability: tuple[int, int]) -> int:
-    """Bytes of shared memory that one block may use; the 99 KiB of the small devices where unknown."""
+    """Return the bytes of shared memory of one block; the 99 KiB of small devices where unknown."""
     return _SHARED_LIMIT.get(capability, 99) * _KIB
 
 
@@ -175,7 +175,7 @@ def launch_config(
 
 
 def all_configs() -> list[tuple[str, tuple[int, int], torch.dtype, LaunchConfig]]:
-    """Every configuration that a device can be given: ``(op, capability, dtype, config)``, each once."""
+    """Return every configuration a device can get, ``(op, capability, dtype, config)``, each once."""
     found = []
     for capability in FAMILIES:
         for op, families in _TABLE.items():
@@ -189,5 +189,5 @@ def all_configs() -> list[tuple[str, tuple[int, int], torch.dtype, LaunchConfig]
 
 
 def device_capability(x: torch.Tensor) -> tuple[int, int]:
-    """Compute capability of the device of a tensor; `INTERPRETER` for the CPU."""
+    """Return the compute capability of a tensor's device; `INTERPRETER` for the CPU."""
     return torch.cuda.get_device_capability(x.device) if x.is_cuda else INTERPRETER

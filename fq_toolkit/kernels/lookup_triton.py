@@ -64,7 +64,7 @@ def _coarse_kernel(
     FULL_STRENGTH: tl.constexpr,
     TICKETS: tl.constexpr,
 ):
-    """Best code of each row by the lower bound ``|c'|^2/2 - <x', c'> - r`` of its score.
+    """Find each row's best code by the lower bound ``|c'|^2/2 - <x', c'> - r`` of its score.
 
     Here x' = x - mu and c' = c - mu, and r is the radius of `fq_toolkit.kernels.certificate`.
     A program owns `BLOCK_N` rows and walks over the codes in ascending tiles, keeping the best bound with its
@@ -208,7 +208,7 @@ def _coarse_kernel(
 def _direct_square(
     p_x, x_c, p_codes, m_k, dim, CODES: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr
 ):
-    """|x - c|^2 of one row and a tile of codes in float32, and whether the codes are finite."""
+    """Compute |x - c|^2 of one row and a tile of codes in float32, and whether the codes are finite."""
     work = tl.float64 if WIDE else tl.float32
     total = tl.zeros([CODES], tl.float32)
     bad = m_k.to(tl.int32) ^ 1
@@ -254,7 +254,7 @@ def _rescore_kernel(
     WITH_OUTPUT: tl.constexpr,
     FULL_STRENGTH: tl.constexpr,
 ):
-    """argmin_k sum_c (x[n, c] - e[k, c])^2 in float64 and channel order, for the rows marked -3 - k.
+    """Find argmin_k sum_c (x[n, c] - e[k, c])^2 in float64 and channel order, for rows marked -3 - k.
 
     A program owns `BLOCK_N` rows, is done at once when none of them is marked, and otherwise takes the marked
     ones in turn.  Direct differences in float32 have a small *relative* error, whatever the offset of the
@@ -343,7 +343,7 @@ def lookup(
     tickets: Tensor | None = None,
     config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest code of every row, the output and the squared error, in two launches (one without ``exact``).
+    """Find the nearest code of every row, output and squared error, in two launches (one if not exact).
 
     Args:
         x: features ``(B, C, P, Q)``, float16, bfloat16, float32 or float64, any strides, read in place.

@@ -67,7 +67,7 @@ class _Commit(ctypes.Structure):
 
 @functools.lru_cache
 def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
-    """The library for features of one dtype, compiled if need be.
+    """Return the library for features of one dtype, compiled if need be.
 
     Raises:
         BuildError: when it cannot be.
@@ -77,7 +77,7 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
 
 @functools.lru_cache
 def problem(dtype: torch.dtype = torch.float32) -> str | None:
-    """Why features of this dtype cannot use the compiled kernels, or None.  The first call compiles them."""
+    """Return why features of this dtype cannot use the compiled kernels, or None; the first call compiles."""
     try:
         loaded = library(dtype)
     except (native_build.BuildError, OSError) as error:
@@ -92,7 +92,7 @@ def _sizes(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
 
 
 def threads_for(work: int) -> int:
-    """How many threads so many multiply-adds are worth."""
+    """Return how many threads so many multiply-adds are worth."""
     return max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
 
 
@@ -122,7 +122,7 @@ def quantize_forward(
     with_sums: bool,
     exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See `fq_toolkit.kernels.reference.quantize_forward`."""
+    """Run `fq_toolkit.kernels.reference.quantize_forward` in compiled code."""
     batch, channels, height, width = x.shape
     num_codes = codebook.shape[0]
     codebook, center = codebook.contiguous(), center.contiguous()
@@ -158,7 +158,7 @@ def quantize_forward(
 def quantize_backward(
     grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor
 ) -> Tensor:
-    """See `fq_toolkit.kernels.reference.quantize_backward`."""
+    """Run `fq_toolkit.kernels.reference.quantize_backward` in compiled code."""
     gradient = torch.empty_like(x)
     if gradient.numel() == 0:
         return gradient
@@ -195,7 +195,7 @@ def ema_commit_(
     eps: float,
     debias: bool,
 ) -> None:
-    """See `fq_toolkit.kernels.reference.ema_commit_`."""
+    """Run `fq_toolkit.kernels.reference.ema_commit_` in compiled code."""
     counts, sums = counts.to(torch.float32).contiguous(), sums.contiguous()
     arguments = _Commit(
         codebook=codebook.data_ptr(),

@@ -107,7 +107,7 @@ def load(feature: str) -> ctypes.CDLL:
 
 
 def _folders() -> Iterator[Path]:
-    """Folders for the library that can be written: the cache, and one among the temporary files."""
+    """Yield folders for the library that can be written: the cache, and one among the temporary files."""
     first = cache_folder()
     for place in (lambda: first, temporary_cache):
         with suppress(OSError):
@@ -134,7 +134,7 @@ def _checksum_file(library: Path) -> Path:
 
 
 def _is_intact(library: Path) -> bool:
-    """Loading a damaged library would crash the process, so its checksum and content are looked at first."""
+    """Check the checksum and the content first: loading a damaged library would crash the process."""
     try:
         return _checksum_file(library).read_bytes() == _checksum(library).encode() and _is_whole(library)
     except OSError:

@@ -40,7 +40,7 @@ def _interpreting() -> bool:
 
 
 def interpreter_problem() -> str | None:
-    """Why Triton's interpreter cannot run here, or None."""
+    """Return why Triton's interpreter cannot run here, or None."""
     try:
         triton, numpy = (
             tuple(int(part) for part in version(name).split(".")[:2]) for name in ("triton", "numpy")
@@ -54,7 +54,7 @@ def interpreter_problem() -> str | None:
 
 @functools.lru_cache
 def _triton_problem(device_type: str, interpreting: bool) -> str | None:
-    """Why the Triton kernels cannot run on tensors of this device, or None."""
+    """Return why the Triton kernels cannot run on tensors of this device, or None."""
     if interpreting and (problem := interpreter_problem()):
         return problem
     try:
@@ -106,7 +106,7 @@ def select_backend(x: Tensor) -> str:
 
 
 def backend_report() -> dict[str, str]:
-    """For each backend, "usable" or the reason why it is not, on the best device of this machine."""
+    """Return for each backend "usable" or the reason why it is not, on the best device of this machine."""
     report = {}
     for backend in BACKENDS:
         device_type = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
@@ -204,7 +204,7 @@ def ema_commit_(
     eps: float,
     debias: bool,
 ) -> None:
-    """One moving-average step of the dictionary, in place; see `fq_toolkit.kernels.reference.ema_commit_`."""
+    """Move the averages by one step, in place; see `fq_toolkit.kernels.reference.ema_commit_`."""
     check_commit(codebook, ema_counts, ema_sums, center, num_updates, counts, sums, decay, eps)
     backend = select_backend(codebook)
     if backend == "triton":
@@ -271,7 +271,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_gradient(ctx: Any, grad: Tensor) -> Any:
-    """Second order, in plain torch so that every higher order follows."""
+    """Compute the second order in plain torch, so that every higher order follows."""
     grad_error, x, codebook, indices = ctx.saved_tensors
     batch, _, height, width = x.shape
     working = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -329,5 +329,5 @@ def quantize_forward(
 def quantize_backward(
     grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor
 ) -> Tensor:
-    """Gradient of the features, differentiable; see `fq_toolkit.kernels.reference.quantize_backward`."""
+    """Compute the gradient of the features, differentiable; see `reference.quantize_backward`."""
     return _quantize_backward(grad_out, grad_error, x, codebook, indices)

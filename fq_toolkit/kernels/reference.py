@@ -74,7 +74,7 @@ def row_chunks(x: Tensor, num_codes: int) -> Iterator[tuple[int, int, Tensor]]:
 
 
 def direct_distances(rows: Tensor, codes: Tensor) -> Tensor:
-    """Squared distances in float64, summed in channel order: ``(n, C)`` and ``(K, C)`` to ``(n, K)``."""
+    """Compute (n, K) float64 squared distances of (n, C) and (K, C), summed in channel order."""
     rows, codes = rows.double(), codes.double()
     total = rows.new_zeros(rows.shape[0], codes.shape[0])
     for channel in range(rows.shape[1]):
@@ -208,7 +208,7 @@ def quantize_forward_traceable(
     with_sums: bool,
     exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`quantize_forward` without data-dependent shapes or loops, for `torch.export` and ONNX.
+    """Run `quantize_forward` without data-dependent shapes or loops, for `torch.export` and ONNX.
 
     The scores of all rows exist at once here, as an exported graph has no way to bound them; ``exact`` scores
     in float64 without re-scoring, so only distances that agree to 15 digits can be told apart differently.
@@ -253,7 +253,7 @@ def quantize_forward_transformable(
     with_sums: bool,
     exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`quantize_forward_traceable` with the gradients of `quantize_backward`, for `torch.func`.
+    """Run `quantize_forward_traceable` with the gradients of `quantize_backward`, for `torch.func`.
 
     Every operation is torch's own and knows its derivatives and its batching.
     """
@@ -268,7 +268,7 @@ def quantize_forward_transformable(
 def quantize_backward(
     grad_out: Tensor, grad_error: Tensor, x: Tensor, codebook: Tensor, indices: Tensor
 ) -> Tensor:
-    """Gradient of `quantize_forward` with respect to ``x``.
+    """Compute the gradient of `quantize_forward` with respect to ``x``.
 
     ``dx = grad_out + 2 * grad_error[b] * (x - q)`` for valid rows and ``grad_out`` for the others: the output
     passes its gradient straight through whatever the strength, and the squared error treats ``q`` as a

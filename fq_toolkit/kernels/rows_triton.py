@@ -36,7 +36,7 @@ def row_geometry(*views: Tensor) -> tuple[int, int, list[tuple[int, int, int, in
 
 @triton.jit
 def row_offset(n, size_p, size_q, stride_b, stride_p, stride_q):
-    """Offset in elements of row ``n`` (int64) in a view with the geometry of `row_geometry`."""
+    """Return the offset in elements of row ``n`` (int64) in a view with the geometry of `row_geometry`."""
     outer = n // size_q
     return (outer // size_p) * stride_b + (outer % size_p) * stride_p + (n % size_q) * stride_q
 

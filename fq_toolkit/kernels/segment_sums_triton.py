@@ -56,7 +56,7 @@ _PARTIAL_ELEMENTS = 1 << 21  # 8 MiB of float32 partial sums
 
 @triton.jit
 def _add_compensated(total, lost, value):
-    """Two-sum: ``total + value`` with what the rounding lost added to ``lost``."""
+    """Return ``total - value``, and ``lost`` plus what the rounding lost (two-sum)."""
     grown = total - value
     back = grown - total
     return grown, lost + ((total - (grown - back)) - (value + back))
@@ -139,7 +139,7 @@ def _segment_kernel(
     WITH_SUMS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """``counts[k] = #{n : i(n) = k}``, ``sums[k]`` the sum of those rows, ``sq_error[b]`` that of the errors.
+    """Compute ``counts[k] = #{n : i(n) = k}``, ``sums[k]`` of those rows, ``sq_error[b]`` of the errors.
 
     The first `main_programs` programs do counts and sums, into the part of their split of the rows; the last
     of them to arrive at a tile adds its parts.  The others add up the errors of `SAMPLES` samples, `SPAN`
@@ -221,7 +221,7 @@ def _segment_kernel(
 
 
 def split_rows(num_rows: int, num_codes: int, dim: int, tiles: int) -> tuple[int, int]:
-    """Into how many stretches to cut the rows, and how many rows each has: ``(splits, rows_per_split)``.
+    """Choose how many stretches to cut the rows into: ``(splits, rows_per_split)``.
 
     One stretch needs no partial sums; more keep every multiprocessor busy.  The partial sums take at most
     8 MiB.
@@ -244,7 +244,7 @@ def segment_sums(
     config: LaunchConfig | None = None,
     splits: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-sample squared errors, per-code counts and per-code sums of the valid rows, in one launch.
+    """Sum squared errors per sample, and count and sum the valid rows per code, in one launch.
 
     Args:
         x: features ``(B, C, P, Q)``, any strides, read in place.

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 
 def under_export() -> bool:
-    """Whether `torch.export` traces the calling code.
+    """Return whether `torch.export` traces the calling code.
 
     Not `torch.compiler.is_exporting`, which torch 2.11 also takes for true inside `torch.compile`.
     """
@@ -20,6 +20,6 @@ def under_export() -> bool:
 
 
 def under_transform() -> bool:
-    """Whether the calling code runs inside a transform of `torch.func` or a level of forward derivatives."""
+    """Return whether a transform of `torch.func` or a level of forward derivatives runs the calling code."""
     # Neither has a public question; both are what torch itself asks before it runs an autograd.Function.
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
