@@ -1,7 +1,8 @@
-"""From sentences to padded token ids, for the encoder and for the decoder.
+"""Sentences as padded token ids, for the encoder and for the decoder.
 
-Source: arXiv 2004.04092. The encoder reads ``[CLS] tokens [SEP]`` and the decoder
-``<BOS> tokens <EOS>``; each has a tokenizer of its own.
+The encoder reads ``[CLS] tokens [SEP]`` and the decoder ``<BOS> tokens <EOS>``; each has its own tokenizer.
+
+Source: arXiv 2004.04092, section 3.1.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class TextBatch(NamedTuple):
     truncated: int = 0
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TextBatch:
-        """The same batch on a device."""
+        """Return the batch on a device."""
         read, read_mask, written, written_mask = (
             tensor.to(device, non_blocking=non_blocking) for tensor in self[:4]
         )
@@ -54,7 +55,7 @@ class TextBatch(NamedTuple):
 
 
 class TokenRows(NamedTuple):
-    """Sentences as lists of token ids, special tokens included, of unequal lengths.
+    """Sentences as lists of token ids of different lengths, special tokens included.
 
     Attributes:
         encoder: one list per sentence.
@@ -112,18 +113,18 @@ def tokenize(texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int) -
 def collate(rows: TokenRows, tokenizers: Tokenizers) -> TextBatch:
     """Pad rows of token ids to rectangles; see `make_batch`."""
     pad = decoder_specials(tokenizers.decoder)[2]
-    read = _pad(rows.encoder, tokenizers.encoder.pad_token_id or 0)  # behind the mask any id will do
+    read = _pad(rows.encoder, tokenizers.encoder.pad_token_id or 0)  # masked: any id would do
     return TextBatch(*read, *_pad(rows.decoder, pad), truncated=rows.truncated)
 
 
 def as_list(texts: Iterable[str]) -> list[str]:
-    """The sentences in their order, whatever holds them: a list, an array, a column of a table.
+    """Return sentences as a list, whatever holds them: a list, an array, a column of a table.
 
-    A pandas Series is indexed by its labels, so that ``texts[row]`` of it may be any other row: everything
-    that indexes sentences takes this list of them.
+    A pandas Series is indexed by label, so that ``texts[row]`` may be another row: everything that indexes
+    sentences uses this list.
 
     Raises:
-        TypeError: one string, or something whose sentences have no order or are not what one iterates over.
+        TypeError: one string, or something unordered, or something that does not iterate over its sentences.
     """
     if isinstance(texts, str):
         raise TypeError(f"expected several sentences, got the string {texts[:40]!r}; put it in a list")
@@ -138,7 +139,7 @@ def as_list(texts: Iterable[str]) -> list[str]:
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
-    """The sentences as a list; refuse what is not one.
+    """Return sentences as a list, and refuse what is no sentence.
 
     Raises:
         TypeError: as `as_list`, or something that is not a string.
@@ -167,30 +168,33 @@ def is_unicode(text: str) -> bool:
 
 
 def by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
-    """Row numbers of texts in groups of at most ``size``, texts of like length together: less padding."""
+    """Yield row numbers in groups of at most ``size``, texts of similar length together to save padding."""
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     for start in range(0, len(order), at_least_one("batch_size", size)):
         yield order[start : start + size]
 
 
 def decoder_specials(tokenizer: Any) -> tuple[int, int, int]:
-    """Ids of BOS, EOS and PAD.
+    """Return the ids of BOS, EOS and PAD.
 
     Raises:
         ValueError: the tokenizer lacks one of them.
     """
-    found = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    missing = [name for name, token in zip(("BOS", "EOS", "PAD"), found, strict=True) if token is None]
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    missing = [name for name, token in zip(("BOS", "EOS", "PAD"), ids, strict=True) if token is None]
     if missing:
         raise ValueError(
             f"the decoder's tokenizer ({type(tokenizer).__name__}) has no {' and no '.join(missing)} token; "
             "add them with fq_toolkit.optimus.add_text_tokens(tokenizer, decoder)"
         )
-    return found
+    return ids
 
 
 def encoder_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What stands before and behind a sentence for the encoder: [CLS] and [SEP], or what there is of them."""
+    """Return the ids that the encoder expects before and after a sentence, such as [CLS] and [SEP].
+
+    They are found by tokenizing a word with and without them: no attribute of a tokenizer tells.
+    """
     bare, framed = (
         list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True)
     )
@@ -198,17 +202,17 @@ def encoder_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     cut = next((start for start in starts if framed[start : start + len(bare)] == bare), 0)
     before, after = framed[:cut], framed[cut + len(bare) :]
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if cls is not None and cls not in (*before, *after):  # a tokenizer trained without a template
+    if cls is not None and cls not in (*before, *after):  # has the tokens and no template
         before = [cls, *before]
         after = after if sep is None or sep in after else [*after, sep]
     return before, after
 
 
 def text_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Token ids of sentences, without anything around them.
+    """Return the token ids of sentences, without special tokens around them.
 
-    ``<EOS>`` or ``[SEP]`` inside a sentence is text: a tokenizer that splits words takes it apart, and to one
-    that looks words up it is unknown. As a control token it would end the sentence there, or pad it.
+    ``<EOS>`` or ``[SEP]`` inside a sentence is text: a subword tokenizer splits it, and for a word tokenizer
+    it is unknown. As a control token it would end the sentence there, or pad it.
     """
     # verbose=False: a sentence beyond the model's length is cut and counted by the caller.
     rows = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
@@ -222,14 +226,14 @@ def text_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 def _framed(
     texts: Sequence[str], tokenizer: Any, before: list[int], after: list[int], max_length: int
 ) -> tuple[list[list[int]], list[bool]]:
-    """Token ids between what stands around them, and which of the sentences were cut."""
+    """Return token ids with the special tokens around them, and which of the sentences were cut."""
     room = max_length - len(before) - len(after)
     bare = text_ids(texts, tokenizer)
     return [[*before, *ids[:room], *after] for ids in bare], [len(ids) > room for ids in bare]
 
 
 def _pad(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, longest) of rows."""
+    """Return padded ids and their mask, (B, longest row)."""
     lengths = torch.tensor([len(row) for row in rows])
     width = int(lengths.max())
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])

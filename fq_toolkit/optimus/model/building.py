@@ -1,4 +1,4 @@
-"""What fits together in a sentence VAE, and small networks to start from."""
+"""The parts of a sentence VAE: small networks to start from, and checks that parts fit together."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def small_networks(
     dropout: float = 0.1,
     positions: int = 128,
 ) -> tuple[Any, Any]:
-    """A BERT and a GPT-2 with random weights, as large as the tokenizers need.
+    """Return a BERT and a GPT-2 with random weights and the vocabularies of the tokenizers.
 
     Args:
-        tokenizers: their vocabularies, and the special tokens' ids.
-        width: channels; a multiple of ``heads``.
-        layers: of each.
-        heads: of each.
-        dropout: of each, everywhere.
-        positions: tokens that each can read.
+        tokenizers: of encoder and decoder.
+        width: channels of each network; a multiple of ``heads``.
+        layers: layers of each network.
+        heads: attention heads of each network.
+        dropout: probability of all dropouts.
+        positions: most tokens that each network can read.
 
     Returns:
         Encoder and decoder.
@@ -57,7 +57,7 @@ def small_networks(
 
 
 def check_networks(encoder: Any, decoder: Any, tokenizers: Tokenizers) -> None:
-    """Refuse networks that are none of transformers', or whose vocabulary their tokenizer exceeds.
+    """Refuse networks that are not from transformers, or have fewer embeddings than their tokenizer tokens.
 
     Raises:
         TypeError: a network of the wrong kind.
@@ -79,15 +79,15 @@ def check_networks(encoder: Any, decoder: Any, tokenizers: Tokenizers) -> None:
     if encoder.config.is_encoder_decoder:
         raise TypeError(
             f"encoder is a {type(encoder).__name__}, which decodes as well; "
-            "give the encoder alone, T5EncoderModel for example"
+            "give only the encoder, T5EncoderModel for example"
         )
 
 
 def choose_pooling(encoder: Any, tokenizer: Any, pooling: str | None) -> str:
-    """How a sentence vector comes out of the encoder: as asked, else by its pooler, its CLS, or the mean."""
+    """Return how a sentence becomes one vector: as asked, else by pooler, by CLS, or by the mean."""
     has = {
         "pooler": getattr(encoder, "pooler", None) is not None,
-        # The first token's state is taken; XLNet has its CLS at the end.
+        # The state of the first token is used, and XLNet has its CLS at the end.
         "cls": tokenizer.cls_token_id is not None
         and encoder_frame(tokenizer)[0][:1] == [tokenizer.cls_token_id],
         "mean": True,
@@ -101,10 +101,10 @@ def choose_pooling(encoder: Any, tokenizer: Any, pooling: str | None) -> str:
 
 
 def with_latent(decoder: Any, latent_size: int, mode: str | None) -> Any:
-    """The decoder with a latent of this size in it: injected here, or checked where it has one.
+    """Return the decoder with a latent: inject one, or check the one that is there.
 
     Raises:
-        ValueError: it has a latent of another size or in another mode.
+        ValueError: the decoder has a latent of another size or in another mode.
     """
     if not isinstance(decoder, LatentModel):
         return inject_latent(decoder, mode=mode or "memory", latent_size=latent_size)
@@ -121,10 +121,10 @@ def with_latent(decoder: Any, latent_size: int, mode: str | None) -> Any:
     return decoder
 
 
-def speak(decoder: Any, tokenizer: Any) -> None:
-    """Let a decoder begin with BOS, end with EOS, and forget other habits of its checkpoint.
+def set_generation_defaults(decoder: Any, tokenizer: Any) -> None:
+    """Make a decoder begin with BOS, end with EOS, and decode greedily by default.
 
-    Many checkpoints say that one samples, with which temperature; a sentence VAE is greedy unless asked.
+    Many checkpoints come with a GenerationConfig that samples with some temperature; it is replaced.
     """
     from transformers import GenerationConfig
 
@@ -137,11 +137,11 @@ def speak(decoder: Any, tokenizer: Any) -> None:
     decoder.generation_config = GenerationConfig(**tokens)
 
 
-def choose_max_length(encoder: Any, decoder: Any, tokenizer: Any, asked: int | None) -> int:
-    """Tokens that a sentence may have: as asked, else as many as both networks read, up to 512.
+def choose_max_length(encoder: Any, decoder: Any, asked: int | None) -> int:
+    """Return the most tokens of a sentence: as asked, else as many as both networks read, up to 512.
 
     Raises:
-        ValueError: more than one of them reads.
+        ValueError: one of the networks reads fewer than asked.
     """
     rooms = {"encoder": _encoder_positions(encoder), "decoder": _decoder_positions(decoder)}
     known = {name: room for name, room in rooms.items() if room is not None}
@@ -154,19 +154,19 @@ def choose_max_length(encoder: Any, decoder: Any, tokenizer: Any, asked: int | N
 
 
 def _decoder_positions(decoder: Any) -> int | None:
-    """Tokens that a decoder has positions for; None where they are relative."""
+    """Return how many tokens a decoder has positions for; None where positions are relative."""
     spec = decoder.latent_spec
-    if spec.max_positions is not None:  # learned, some of them for the slots
+    if spec.max_positions is not None:  # learned ones, the first of which belong to the latent slots
         return spec.max_positions - spec.first_position
-    # Rotary ones could go on, but a model knows nothing of what lies behind this.
+    # Rotary positions have no end, but the model was never trained beyond this one.
     return getattr(decoder.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def _encoder_positions(encoder: Any) -> int | None:
-    """Tokens that an encoder has learned positions for; None where it needs none."""
+    """Return how many tokens an encoder has learned positions for; None where it needs none."""
     for name, module in encoder.named_modules():
         if name.endswith(("position_embeddings", "embed_positions")) and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin count from behind the padding index.
+            # The RoBERTa family starts counting after the padding index.
             start = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - start
     return None

@@ -1,4 +1,4 @@
-"""Released Optimus models into ours, and ours into the release's files.
+"""Conversion between the released Optimus models and ours, in both directions.
 
 A released model is a BERT and a GPT-2 with the latent in both memory and embeddings.
 """
@@ -22,7 +22,7 @@ from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.training.atomic import whole_folder
 
 ENCODER, DECODER = "bert-base-cased", "gpt2"
-# Channels of a head in every BERT and GPT-2 that was released: used where no config.json says how many heads.
+# Channels of each head in every released BERT and GPT-2, for runs without a config.json.
 _HEAD = 64
 _BERT = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -43,21 +43,21 @@ def convert_optimus(
     mode: str | None = None,
     tokenizers: Tokenizers | None = None,
 ) -> Path:
-    """Convert a released model into ours, or ours into a released one: what ``folder`` holds decides.
+    """Convert a released model into ours, or ours into a released one, depending on what ``folder`` holds.
 
-    All weights keep their bits, there and back.  The optimizer's state is not converted.  The release has
-    weights for memory and for embeddings whatever its mode: of those that a mode does not use, the way there
-    keeps nothing, and the way back writes zeros.
+    All weights keep their bits in both directions. The state of the optimizer is not converted. The release
+    has weights for memory and embeddings in every mode: those that a mode does not use are dropped, and
+    written as zeros on the way back.
 
     Args:
         folder: a run of the release, with ``checkpoint-full-N`` or ``checkpoint-encoder-N`` and
             ``checkpoint-decoder-N`` in it; or a folder of `SentenceVAE.save_pretrained`.
         out: the new folder.
-        step: which checkpoint of a run, by default the last; or the number to write, by default 0.
+        step: which checkpoint of a released run, by default the last; or the number to write, by default 0.
         mode: "memory", "embedding" or "both"; by default what the command line of the run says, else "both".
-            For a released model only.
+            Only for a released model.
         tokenizers: those of the run; by default those that its command line names, or those of
-            ``bert-base-cased`` and ``gpt2``.  For a released model only.
+            ``bert-base-cased`` and ``gpt2``. Only for a released model.
 
     Returns:
         ``out``.
@@ -81,7 +81,7 @@ def convert_optimus(
 def from_original(
     run: OriginalRun, *, mode: str | None = None, tokenizers: Tokenizers | None = None
 ) -> SentenceVAE:
-    """A released model as ours; see `convert_optimus`."""
+    """Return a released model as ours; see `convert_optimus`."""
     from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
     encoder = BertModel(BertConfig(**_bert_config(run)))
@@ -107,7 +107,7 @@ def from_original(
 
 
 def to_original(vae: SentenceVAE, *, step: int = 0) -> OriginalRun:
-    """Our model as a released one; see `convert_optimus`."""
+    """Return our model as a released one; see `convert_optimus`."""
     from transformers import BertModel, GPT2LMHeadModel
 
     spec = vae.decoder.latent_spec
@@ -133,10 +133,10 @@ def to_original(vae: SentenceVAE, *, step: int = 0) -> OriginalRun:
     for name, value in vae.decoder.state_dict().items():
         decoder[names.get(name, name)] = _plain(value)
     if torch.equal(decoder["lm_head.weight"], decoder["transformer.wte.weight"]):
-        decoder["lm_head.weight"] = decoder["transformer.wte.weight"]  # one tensor in the file
+        decoder["lm_head.weight"] = decoder["transformer.wte.weight"]  # tied: stored once
     size = gpt2["n_positions"]
     causal = torch.ones(size, size).tril().view(1, 1, size, size)
-    for layer in range(layers):  # a buffer of the release's attention
+    for layer in range(layers):  # its attention has the causal mask among its buffers
         decoder[f"transformer.h.{layer}.attn.bias"] = causal
     args = {
         "latent_size": vae.latent_size,
@@ -158,7 +158,7 @@ def to_original(vae: SentenceVAE, *, step: int = 0) -> OriginalRun:
 
 
 def _bert_config(run: OriginalRun) -> dict[str, Any]:
-    """Settings of the encoder: from its config.json, and from the shapes of its weights."""
+    """Return the settings of the encoder, from its config.json and the shapes of its weights."""
     state = run.encoder
     words, width = _shape(state, "embeddings.word_embeddings.weight")
     given = {name: run.encoder_config[name] for name in _BERT if name in run.encoder_config}
@@ -175,7 +175,7 @@ def _bert_config(run: OriginalRun) -> dict[str, Any]:
 
 
 def _gpt2_config(run: OriginalRun) -> dict[str, Any]:
-    """Settings of the decoder: from its config.json, and from the shapes of its weights."""
+    """Return the settings of the decoder, from its config.json and the shapes of its weights."""
     state = run.decoder
     words, width = _shape(state, "transformer.wte.weight")
     given = {name: run.decoder_config[name] for name in _GPT2 if name in run.decoder_config}
@@ -191,13 +191,13 @@ def _gpt2_config(run: OriginalRun) -> dict[str, Any]:
 
 
 def _mode(args: dict[str, Any]) -> str:
-    """Where the run has the latent, by its command line; the release's class has it in both by default."""
+    """Return where the run has the latent, by its command line; the default of the release is both."""
     memory, embedding = (int(args.get(f"latent_as_gpt_{kind}", 1)) for kind in ("memory", "emb"))
     return "both" if memory and embedding else "memory" if memory else "embedding"
 
 
 def _shape(state: dict[str, Tensor], name: str) -> tuple[int, int]:
-    """Shape of a matrix that must be there."""
+    """Return the shape of a matrix that must be there."""
     if name not in state or state[name].ndim != 2:
         raise ValueError(f"the checkpoint has no matrix {name}; it is not of a released Optimus")
     rows, columns = state[name].shape
@@ -205,7 +205,7 @@ def _shape(state: dict[str, Tensor], name: str) -> tuple[int, int]:
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:
-    """Layers, by the numbers behind the prefix."""
+    """Return how many layers there are, by the numbers after the prefix."""
     numbers = {int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix)}
     return 1 + max(numbers, default=-1)
 
@@ -226,5 +226,5 @@ def _load_strictly(model: Any, state: dict[str, Tensor], role: str) -> None:
 
 
 def _plain(value: Tensor) -> Tensor:
-    """A tensor for a file: on the CPU, and its own storage."""
+    """Return a copy of a tensor for a file: on the CPU, with its own storage."""
     return value.detach().cpu().clone()

@@ -1,4 +1,4 @@
-"""What the decoder of a sentence VAE computes and writes, whichever model it is."""
+"""Logits and texts from the decoder of a sentence VAE, whichever model it is."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fq_toolkit.optimus.model.generation_options import sort_options
 
 
 def decoder_logits(decoder: Any, ids: Tensor, latent: Tensor, bos: int) -> Tensor:
-    """Logits (B, T, vocabulary) of the tokens that follow those in ``ids`` (B, T).
+    """Compute the logits (B, T, vocabulary) of the tokens that follow those in ``ids`` (B, T).
 
-    Where the decoder has an encoder of its own, that reads BOS: all there is to know is in the latent.
+    The encoder of an encoder-decoder reads only BOS: what the sentence says is in the latent.
     """
     if decoder.config.is_encoder_decoder:
         source = ids.new_full((ids.shape[0], 1), bos)
@@ -29,16 +29,16 @@ def decoder_logits(decoder: Any, ids: Tensor, latent: Tensor, bos: int) -> Tenso
 def write_texts(
     decoder: Any, tokenizer: Any, latents: Tensor, *, batch_size: int, longest: int, **options: Any
 ) -> list[str]:
-    """Sentences for latents (N, ...), by the decoder's own ``generate`` with its cache.
+    """Write a sentence for each latent (N, ...), by the decoder's own ``generate`` with its cache.
 
-    Greedy unless options say otherwise, and at most ``longest`` tokens of them, so that it always ends.
+    Greedy unless options say otherwise. ``longest`` bounds the tokens, so that generation always ends.
 
     Args:
         decoder: an injected decoder.
         tokenizer: of the decoder.
-        latents: one a sentence.
+        latents: one for each sentence.
         batch_size: sentences that are written at once.
-        longest: most tokens, whatever ``max_new_tokens`` says.
+        longest: most tokens of a sentence, whatever ``max_new_tokens`` says.
         **options: of ``generate``.
 
     Raises:
@@ -46,7 +46,7 @@ def write_texts(
         ValueError: options that do not fit.
     """
     bos, eos, _ = decoder_specials(tokenizer)
-    # A sentence that has ended goes on in EOS until the others end: models warn of PAD in what they read.
+    # A sentence that has ended is padded with EOS until the others end: models warn about PAD as input.
     tokens = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos}
     config, arguments, one_by_one = sort_options(decoder, tokens, options)
     config.max_new_tokens = min(at_least_one("max_new_tokens", config.max_new_tokens), longest)
@@ -62,16 +62,17 @@ def write_texts(
             inputs["decoder_input_ids"] = begin
         if null is not None:
             inputs["null_latent"] = null if len(null) == 1 else null[start : start + size]
-        found = decoder.generate(**inputs, latent=part, generation_config=config, **arguments)
-        ids = found if isinstance(found, Tensor) else found.sequences
+        output = decoder.generate(**inputs, latent=part, generation_config=config, **arguments)
+        ids = output if isinstance(output, Tensor) else output.sequences
         texts += texts_from_ids(tokenizer, ids[:, 1:], ends)
     return texts
 
 
 def texts_from_ids(tokenizer: Any, ids: Tensor, ends: Sequence[int]) -> list[str]:
-    """The sentences in generated ids (B, T): what stands before the first of the tokens in ``ends``.
+    """Return the sentences in generated ids (B, T): what comes before the first token of ``ends``.
 
-    Of the special tokens, only the unknown word is written: without it its neighbours would be one word.
+    The unknown word is the only special token that is written: without it, its neighbours would look as if
+    they had followed each other.
     """
     dropped = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     rows = [list(takewhile(lambda token: token not in ends, row)) for row in ids.tolist()]
@@ -84,7 +85,7 @@ def texts_from_ids(tokenizer: Any, ids: Tensor, ends: Sequence[int]) -> list[str
 
 
 def check_latents(z: Tensor, latent_size: int) -> None:
-    """Refuse what cannot be decoded.
+    """Refuse latents that cannot be decoded.
 
     Raises:
         TypeError: not a tensor of floats.
@@ -103,7 +104,7 @@ def check_latents(z: Tensor, latent_size: int) -> None:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Run a block without dropout and without gradients, and put the modes of all modules back."""
+    """Run a block without dropout and gradients, and restore the mode of every module afterwards."""
     modes = [(module, module.training) for root in modules for module in root.modules()]
     for root in modules:
         root.eval()

@@ -1,4 +1,4 @@
-"""Which options of ``decode`` belong to generate, and what a sentence VAE makes of them."""
+"""The options of ``decode``: which of them belong to ``generate``, and in which form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import inspect
 from typing import Any, NamedTuple
 
-#: What `SentenceVAE.decode` gives generate itself, and where it comes from.
+# Arguments of generate that `SentenceVAE.decode` sets itself, and why.
 _OWN = {
     "inputs": "a sentence begins with BOS",
     "input_ids": "a sentence begins with BOS",
@@ -18,7 +18,7 @@ _OWN = {
     "latents": "give them as z",
     "max_length": "give max_new_tokens",
 }
-#: They read or write one sentence at a time.
+# Options with which generate handles one sentence at a time.
 _ONE_BY_ONE = ("streamer", "assistant_model", "prompt_lookup_num_tokens")
 
 
@@ -26,9 +26,9 @@ class GenerationOptions(NamedTuple):
     """Options of ``decode``, sorted.
 
     Attributes:
-        config: a GenerationConfig: what the caller gave, with the sentence VAE's own defaults behind it.
-        arguments: keywords of ``generate`` beside it.
-        one_by_one: whether only one sentence may be written at a time.
+        config: a GenerationConfig: what the caller gave, completed by the defaults of sentence VAEs.
+        arguments: the other keywords of ``generate``.
+        one_by_one: whether sentences must be written one at a time.
     """
 
     config: Any
@@ -37,18 +37,19 @@ class GenerationOptions(NamedTuple):
 
 
 def sort_options(decoder: Any, tokens: dict[str, int], options: dict[str, Any]) -> GenerationOptions:
-    """Sort what was given to ``decode`` into a config and keywords of ``generate``.
+    """Split the options of ``decode`` into a GenerationConfig and keywords of ``generate``.
 
     Args:
         decoder: an injected decoder.
-        tokens: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, where nothing else is asked for.
-        options: of the caller.
+        tokens: the default ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``.
+        options: what the caller gave.
 
     Raises:
         TypeError: an option that generate does not have, or that ``decode`` sets itself.
     """
     from transformers import GenerationConfig
 
+    # A model may override generate and pass **kwargs on: every class in its order of inheritance counts.
     keywords = {
         name
         for kind in type(decoder).__mro__
@@ -71,18 +72,18 @@ def sort_options(decoder: Any, tokens: dict[str, int], options: dict[str, Any]) 
     if given is None:
         defaults |= {"do_sample": False, "num_beams": 1, "use_cache": True}
         if changes.get("do_sample"):
-            defaults["top_k"] = 0  # all tokens, unless asked otherwise: transformers would keep 50
+            defaults["top_k"] = 0  # sample from all tokens; the default of transformers is the best 50
     for name, value in {**defaults, **changes}.items():
         if name in changes or given is None or getattr(config, name, None) is None:
             setattr(config, name, value)
     arguments = {name: value for name, value in options.items() if name in keywords and value is not None}
     _as_lists(arguments)
-    alone = any(options.get(name, getattr(config, name, None)) is not None for name in _ONE_BY_ONE)
-    return GenerationOptions(config, arguments, alone)
+    one_by_one = any(options.get(name, getattr(config, name, None)) is not None for name in _ONE_BY_ONE)
+    return GenerationOptions(config, arguments, one_by_one)
 
 
 def _as_lists(arguments: dict[str, Any]) -> None:
-    """Take one processor or criterion, or a plain list of them, for the list that generate expects."""
+    """Turn one processor or criterion, or a plain list of them, into the list class that generate expects."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     for name, kind in (

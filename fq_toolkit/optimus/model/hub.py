@@ -12,15 +12,16 @@ from fq_toolkit.training.errors import RunError
 
 logger = logging.getLogger("fq_toolkit")
 
-#: Role -> token that is added where a tokenizer has none of its own, in the original's order.
+# Role -> token that is added where a tokenizer has none, in the order of the release.
 TEXT_TOKENS = {"pad_token": "<PAD>", "bos_token": "<BOS>", "eos_token": "<EOS>"}
 
 
 def load_pretrained(encoder: str, decoder: str, **options: Any) -> tuple[Any, Any, Tokenizers]:
     """Load an encoder and a decoder with their tokenizers.
 
-    The decoder gains <PAD>, <BOS> and <EOS> where it lacks them: GPT-2 as 50257, 50258 and 50259, as in the
-    original.  GPT-2's tokenizer puts a space in front of a text, so that a first word is like any other.
+    The decoder gets <PAD>, <BOS> and <EOS> where it lacks them: for GPT-2 as 50257, 50258 and 50259, as in
+    the release. GPT-2's tokenizer puts a space before a text, so that its first word is the same token as
+    anywhere else.
 
     Args:
         encoder: name on the hub, or a folder: ``"bert-base-cased"``.
@@ -28,11 +29,11 @@ def load_pretrained(encoder: str, decoder: str, **options: Any) -> tuple[Any, An
         **options: of ``from_pretrained``, for all four: ``local_files_only``, ``cache_dir``, ``token`` ...
 
     Returns:
-        Encoder, decoder and tokenizers. An encoder whose checkpoint has no pooler comes without one.
+        Encoder, decoder and tokenizers. An encoder whose checkpoint has no pooler is returned without one.
 
     Raises:
-        RunError: a name that is no folder, while the hub is out of reach or does not have it; or a folder in
-            which something is missing, damaged or of another kind.
+        RunError: a name that is no folder, and that the hub does not have or cannot be asked about; or a
+            folder in which something is missing, damaged or of another kind.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -52,7 +53,7 @@ def load_tokenizers(encoder: str, decoder: str, **options: Any) -> Tokenizers:
     if "GPT2" in type(writer).__name__:
         writer = _load(AutoTokenizer, decoder, {**options, "add_prefix_space": True})
     for name, tokenizer in ((encoder, reader), (decoder, writer)):
-        # In place of files that are missing, transformers makes a tokenizer to which every word is unknown.
+        # If its files are missing, transformers makes a tokenizer that knows no words, without an error.
         if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
             raise RunError(f"{name!r} has no tokenizer beside its weights: save it into the same folder")
     return Tokenizers(reader, writer)
@@ -61,8 +62,8 @@ def load_tokenizers(encoder: str, decoder: str, **options: Any) -> Tokenizers:
 def add_text_tokens(tokenizer: Any, decoder: Any) -> int:
     """Give a decoder and its tokenizer PAD, BOS and EOS tokens where they have none, in place.
 
-    GPT-2's <|endoftext|>, which is BOS and EOS in one, counts as none: a sentence could not end where another
-    begins.  New rows of the embedding are drawn as the model draws its own.
+    GPT-2's <|endoftext|>, which is both BOS and EOS, does not count: after BOS the sentence would be over.
+    New rows of the embedding are initialized as the model initializes its own.
 
     Args:
         tokenizer: of the decoder.
@@ -78,19 +79,19 @@ def add_text_tokens(tokenizer: Any, decoder: Any) -> int:
 
 
 def add_missing_tokens(tokenizer: Any) -> int:
-    """`add_text_tokens` for a decoder whose embedding has their rows already."""
+    """Add PAD, BOS and EOS to a tokenizer whose decoder has embeddings for them; see `add_text_tokens`."""
     lacks = {role for role in TEXT_TOKENS if getattr(tokenizer, f"{role}_id") is None}
     if tokenizer.bos_token_id == tokenizer.eos_token_id:
         lacks |= {"bos_token", "eos_token"}
     before = len(tokenizer)
-    for role, token in TEXT_TOKENS.items():  # one by one: their ids follow this order
+    for role, token in TEXT_TOKENS.items():  # one at a time: their ids follow this order
         if role in lacks:
             tokenizer.add_special_tokens({role: token})
     return len(tokenizer) - before
 
 
 def _encoder_class(config: Any) -> Any:
-    """What loads an encoder: AutoModel, but of T5 and its kin the encoder alone."""
+    """Return the class that loads an encoder: AutoModel, or for the T5 family one with only the encoder."""
     import transformers
 
     if not config.is_encoder_decoder:
@@ -99,12 +100,12 @@ def _encoder_class(config: Any) -> Any:
 
 
 def _load_network(kind: Any, name: str, options: dict[str, Any]) -> Any:
-    """A network of which all weights are in the checkpoint; transformers draws missing ones at random.
+    """Load a network, and refuse a checkpoint without all of its weights: they would be random.
 
-    Checkpoints for masked words have no pooler, as a rule: then it is taken off, and said.
+    Checkpoints of masked language models rarely have a pooler; then it is removed, with a warning.
     """
-    network, found = _load(kind, name, {**options, "output_loading_info": True})
-    missing = sorted(found["missing_keys"])
+    network, report = _load(kind, name, {**options, "output_loading_info": True})
+    missing = sorted(report["missing_keys"])
     if missing and getattr(network, "pooler", None) is not None and all("pooler." in key for key in missing):
         network.pooler = None
         logger.warning("%r has no pooler, so that the state of [CLS] stands for a sentence", name)
@@ -117,7 +118,7 @@ def _load_network(kind: Any, name: str, options: dict[str, Any]) -> Any:
 
 
 def _load(kind: Any, name: str, options: dict[str, Any]) -> Any:
-    """``from_pretrained``, with an error in one sentence."""
+    """Call ``from_pretrained``, and say in one sentence what is wrong."""
     try:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError, SafetensorError) as error:  # not there, not what it should be, damaged

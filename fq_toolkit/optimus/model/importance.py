@@ -1,6 +1,6 @@
-"""How likely a sentence is under the whole model: log p(x) by importance sampling.
+"""The likelihood of a sentence under the whole model: log p(x) by importance sampling.
 
-Source: arXiv 2004.04092, section 4.1, after "Importance Weighted Autoencoders", arXiv 1509.00519.
+Source: arXiv 2004.04092, section 4.1, after "Importance Weighted Autoencoders", arXiv 1509.00519, section 3.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fq_toolkit.optimus.model.posterior import Posterior, prior_log_prob
 
 
 class ImportanceEstimate(NamedTuple):
-    """What is known of a batch after drawing latents from its posteriors.
+    """Estimates for a batch from latents drawn from its posteriors.
 
     Attributes:
         log_px: (B,) the estimate of log p(x) in nats, float64.
@@ -38,10 +38,12 @@ def importance_estimate(
     rows: int = 64,
     noise: Tensor | None = None,
 ) -> ImportanceEstimate:
-    """``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` with K draws from ``q(z|x)``, without gradients.
+    """Estimate ``log p(x)`` as ``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` with K draws ``z_k ~ q(z|x)``.
 
-    On average it is below log p(x), and the closer the more draws; with K = 1 it is the ELBO on average.  The
-    sum is taken in logarithms and piece by piece, so that neither a long sentence nor many draws overflow.
+    On average the estimate is below log p(x), and closer with more draws; with K = 1 it is the ELBO on
+    average. No gradients.
+
+    Source: arXiv 1509.00519, section 3 (the bound L_k); arXiv 2004.04092, section 4.1, has K = 100.
 
     Args:
         model: has ``posterior(encoder_ids, encoder_mask)`` and ``nll(z, decoder_ids, decoder_mask)``, as a
@@ -49,11 +51,10 @@ def importance_estimate(
         batch: B sentences.
         draws: K.
         rows: rows of the decoder's forwards, or B where that is more.
-        noise: standard normal numbers that the draws are made of, (K, B, nz); by default of torch's global
-            generator.
+        noise: standard normal numbers for the draws, (K, B, nz); by default from torch's global generator.
 
     Returns:
-        Estimate, reconstruction and posterior.
+        The estimate, the reconstruction and the posterior.
     """
     at_least_one("draws", draws)
     with torch.no_grad():
@@ -68,6 +69,7 @@ def importance_estimate(
             z = q.mean + q.std * noise[done : done + count].to(q.mean)
             ids, mask = (tensor.repeat(count, 1) for tensor in (batch.decoder_ids, batch.decoder_mask))
             nll = model.nll(z.flatten(0, 1), ids, mask).view(count, size).double()
+            # In logarithms and float64: a sentence of -200 nats is 0 as a float32, and so would be the sum.
             weights = prior_log_prob(z).double() - q.log_prob(z).double() - nll
             total = torch.logaddexp(total, weights.logsumexp(0))
             nll_sum += nll.sum(0)

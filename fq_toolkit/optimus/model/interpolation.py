@@ -1,4 +1,7 @@
-"""Paths between latents, and sums of latents."""
+"""Paths between latents, and latent arithmetic.
+
+Source: arXiv 2004.04092, section 4.2.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ KINDS = ("linear", "spherical")
 
 
 def interpolate_latents(a: Tensor, b: Tensor, steps: int, *, kind: str = "linear") -> Tensor:
-    """Latents on the way from a to b, both included.
+    """Return latents on the way from a to b, both included.
 
-    Linear: ``(1 - t) a + t b``.  Spherical: ``(sin((1 - t) w) a + sin(t w) b) / sin w`` with w the angle
-    between a and b, which keeps the length where a and b have the same; where they are parallel, opposite or
-    zero it is the linear one.
+    - linear: ``z_t = (1 - t) a + t b`` (arXiv 2004.04092, section 4.2);
+    - spherical: ``z_t = (sin((1 - t) w) a + sin(t w) b) / sin w`` with w the angle between a and b. It keeps
+      the length where a and b have the same length, and falls back to the linear path where they are
+      parallel, opposite or zero.
 
     Args:
         a: (nz,) at t = 0.
@@ -46,20 +50,25 @@ def interpolate_latents(a: Tensor, b: Tensor, steps: int, *, kind: str = "linear
     from_a, from_b = 1 - t, t
     if kind == "spherical":
         angle = _angle(a, b)
+        # Between opposite vectors every arc is as short as the others, and sin w divides by almost 0.
         if float(angle.sin()) > 1e-6:
             from_a, from_b = ((angle * share).sin() / angle.sin() for share in (1 - t, t))
     path = from_a * a + from_b * b
-    return torch.cat([a[None], path[1:-1], b[None]])  # the ends exactly
+    return torch.cat([a[None], path[1:-1], b[None]])  # the ends without rounding
 
 
 def _angle(a: Tensor, b: Tensor) -> Tensor:
-    """The angle between two vectors, exact also where it is small; 0 where one of them is zero."""
+    """Return the angle between two vectors; 0 where one of them is zero."""
     if not (a.any() and b.any()):
         return a.new_zeros(())
     unit_a, unit_b = a / a.norm(), b / b.norm()
+    # arccos of the scalar product loses half of the digits where the angle is small; this form does not.
     return 2 * torch.atan2((unit_a - unit_b).norm(), (unit_a + unit_b).norm())
 
 
 def analogy_latents(a: Tensor, b: Tensor, c: Tensor, degree: float = 1.0) -> Tensor:
-    """``c + degree (b - a)``: what b is to a, for c. All of the same shape."""
+    """Compute ``z_d = z_c + degree (z_b - z_a)``, so that d is to c as b is to a. All have the same shape.
+
+    Source: arXiv 2004.04092, section 4.2 (latent vector arithmetic), where the degree is 1.
+    """
     return c + degree * (b - a)

@@ -20,15 +20,15 @@ ROLES = ("encoder", "decoder")
 
 
 class OriginalRun(NamedTuple):
-    """What a run of the release holds at one step.
+    """The content of a released run at one step.
 
     Attributes:
-        encoder: weights under their own names, ``linear.weight`` among them.
+        encoder: weights under their own names, including ``linear.weight``.
         decoder: weights under their own names.
-        encoder_config: what is known of the encoder besides the shapes of its weights.
-        decoder_config: likewise of the decoder.
-        args: the command line, empty where it is not known.
-        step: N, or None where the name of the folder does not say it.
+        encoder_config: config.json of the encoder, if there is one.
+        decoder_config: config.json of the decoder, if there is one.
+        args: the command line; empty if it is not known.
+        step: N, or None if no folder name says it.
     """
 
     encoder: dict[str, Tensor]
@@ -55,23 +55,22 @@ def read_run(folder: str | Path, step: int | None = None) -> OriginalRun:
     path = Path(folder)
     steps = _steps(path) if path.is_dir() else {}
     if not steps:
-        found: OriginalCheckpoint = read_original(path)
-        return _complete(found, {}, None, path)
+        return _complete(read_original(path), {}, None, path)
     if step is not None and step not in steps:
         raise ValueError(f"{str(path)!r} has no checkpoint of step {step}; it has {sorted(steps)}")
     step = max(steps) if step is None else step
     kinds = steps[step]
     if "full" in kinds:
-        found = read_original(path / f"checkpoint-full-{step}")
+        weights = read_original(path / f"checkpoint-full-{step}")
     else:
         parts = {role: read_original(path / f"checkpoint-{role}-{step}") for role in ROLES if role in kinds}
-        found = OriginalCheckpoint(
+        weights = OriginalCheckpoint(
             parts["encoder"].encoder if "encoder" in parts else None,
             parts["decoder"].decoder if "decoder" in parts else None,
             None,
         )
     configs = {role: _config(path / f"checkpoint-{role}-{step}" / "config.json") for role in ROLES}
-    return _complete(found, configs, step, path)
+    return _complete(weights, configs, step, path)
 
 
 def write_run(run: OriginalRun, folder: Path) -> None:
@@ -84,7 +83,7 @@ def write_run(run: OriginalRun, folder: Path) -> None:
         torch.save(state, place / "pytorch_model.bin")
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (place / "config.json").write_text(text, encoding="utf-8")
-        torch.save(args, place / "training_encoder_args.bin")  # the release has this name in both folders
+        torch.save(args, place / "training_encoder_args.bin")  # so named in both folders
     both = {f"{role}.{name}": value for role in ROLES for name, value in parts[role][0].items()}
     full = {"iter": run.step, "model_state_dict": both, "optimizer_state_dict": {}, "args": args}
     (folder / f"checkpoint-full-{run.step}").mkdir()
@@ -92,7 +91,7 @@ def write_run(run: OriginalRun, folder: Path) -> None:
 
 
 def _steps(folder: Path) -> dict[int, set[str]]:
-    """Step -> kinds of checkpoints that there are of it."""
+    """Return step -> kinds of checkpoints that there are of it."""
     steps: dict[int, set[str]] = {}
     for place in folder.glob("checkpoint-*-*"):
         _, kind, number = place.name.split("-", 2)
@@ -102,7 +101,7 @@ def _steps(folder: Path) -> dict[int, set[str]]:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """A config.json, or nothing where there is none."""
+    """Return the content of a config.json; empty if there is none."""
     if not file.is_file():
         return {}
     try:
@@ -112,14 +111,14 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _complete(
-    found: OriginalCheckpoint, configs: dict[str, dict[str, Any]], step: int | None, path: Path
+    weights: OriginalCheckpoint, configs: dict[str, dict[str, Any]], step: int | None, path: Path
 ) -> OriginalRun:
-    """The run, if both networks are there."""
-    if found.encoder is None or found.decoder is None:
-        missing = "encoder" if found.encoder is None else "decoder"
+    """Return the run, or refuse one in which a network is missing."""
+    if weights.encoder is None or weights.decoder is None:
+        missing = "encoder" if weights.encoder is None else "decoder"
         raise ValueError(
             f"{str(path)!r} has no {missing}; give the folder with checkpoint-encoder-N and "
             "checkpoint-decoder-N in it, or checkpoint-full-N"
         )
-    config, args = {role: configs.get(role, {}) for role in ROLES}, found.args or {}
-    return OriginalRun(found.encoder, found.decoder, config["encoder"], config["decoder"], args, step)
+    config, args = {role: configs.get(role, {}) for role in ROLES}, weights.args or {}
+    return OriginalRun(weights.encoder, weights.decoder, config["encoder"], config["decoder"], args, step)

@@ -1,7 +1,7 @@
-"""A sentence VAE as a folder, and back.
+"""A sentence VAE saved to a folder, and loaded from it.
 
-``encoder/`` and ``decoder/`` are ordinary folders of transformers, which the classes of the two networks load
-by themselves; ``tokenizers/encoder/`` and ``tokenizers/decoder/`` likewise.  ``posterior.safetensors`` holds
+``encoder/`` and ``decoder/`` are ordinary folders of transformers, which the classes of the two networks can
+load on their own; so are ``tokenizers/encoder/`` and ``tokenizers/decoder/``. ``posterior.safetensors`` holds
 the projection of the sentence vector, and ``vae.json`` the settings.
 """
 
@@ -38,9 +38,9 @@ def save_vae(vae: Any, folder: str | Path) -> None:
         folder: a new one, an empty one, or one that holds an earlier model, which is replaced.
 
     Raises:
-        ValueError: the folder holds something else, or a network does not save all of itself, as one with
-            adapters inside; what was there before is untouched.
-        RunError: it cannot be written; what was there before is untouched.
+        ValueError: the folder holds something else, or a network does not save all of its weights, as one
+            with adapters does; what was there before is untouched.
+        RunError: the folder cannot be written; what was there before is untouched.
     """
     with whole_folder(folder, replaces=SETTINGS) as whole, _named_in_text(whole, keep=True) as part:
         _write(vae, part)
@@ -59,12 +59,12 @@ def load_vae(
     """Load a sentence VAE, in eval mode.
 
     Args:
-        kind: the class, `SentenceVAE` or one derived from it.
+        kind: the class, `SentenceVAE` or a subclass.
         folder: what `save_vae` wrote, a run folder with it in ``model/``, or the name of a repository on the
             hub that holds it.
         latent_size: what the caller relies on; another one in the folder is an error.
-        device: where to; the CPU by default.
-        projector: the module that was given to `inject_latent`, where one was.
+        device: where to load it; the CPU by default.
+        projector: the module that was given to `inject_latent`, if one was.
 
     Returns:
         The model.
@@ -85,8 +85,8 @@ def load_vae(
         tokenizers = Tokenizers(
             *(_load_tokenizer(files / "tokenizers" / role) for role in Tokenizers._fields)
         )
-        decoder, found = load_latent(files / "decoder", projector=projector, output_loading_info=True)
-        _check_loaded(found["missing_keys"], place / "decoder")
+        decoder, report = load_latent(files / "decoder", projector=projector, output_loading_info=True)
+        _check_loaded(report["missing_keys"], place / "decoder")
         encoder = _load_network(files / "encoder", pooling=settings["pooling"])
         weights = load_file(files / WEIGHTS)
     vae = kind(encoder, decoder, tokenizers, **settings)
@@ -99,11 +99,11 @@ def load_vae(
 
 
 def find_model(folder: str | Path) -> Path:
-    """The folder with the files of a sentence VAE: this one, its ``model/``, or a download from the hub.
+    """Return the folder with the files of a sentence VAE: this one, its ``model/``, or a download.
 
     Raises:
         ValueError: a folder without such files.
-        RunError: no folder, and the hub has no such repository or is out of reach.
+        RunError: no folder, and the hub has no such repository or cannot be reached.
     """
     path = Path(folder)
     for place in (path, path / "model"):
@@ -117,7 +117,7 @@ def find_model(folder: str | Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    """A repository of the hub as a local folder."""
+    """Download a repository from the hub; return its local folder."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -133,7 +133,7 @@ def _download(name: str) -> Path:
 
 
 def _write(vae: Any, folder: Path) -> None:
-    """All files of a model, into an empty folder."""
+    """Write all files of a model into an empty folder."""
     vae.encoder.save_pretrained(folder / "encoder")
     vae.decoder.save_pretrained(folder / "decoder")
     for role, tokenizer in vae.tokenizers._asdict().items():
@@ -150,16 +150,16 @@ def _write(vae: Any, folder: Path) -> None:
 
 
 def _check_written(network: Any, folder: Path, role: str) -> None:
-    """Refuse a network of which not all is in its folder: it could not be loaded again.
+    """Refuse a network that did not save all of its weights: it could not be loaded again.
 
-    Adapters make ``save_pretrained`` write nothing but themselves, and say so to nobody.
+    With adapters inside, ``save_pretrained`` silently writes only the adapters.
     """
     saved: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as content:
             saved |= set(content.keys())
     state = network.state_dict()
-    # Of tied weights one name is saved.
+    # Tied weights are saved under one of their names: compare the memory, not the names.
     places = {state[name].data_ptr() for name in saved & set(state)}
     lost = [name for name, value in state.items() if name not in saved and value.data_ptr() not in places]
     if lost or not (folder / "config.json").is_file():
@@ -175,7 +175,7 @@ def _check_written(network: Any, folder: Path, role: str) -> None:
 
 
 def _read_settings(place: Path) -> dict[str, Any]:
-    """The settings, checked."""
+    """Read ``vae.json`` and check it."""
     file = place / SETTINGS
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
@@ -194,7 +194,7 @@ def _read_settings(place: Path) -> dict[str, Any]:
 
 
 def _load_network(folder: Path, *, pooling: str) -> Any:
-    """A network by the class that wrote it: an encoder of T5 is not what AutoModel makes of its config."""
+    """Load a network by the class that saved it: AutoModel would turn a T5 encoder into a whole T5."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -212,7 +212,7 @@ def _load_network(folder: Path, *, pooling: str) -> Any:
 
 
 def _check_loaded(lacking: Iterable[str], folder: Path) -> None:
-    """Refuse weights that are not in the file: transformers draws them at random."""
+    """Refuse files that lack weights, which transformers would initialize at random."""
     if missing := sorted(lacking):
         raise ValueError(
             f"the weights in {str(folder)!r} lack {', '.join(missing[:4])}, which would be random"
@@ -221,7 +221,7 @@ def _check_loaded(lacking: Iterable[str], folder: Path) -> None:
 
 @contextmanager
 def _whole_files(place: Path) -> Iterator[None]:
-    """Say of which model a file is missing or damaged: transformers and safetensors do not."""
+    """Name the model in errors about its files, which transformers and safetensors do not."""
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
@@ -231,7 +231,7 @@ def _whole_files(place: Path) -> Iterator[None]:
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Read small files in silence."""
+    """Hide the progress bars of transformers, which small files do not need."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -251,11 +251,11 @@ def _load_tokenizer(folder: Path) -> Any:
 
 @contextmanager
 def _named_in_text(folder: Path, *, keep: bool = False) -> Iterator[Path]:
-    """Give a folder a name that is text: safetensors takes no other, and a path may be any bytes.
+    """Yield a path to a folder that is valid UTF-8, as safetensors needs; a path may hold any bytes.
 
     Args:
-        folder: what is to be read or, with ``keep``, written.
-        keep: whether what the block leaves goes into the folder.
+        folder: to be read or, with ``keep``, written.
+        keep: whether to copy back what the block leaves.
     """
     try:
         str(folder).encode()
@@ -271,8 +271,8 @@ def _named_in_text(folder: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def _misfit(weights: dict[str, torch.Tensor], vae: Any) -> str | None:
-    """What is wrong with the weights of the projection, or None."""
+    """Return what is wrong with the weights of the projection, or None."""
     if set(weights) != {"weight"}:
         return f"it holds {sorted(weights)}"
-    found, wanted = tuple(weights["weight"].shape), tuple(vae.linear.weight.shape)
-    return None if found == wanted else f"its weight is {found}, and {wanted} is needed"
+    shape, wanted = tuple(weights["weight"].shape), tuple(vae.linear.weight.shape)
+    return None if shape == wanted else f"its weight is {shape}, and {wanted} is needed"

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sentence, so that what is measured does not depend on batches and order."""
+"""Random numbers that belong to a sentence, so that measurements depend on neither batches nor order."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class SentenceNoise:
-    """Standard normal draws for each sentence of a corpus, from one draw of a generator and the sentence.
+    """Standard normal draws for each sentence, seeded by one draw of a generator and the sentence itself.
 
-    A sentence that comes again gets other ones each time.
+    A sentence that occurs several times gets other draws each time.
 
     Args:
         texts: N sentences.
@@ -36,15 +36,15 @@ class SentenceNoise:
             seen[text] += 1
 
     def normal(self, rows: Sequence[int], count: int, size: int) -> Tensor:
-        """Draws of these sentences, (count, len(rows), size) on the CPU; the same ones each time."""
-        generator, found = torch.Generator(), torch.empty(count, len(rows), size)
+        """Return the draws of these sentences, (count, len(rows), size) on the CPU; always the same ones."""
+        generator, draws = torch.Generator(), torch.empty(count, len(rows), size)
         for place, row in enumerate(rows):
             generator.manual_seed(int.from_bytes(self._digests[row][:7], "big"))
-            found[:, place] = torch.randn(count, size, generator=generator)
-        return found
+            draws[:, place] = torch.randn(count, size, generator=generator)
+        return draws
 
     def others(self) -> list[int]:
-        """Of each sentence the row of another one: the next in an order that chance has made."""
+        """Return for each sentence the row of another one: the next in a random order."""
         order = sorted(range(len(self._digests)), key=lambda row: self._digests[row])
         other = [0] * len(order)
         for row, following in zip(order, [*order[1:], *order[:1]], strict=True):

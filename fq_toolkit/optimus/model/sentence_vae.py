@@ -1,4 +1,4 @@
-"""A variational autoencoder of sentences, from any encoder and any decoder of transformers.
+"""A variational autoencoder of sentences, made of any encoder and any decoder of transformers.
 
 Source: "Optimus: Organizing Sentences via Pre-trained Modeling of a Latent Space", arXiv 2004.04092.
 """
@@ -27,8 +27,8 @@ from fq_toolkit.optimus.model.building import (
     check_networks,
     choose_max_length,
     choose_pooling,
+    set_generation_defaults,
     small_networks,
-    speak,
     with_latent,
 )
 from fq_toolkit.optimus.model.decoding import (
@@ -51,20 +51,20 @@ logger = logging.getLogger("fq_toolkit")
 class SentenceVAE(nn.Module):
     """``q(z|x) = N(mu, sigma^2)`` by an encoder, ``p(x|z)`` by a decoder with a latent in it, prior N(0, I).
 
-    The encoder's sentence vector (BERT's pooled [CLS]) goes through one projection without bias, which is cut
-    into mu and log sigma^2.  The decoder reads z as `fq_toolkit.inject_latent` says; it begins with BOS and
-    ends with EOS, and other defaults of its ``generate`` are put away.
+    The encoder's sentence vector h (BERT's pooled [CLS]) goes through one projection without bias:
+    ``(mu, log sigma^2) = W_E h`` (arXiv 2004.04092, section 3.1). How the decoder reads z is described in
+    `fq_toolkit.inject_latent` (section 3.2). It begins with BOS, ends with EOS and is greedy by default.
 
     Args:
         encoder: an encoder of transformers, ``BertModel`` for example.
-        decoder: a language model of transformers, with a latent in it or without: then it gets one.
+        decoder: a language model of transformers; one without a latent gets one.
         tokenizers: of encoder and decoder; the decoder's has PAD, BOS and EOS.
         latent_size: nz.
         mode: where a decoder without a latent gets it: "memory" (default), "embedding" or "both".
-        pooling: "pooler", "cls" or "mean"; by default the first of them that the encoder has.
-        max_length: tokens per sentence at most, special ones included; by default what both networks have
-            positions for, and no more than 512.  A longer sentence loses its end; that is logged and counted.
-        init_std: standard deviation of the projection at the start.
+        pooling: "pooler", "cls" or "mean"; by default the first of these that the encoder has.
+        max_length: most tokens of a sentence, special ones included; by default what both networks have
+            positions for, but at most 512. Longer sentences are truncated, which is logged and counted.
+        init_std: standard deviation of the weights of the projection at the start.
 
     Raises:
         TypeError: not models of transformers.
@@ -100,33 +100,34 @@ class SentenceVAE(nn.Module):
         self.pooling = choose_pooling(encoder, self.tokenizers.encoder, pooling)
         self.encoder = encoder
         self.decoder = with_latent(decoder, latent_size, mode)
-        speak(self.decoder, self.tokenizers.decoder)
+        set_generation_defaults(self.decoder, self.tokenizers.decoder)
         self.linear = nn.Linear(encoder.config.hidden_size, 2 * latent_size, bias=False)
         nn.init.normal_(self.linear.weight, std=init_std)
         self.linear.to(device=encoder.device, dtype=encoder.dtype)
-        self.max_length = choose_max_length(encoder, self.decoder, self.tokenizers.encoder, max_length)
+        self.max_length = choose_max_length(encoder, self.decoder, max_length)
         self._bos = decoder_specials(self.tokenizers.decoder)[0]
 
-    # -- what training needs: tensors in, tensors out
+    # For training: tensors in, tensors out -----------------------------------------------------------------
 
     def sentence_vector(self, encoder_ids: Tensor, encoder_mask: Tensor) -> Tensor:
-        """What the encoder makes of token ids (B, S) with their mask (B, S): (B, hidden)."""
+        """Encode token ids (B, S) with their mask (B, S) into one vector each, (B, hidden)."""
         outputs = self.encoder(input_ids=encoder_ids, attention_mask=encoder_mask)
         if self.pooling == "pooler":
             return outputs.pooler_output
         if self.pooling == "cls":
             return outputs.last_hidden_state[:, 0]
+        # The mean over tokens, without padding.
         hidden = outputs.last_hidden_state
         weights = encoder_mask[:, :, None].to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 
     def posterior(self, encoder_ids: Tensor, encoder_mask: Tensor) -> Posterior:
-        """``q(z|x)`` of token ids (B, S) and their mask (B, S): mean and logvar (B, nz) in float32."""
+        """Compute ``q(z|x)`` of token ids (B, S) with their mask (B, S): mean and logvar (B, nz), float32."""
         vector = self.sentence_vector(encoder_ids, encoder_mask)
         return Posterior(*self.linear(vector).float().chunk(2, dim=-1))
 
     def nll(self, z: Tensor, decoder_ids: Tensor, decoder_mask: Tensor) -> Tensor:
-        """``-log p(x|z)`` in nats, summed over a sentence's tokens and EOS.
+        """Compute ``-log p(x|z)`` in nats, summed over the tokens of a sentence and EOS.
 
         Args:
             z: (B, nz).
@@ -136,7 +137,8 @@ class SentenceVAE(nn.Module):
         Returns:
             (B,) in float32.
         """
-        # No token looks at the padding behind it, so no mask is needed; but models warn of PAD without one.
+        # Attention is causal and padding is on the right, so no mask is needed. PAD is replaced because
+        # models warn about PAD in an input without a mask.
         ids = decoder_ids.masked_fill(decoder_mask == 0, self._bos)[:, :-1]
         logits = decoder_logits(self.decoder, ids, z, self._bos)
         return token_nll(logits, decoder_ids[:, 1:], decoder_mask[:, 1:])
@@ -151,18 +153,18 @@ class SentenceVAE(nn.Module):
         deterministic: bool = False,
         generator: torch.Generator | None = None,
     ) -> VAEOutput:
-        """The training loss of each sentence.
+        """Compute the training loss of each sentence; see `fq_toolkit.optimus.model.losses.vae_loss`.
 
         Args:
             batch: B sentences.
             beta: weight of the KL term.
             free_bits: threshold per dimension, in nats, below which its KL does not count.
-            length_weighted: divide the NLL by the sentence's tokens.
-            deterministic: decode from the mean, without noise: an autoencoder, for which beta is 0 as a rule.
+            length_weighted: divide the NLL by the number of tokens.
+            deterministic: decode from the mean, without noise, as an autoencoder does; usually with beta 0.
             generator: source of the noise.
 
         Returns:
-            Loss, NLL, KL and token counts, each (B,).
+            Loss, NLL, KL and token counts, (B,) each.
         """
         q = self.posterior(batch.encoder_ids, batch.encoder_mask)
         z = q.mean if deterministic else q.sample(generator)
@@ -170,10 +172,10 @@ class SentenceVAE(nn.Module):
         tokens = batch.decoder_mask.sum(1) - 1
         return vae_loss(nll, q.kl(), tokens, beta=beta, threshold=free_bits, length_weighted=length_weighted)
 
-    # -- sentences in, sentences out
+    # For use: sentences in, sentences out ------------------------------------------------------------------
 
     def batch(self, texts: Sequence[str]) -> TextBatch:
-        """Sentences as a batch on the model's device; logs how many were too long and lost their end."""
+        """Make a batch of sentences on the model's device; log how many were truncated."""
         texts = check_texts(texts)
         batch = make_batch(texts, self.tokenizers, max_length=self.max_length)
         if batch.truncated:
@@ -184,7 +186,7 @@ class SentenceVAE(nn.Module):
         return batch.to(self.device)
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 64) -> Posterior:
-        """The posterior of each sentence.
+        """Encode sentences into their posteriors.
 
         Args:
             texts: N sentences.
@@ -212,17 +214,17 @@ class SentenceVAE(nn.Module):
         return Posterior(mean, logvar)
 
     def decode(self, z: Tensor, *, batch_size: int = 64, **options: Any) -> list[str]:
-        """Write a sentence for each latent: greedily, hence always the same, unless options say otherwise.
+        """Write a sentence for each latent, greedily unless options say otherwise.
 
         Args:
             z: (N, nz).
             batch_size: sentences that are written at once.
-            **options: of the decoder's ``generate``: ``max_new_tokens`` (64; a sentence ends there if it has
-                not ended before), ``do_sample=True, temperature=, top_p=, top_k=``, ``num_beams=``,
-                ``num_return_sequences=``, ``guidance_scale=, null_latent=``, ``generation_config=`` ...
+            **options: of the decoder's ``generate``: ``max_new_tokens`` (64 by default),
+                ``do_sample=True, temperature=, top_p=, top_k=``, ``num_beams=``, ``num_return_sequences=``,
+                ``guidance_scale=, null_latent=``, ``generation_config=`` ...
 
         Returns:
-            N sentences, or N times ``num_return_sequences``, those of one latent side by side.
+            N sentences, or N times ``num_return_sequences``, those of one latent next to each other.
 
         Raises:
             TypeError: an option that generate does not have.
@@ -232,17 +234,17 @@ class SentenceVAE(nn.Module):
         latents = z.to(device=self.device, dtype=torch.float32)
         tokenizer, limit = self.tokenizers.decoder, self.max_length
         with evaluating(self):
-            # The last token needs no position, as nothing follows it.
+            # max_length tokens after BOS fit: the last one needs no position, as nothing follows it.
             return write_texts(
                 self.decoder, tokenizer, latents, batch_size=batch_size, longest=limit, **options
             )
 
     def reconstruct(self, texts: Sequence[str], **options: Any) -> list[str]:
-        """Encode sentences and write what the means of their posteriors say; options as in `decode`."""
+        """Encode sentences and decode the means of their posteriors; options as in `decode`."""
         return self.decode(self.encode(texts).mean, **options)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None, **options: Any) -> list[str]:
-        """Write n sentences from latents that are drawn from the prior; options as in `decode`."""
+        """Write n sentences from latents drawn from the prior N(0, I); options as in `decode`."""
         place = self.device if generator is None else generator.device
         z = torch.randn(at_least_one("n", n), self.latent_size, generator=generator, device=place)
         return self.decode(z, **options)
@@ -274,12 +276,14 @@ class SentenceVAE(nn.Module):
     ) -> list[str]: ...
 
     def analogy(self, a: Any, b: Any, c: Any, degree: float = 1.0, **options: Any) -> Any:
-        """Write what is to c as b is to a: ``z = z_c + degree (z_b - z_a)``.
+        """Write the sentence d that is to c as b is to a: ``z_d = z_c + degree (z_b - z_a)``.
+
+        Source: arXiv 2004.04092, section 4.2.
 
         Args:
             a: a sentence, or N of them.
-            b: what it becomes; as many.
-            c: what is to become something likewise; as many.
+            b: what a becomes; as many.
+            c: what is to change in the same way; as many.
             degree: how far to go; 0 writes c again.
             **options: as in `decode`.
 
@@ -305,15 +309,16 @@ class SentenceVAE(nn.Module):
         batch_size: int = 64,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """``log p(x)`` in nats by importance sampling: a lower bound on average, tighter with more draws.
+        """Estimate ``log p(x)`` in nats by importance sampling; see `importance.importance_estimate`.
 
-        ``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` with ``z_k`` drawn from ``q(z|x)``.
+        ``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` with ``z_k ~ q(z|x)``: a lower bound on average, tighter
+        with more draws.
 
         Args:
             texts: N sentences.
             iw: K, draws per sentence; 1 gives a draw of the ELBO.
             batch_size: rows per forward of the decoder.
-            generator: source of the draws, which are a sentence's own: batches and order change no estimate.
+            generator: source of the draws. Each sentence has its own, whatever the batches and the order.
 
         Returns:
             (N,) in float64, on the CPU.
@@ -332,12 +337,12 @@ class SentenceVAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return self.linear.weight.device
 
     @classmethod
     def from_scratch(cls, tokenizers: Tokenizers, **settings: Any) -> SentenceVAE:
-        """A small BERT and GPT-2 with random weights; see `building.small_networks`."""
+        """Make a small BERT and GPT-2 with random weights; see `building.small_networks`."""
         names = ("width", "layers", "heads", "dropout", "positions")
         sizes = {name: settings.pop(name) for name in names if name in settings}
         return cls(*small_networks(tokenizers, **sizes), tokenizers, **settings)
@@ -353,7 +358,7 @@ class SentenceVAE(nn.Module):
         pooling: str | None = None,
         **options: Any,
     ) -> SentenceVAE:
-        """Pretrained networks and a new latent between them; see `hub.load_pretrained`.
+        """Load pretrained networks and connect them by a new latent; see `hub.load_pretrained`.
 
         Args:
             encoder: name on the hub, or a folder.

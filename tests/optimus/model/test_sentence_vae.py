@@ -221,7 +221,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         SentenceVAE(nn.Linear(2, 2), gpt2(), tokenizers)
     with pytest.raises(TypeError, match="decoder must be a model of transformers, got Linear"):
         SentenceVAE(bert, nn.Linear(2, 2), tokenizers)
-    with pytest.raises(TypeError, match="T5Model, which decodes as well; give the encoder alone"):
+    with pytest.raises(TypeError, match="T5Model, which decodes as well; give only the encoder"):
         SentenceVAE(
             transformers.T5Model(transformers.T5Config(
                 vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
