@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from fq_toolkit.prevalent.model.beam import BeamPath, beam_search
     from fq_toolkit.prevalent.model.config import PrevalentConfig
     from fq_toolkit.prevalent.model.encoder import PrevalentModel, PrevalentOutput, TextCache
-    from fq_toolkit.prevalent.model.follower import FollowerAgent, Rollout, rollout
+    from fq_toolkit.prevalent.model.follower import FollowerAgent
+    from fq_toolkit.prevalent.model.rollout import Rollout, rollout
     from fq_toolkit.prevalent.model.speaker import Speaker, retell
     from fq_toolkit.prevalent.tasks.losses import a2c_loss, imitation_loss
     from fq_toolkit.prevalent.tasks.speaker.augment import augment
@@ -71,7 +72,7 @@ _HOME = {
     "PrevalentModel": "fq_toolkit.prevalent.model.encoder",
     "PrevalentOutput": "fq_toolkit.prevalent.model.encoder",
     "R2RScores": "fq_toolkit.prevalent.metrics.scoring",
-    "Rollout": "fq_toolkit.prevalent.model.follower",
+    "Rollout": "fq_toolkit.prevalent.model.rollout",
     "Scan": "fq_toolkit.prevalent.world.scan",
     "Speaker": "fq_toolkit.prevalent.model.speaker",
     "Step": "fq_toolkit.prevalent.world.env",
@@ -99,7 +100,7 @@ _HOME = {
     "move_camera": "fq_toolkit.prevalent.world.simulator",
     "place_camera": "fq_toolkit.prevalent.world.simulator",
     "retell": "fq_toolkit.prevalent.model.speaker",
-    "rollout": "fq_toolkit.prevalent.model.follower",
+    "rollout": "fq_toolkit.prevalent.model.rollout",
     "sample_paths": "fq_toolkit.prevalent.world.paths",
     "save_predictions": "fq_toolkit.prevalent.data.predictions",
     "save_triplets": "fq_toolkit.prevalent.data.triplet_files",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fq_toolkit.prevalent.model.follower import Rollout
+from fq_toolkit.prevalent.model.rollout import Rollout
 
 
 class ActorCriticLoss(NamedTuple):

@@ -16,7 +16,8 @@ from fq_toolkit.prevalent.data.splits import (
     fingerprint,
     split_parts,
 )
-from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.model.follower import FollowerAgent
+from fq_toolkit.prevalent.model.rollout import rollout
 from fq_toolkit.prevalent.tasks.another_split import measured_set, shown_in
 from fq_toolkit.prevalent.tasks.config import MINI, NavigatorConfig
 from fq_toolkit.prevalent.tasks.loading import Dataset

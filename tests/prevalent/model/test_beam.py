@@ -7,7 +7,8 @@ import torch
 
 from fq_toolkit.prevalent import BatchedNavEnv, MiniWorld, measure_paths
 from fq_toolkit.prevalent.model.beam import beam_search
-from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.model.follower import FollowerAgent
+from fq_toolkit.prevalent.model.rollout import rollout
 from fq_toolkit.prevalent.world.items import NavItem
 from tests.prevalent.model.test_follower import make_agent
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fq_toolkit.prevalent import BatchedNavEnv, MiniWorld, angle_features, measure_paths
 from fq_toolkit.prevalent.model.config import PrevalentConfig
 from fq_toolkit.prevalent.model.encoder import PrevalentModel
-from fq_toolkit.prevalent.model.follower import FollowerAgent, Rollout, rollout
+from fq_toolkit.prevalent.model.follower import FollowerAgent
+from fq_toolkit.prevalent.model.rollout import Rollout, rollout
 from fq_toolkit.prevalent.tasks.losses import a2c_loss, discounted_returns, imitation_loss
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask, mask_features

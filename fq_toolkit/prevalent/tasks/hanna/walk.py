@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit.prevalent.model.follower import DecoderState, FollowerAgent, choose_actions
+from fq_toolkit.prevalent.model.follower import DecoderState, FollowerAgent
+from fq_toolkit.prevalent.model.rollout import choose_actions
 from fq_toolkit.prevalent.tasks.hanna.help import Help, Helper
 from fq_toolkit.prevalent.text.length_limit import keep_end
 from fq_toolkit.prevalent.world.env import BatchedNavEnv

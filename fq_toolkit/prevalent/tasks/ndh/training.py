@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.metrics.scoring import NDHScores, ndh_scores
-from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.model.follower import FollowerAgent
+from fq_toolkit.prevalent.model.rollout import rollout
 from fq_toolkit.prevalent.tasks.agents import build_follower
 from fq_toolkit.prevalent.tasks.losses import imitation_loss
 from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTask

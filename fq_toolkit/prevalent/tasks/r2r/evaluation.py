@@ -9,7 +9,8 @@ from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.metrics.path_metrics import measure_paths
 from fq_toolkit.prevalent.metrics.scoring import R2RScores
 from fq_toolkit.prevalent.model.beam import beam_search
-from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.model.follower import FollowerAgent
+from fq_toolkit.prevalent.model.rollout import rollout
 from fq_toolkit.training.errors import ConfigError
 
 Decoding = Literal["greedy", "sample", "beam"]

@@ -11,7 +11,8 @@ from fq_toolkit.prevalent.data.splits import Split, check_goals, check_split, sp
 from fq_toolkit.prevalent.files import DataError
 from fq_toolkit.prevalent.metrics.scoring import R2RScores
 from fq_toolkit.prevalent.model.encoder import FOLDER, PrevalentModel
-from fq_toolkit.prevalent.model.follower import FollowerAgent, rollout
+from fq_toolkit.prevalent.model.follower import FollowerAgent
+from fq_toolkit.prevalent.model.rollout import rollout
 from fq_toolkit.prevalent.model.speaker import Speaker, retell
 from fq_toolkit.prevalent.tasks.agents import build_agent, build_follower
 from fq_toolkit.prevalent.tasks.another_split import shown_in
