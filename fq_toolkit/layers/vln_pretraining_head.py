@@ -84,7 +84,7 @@ class VLNPretrainingHead(nn.Module):
     passes over those of the encoder.
 
     Source: "Towards Learning a Generic Agent for Vision-and-Language Navigation via Pre-training",
-    arXiv 2002.10638, section 4 (pre-training objectives).
+    arXiv 2002.10638, section 4.3 (pre-training objectives).
     """
 
     def __init__(

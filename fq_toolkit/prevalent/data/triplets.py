@@ -37,7 +37,7 @@ class Triplet(NamedTuple):
     directions: T times (absolute view, relative heading, elevation) of the move; (-1, 90, 90) for stop.
     tokens: CLS .. SEP, padded to 80 token ids or to the requested number.
 
-    Source: arXiv 2002.10638, section 4.4: the data of the pretraining.
+    Source: arXiv 2002.10638, section 4.4 (pre-training datasets).
     """
 
     instr_id: str

@@ -18,7 +18,7 @@ class PrevalentConfig:
         64
 
     Source: "Towards Learning a Generic Agent for Vision-and-Language Navigation via Pre-training",
-    arXiv 2002.10638, section 4.2.
+    arXiv 2002.10638, section 4.2 (encoder architecture).
     """
 
     vocab_size: Positive[int] = 30522

@@ -285,7 +285,7 @@ class CrossLayer(nn.Module):
 class TextEmbeddings(nn.Module):
     """Input embeddings of the text: ``dropout(norm(word + position + type 0))``.
 
-    Source: arXiv 2002.10638, section 4.1.
+    Source: arXiv 2002.10638, section 4.1 (input embeddings).
     """
 
     def __init__(self, config: PrevalentConfig) -> None:
@@ -310,7 +310,7 @@ class TextEmbeddings(nn.Module):
 class VisionEncoder(nn.Module):
     """Input embeddings of the views: ``dropout(norm(linear(views)))``.
 
-    Source: arXiv 2002.10638, section 4.1.
+    Source: arXiv 2002.10638, section 4.1 (input embeddings).
     """
 
     def __init__(self, config: PrevalentConfig) -> None:

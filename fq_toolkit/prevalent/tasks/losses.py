@@ -33,7 +33,7 @@ def imitation_loss(rollout: Rollout) -> Tensor:
     Returns:
         0-dim.
 
-    Source: PREVALENT, arXiv 2002.10638, section 4.3; the teacher is the next step on a shortest path.
+    Source: PREVALENT, arXiv 2002.10638, section 5; the teacher is the next step on a shortest path.
     """
     wanted = rollout.teacher.masked_fill(~rollout.active, -1)
     total = F.nll_loss(rollout.log_probs.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")

@@ -81,7 +81,7 @@ class HannaTask(NavigatorTask):
         data: the splits and who helps in them.
         accelerator: an ``accelerate.Accelerator``.
 
-    Source: HANNA, arXiv 1909.01871; PREVALENT, arXiv 2002.10638, section 4.3.
+    Source: HANNA, arXiv 1909.01871; PREVALENT, arXiv 2002.10638, section 5.
     """
 
     name = TRAINER

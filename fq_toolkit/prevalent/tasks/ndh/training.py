@@ -54,7 +54,7 @@ class NDHTask(NavigatorTask):
         data: the splits.
         accelerator: an ``accelerate.Accelerator``.
 
-    Source: CVDN, arXiv 1907.04957; PREVALENT, arXiv 2002.10638, section 4.3.
+    Source: CVDN, arXiv 1907.04957; PREVALENT, arXiv 2002.10638, section 5.
     """
 
     name = TRAINER

@@ -27,7 +27,7 @@ class PretrainingNetwork(nn.Module):
         vocab_size: words.
         vision_size: width of a view with its angles.
 
-    Source: PREVALENT, arXiv 2002.10638, section 3.3: attended masked language modelling, action prediction.
+    Source: PREVALENT, arXiv 2002.10638, section 4.3: attended masked language modelling, action prediction.
     """
 
     def __init__(self, config: PretrainingConfig, *, vocab_size: int, vision_size: int) -> None:

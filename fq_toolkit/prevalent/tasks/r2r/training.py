@@ -65,7 +65,7 @@ class R2RTask(NavigatorTask):
         accelerator: an ``accelerate.Accelerator``.
         agent: a follower; by default the one that the options describe.
 
-    Source: PREVALENT, arXiv 2002.10638, section 4.3; R2R-EnvDrop, arXiv 1904.04195.
+    Source: PREVALENT, arXiv 2002.10638, section 5; R2R-EnvDrop, arXiv 1904.04195.
     """
 
     name = TRAINER
