@@ -9,7 +9,7 @@ import struct
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels import native, tracing
+from fq_toolkit.kernels import native, private
 
 # `DecodeArguments` of the C++ source: 6 pointers, 14 strides, 8 sizes and the scale. A structure of ctypes
 # would take longer to fill.
@@ -42,7 +42,7 @@ def can_attend_one(query: Tensor, key: Tensor, value: Tensor, slots: tuple[Tenso
         )
         and not (query.is_neg() or key.is_neg() or value.is_neg() or slot_key.is_neg() or slot_value.is_neg())
         and not torch.jit.is_tracing()
-        and not tracing.under_transform()
+        and not private.under_transform()
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
         and slot_key.stride(3) == slot_value.stride(3) == 1
         and usable()

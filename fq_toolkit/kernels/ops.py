@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels import native, reference, tracing
+from fq_toolkit.kernels import native, private, reference
 from fq_toolkit.kernels.arguments import check_backward, check_commit, check_forward
 
 logger = logging.getLogger("fq_toolkit")
@@ -311,11 +311,11 @@ def quantize_forward(
 
     ``strength`` may be a scalar tensor on the CPU, on whose value no compiled graph depends.
     """
-    if tracing.under_export():
+    if private.under_export():
         return reference.quantize_forward_traceable(
             x, codebook, center, mask, float(strength), with_output, with_sums, exact
         )
-    if tracing.under_transform():
+    if private.under_transform():
         return reference.quantize_forward_transformable(
             x, codebook, center, mask, float(strength), with_output, with_sums, exact
         )

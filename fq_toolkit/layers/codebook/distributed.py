@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
+
+from fq_toolkit.kernels import private
 
 
 class ProcessGroupReference:
@@ -40,17 +41,11 @@ def several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _resolve(name: str) -> Any:
-    from torch.distributed.distributed_c10d import _resolve_process_group
-
-    return _resolve_process_group(name)  # type: ignore[arg-type]
-
-
 # Custom ops, so that a compiled graph calls the collectives as they are.
 @torch.library.custom_op("fq_toolkit::sum_over_ranks_", mutates_args=("flat",))
 def sum_over_ranks_(flat: Tensor, group: str) -> None:
     """Sum ``flat`` over the ranks of the named group, in place."""
-    dist.all_reduce(flat, group=_resolve(group))
+    dist.all_reduce(flat, group=private.process_group(group))
 
 
 @sum_over_ranks_.register_fake
@@ -62,7 +57,7 @@ def _(flat: Tensor, group: str) -> None:
 def gather_over_ranks(value: Tensor, group: str, ranks: int) -> Tensor:
     """The scalar ``value`` of every rank: ``(ranks,)``."""
     gathered = [torch.empty_like(value) for _ in range(ranks)]
-    dist.all_gather(gathered, value.contiguous(), group=_resolve(group))
+    dist.all_gather(gathered, value.contiguous(), group=private.process_group(group))
     return torch.stack(gathered)
 
 
@@ -74,7 +69,7 @@ def _(value: Tensor, group: str, ranks: int) -> Tensor:
 def rank_and_size(group: str) -> tuple[int, int]:
     """This process's rank in the named group, and the group's size: asked before anything is gathered."""
     _refuse_uneven_inputs()
-    process_group = _resolve(group)
+    process_group = private.process_group(group)
     return dist.get_rank(process_group), dist.get_world_size(process_group)
 
 
@@ -83,10 +78,7 @@ def _refuse_uneven_inputs() -> None:
 
     A rank without inputs shadows the collectives of DDP, and knows nothing of ours.
     """
-    if torch.compiler.is_compiling():
-        return
-    wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)  # private; None where it is gone
-    if getattr(getattr(wrapper, "_join_config", None), "enable", False):
+    if not torch.compiler.is_compiling() and private.joins_uneven_inputs():
         raise RuntimeError(
             "a FeatureQuantizer sums its statistics over the ranks in every training forward, which a rank "
             "that has run out of inputs under DistributedDataParallel.join() does not join; give all ranks "

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from fq_toolkit.kernels import private
+
 _ATTRIBUTE = "_fq_toolkit_dictionaries"
 
 #: What a layer warns of when it cannot find the forward that it repeats.
@@ -60,12 +62,6 @@ class _Region:
         return seen[call % len(seen)]
 
 
-def in_backward() -> int | None:
-    """Return the identity of the backward pass that is running on this thread, or None."""
-    backward_pass = torch._C._current_graph_task_id()
-    return None if backward_pass == -1 else backward_pass
-
-
 def enclosing_regions() -> list[object]:
     """Return the objects of the checkpointed regions that are running, innermost first."""
     regions: list[object] = []
@@ -93,7 +89,7 @@ def may_be_checkpointed() -> bool:
     if not torch.is_grad_enabled():  # use_reentrant=True runs the region so
         return True
     # use_reentrant=False puts hooks on the tensors that the region saves.
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return private.saves_through_hooks()
 
 
 def remember(layer: nn.Module, codebook: Tensor, center: Tensor, strength: float | Tensor) -> bool:
@@ -115,7 +111,7 @@ def recall(layer: nn.Module, replay_of: int) -> Snapshot | None:
 
     Args:
         layer: which layer asks.
-        replay_of: the backward pass in which its forward is repeated, from `in_backward`.
+        replay_of: the backward pass in which its forward is repeated, from `current_backward_pass`.
     """
     newer: list[object] = []
     for owner in enclosing_regions():

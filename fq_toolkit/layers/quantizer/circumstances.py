@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels import tracing
+from fq_toolkit.kernels import private
 from fq_toolkit.layers.codebook import ownership
 from fq_toolkit.layers.codebook.dictionary import MovingDictionary
 from fq_toolkit.layers.codebook.state import keep_float32
@@ -41,9 +41,9 @@ def circumstances(layer: MovingDictionary) -> Circumstances:
     Raises:
         RuntimeError: in training inside a transform.
     """
-    exporting, transformed = tracing.under_export(), tracing.under_transform()
+    exporting, transformed = private.under_export(), private.under_transform()
     # A compiled graph cannot ask, and need not: checkpointing around one repeats the graph, not this code.
-    replay_of = None if torch.compiler.is_compiling() else checkpointing.in_backward()
+    replay_of = None if torch.compiler.is_compiling() else private.current_backward_pass()
     held = layer.codebook_frozen or layer.frozen_depth > 0
     learning = layer.training and not held and replay_of is None and not exporting
     if transformed and learning:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit.kernels import tracing
+from fq_toolkit.kernels import private
 from fq_toolkit.layers.codebook.statistics import batch_mean
 from fq_toolkit.layers.quantizer.feature_quantizer import FeatureQuantizer
 from fq_toolkit.layers.quantizer.ledger import EMPTY
@@ -58,7 +58,7 @@ def commitment_loss(model: nn.Module) -> Tensor:
         raise ValueError(
             f"{type(model).__name__} contains no FeatureQuantizer, so there is no commitment loss to read"
         )
-    if tracing.under_transform():
+    if private.under_transform():
         raise RuntimeError(
             "commitment_loss(model) reads what forwards have recorded, which they do not inside transforms "
             "of torch.func and under forward derivatives; add layer.quantize(x).loss there"

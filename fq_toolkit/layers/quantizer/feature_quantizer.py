@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit.kernels import ops, tracing
+from fq_toolkit.kernels import ops, private
 from fq_toolkit.layers.checks import at_least_one, between, one_of
 from fq_toolkit.layers.codebook import learning, references
 from fq_toolkit.layers.codebook.dictionary import MovingDictionary
@@ -236,7 +236,7 @@ class FeatureQuantizer(MovingDictionary):
         rows = row_mask(mask, lengths, x.shape[0], layout, x.device)
         lookup = self.look_up(x, layout, rows, returns_loss=False)
         # A repetition has been recorded the first time, and an exported graph has no ledger.
-        if lookup.loss.requires_grad and not lookup.is_replay and not tracing.under_export():
+        if lookup.loss.requires_grad and not lookup.is_replay and not private.under_export():
             self.ledger.record(lookup.loss)
         return lookup.quantized
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels import tracing
+from fq_toolkit.kernels import private
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -75,7 +75,7 @@ def check_features(x: Tensor, dim: int, channel_dim: int | None) -> FeatureLayou
         )
     axis = resolve_channel_dim(x.ndim, channel_dim)
     # Not in an export: the comparison would bound a length that is to vary.
-    if channel_dim is None and x.ndim == 3 and not tracing.under_export():
+    if channel_dim is None and x.ndim == 3 and not private.under_export():
         if x.shape[1] == x.shape[2] == dim:
             raise ValueError(
                 f"features of shape {tuple(x.shape)} have dim={dim} on both axes, which may be (B, L, C) or "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fq_toolkit.kernels import tracing
+from fq_toolkit.kernels import private
 
 #: Unread losses kept per layer. Each keeps its graph alive, so there must be a bound.
 MAX_UNREAD = 8
@@ -63,7 +63,7 @@ class CommitmentLedger:
 
         Not inside a transform of `torch.func`, after whose end its tensors are dead.
         """
-        if tracing.under_transform():
+        if private.under_transform():
             return
         if not torch.compiler.is_compiling() and isinstance(self.unread[-1], Tensor) and not self.warned:
             self.warned = True

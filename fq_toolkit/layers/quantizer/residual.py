@@ -7,12 +7,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from fq_toolkit.kernels import tracing
+from fq_toolkit.kernels import private
 from fq_toolkit.layers.checks import at_least_one, between, one_of
 from fq_toolkit.layers.codebook.dictionary import NOT_SCRIPTABLE
 from fq_toolkit.layers.codebook.presets import find_preset
 from fq_toolkit.layers.codebook.statistics import perplexity
-from fq_toolkit.layers.quantizer import checkpointing
 from fq_toolkit.layers.quantizer.feature_quantizer import MODES, FeatureQuantizer
 from fq_toolkit.layers.quantizer.layout import check_features, from_canonical, row_mask, to_canonical
 from fq_toolkit.layers.quantizer.results import QuantizerOutput
@@ -110,8 +109,8 @@ class ResidualQuantizer(nn.Module):
             Features like ``x``.
         """
         found = self._run(x, mask, lengths)
-        recomputed = not torch.compiler.is_compiling() and checkpointing.in_backward() is not None
-        if not recomputed and not tracing.under_export():
+        recomputed = not torch.compiler.is_compiling() and private.current_backward_pass() is not None
+        if not recomputed and not private.under_export():
             for i, loss in enumerate(found.level_losses):
                 if loss.requires_grad:
                     self._level(i).ledger.record(loss)

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fq_toolkit.kernels.private import current_backward_pass
 from fq_toolkit.layers.codebook import distributed
 from fq_toolkit.layers.codebook.learning import commit_staged
-from fq_toolkit.layers.quantizer.checkpointing import in_backward
 from fq_toolkit.layers.quantizer.commitment import fresh_ledgers, quantizers
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -74,7 +74,7 @@ def await_the_end(model: nn.Module, args: Any) -> None:
 def commit_after_forward(model: nn.Module, args: Any, output: Any) -> None:
     """Forward hook of `coalesce_updates`; at module level, so that copies of a model commit their own."""
     awaited = [layer for _, layer in quantizers(model) if layer.staged.awaited]
-    if not torch.compiler.is_compiling() and in_backward() is not None:
+    if not torch.compiler.is_compiling() and current_backward_pass() is not None:
         due = []  # a checkpointed forward is being repeated
     else:
         # Not in evaluation, which one rank may run alone.

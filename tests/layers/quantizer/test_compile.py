@@ -210,4 +210,4 @@ def test_nobody_asks_torch_itself_whether_it_exports() -> None:
     """Torch 2.11 says so inside `torch.compile` too, where dictionaries then stood still without a word."""
     sources = Path(fq_toolkit.__file__).parent.rglob("*.py")
     asking = [path.name for path in sources if "compiler.is_exporting" in path.read_text(encoding="utf-8")]
-    assert asking == ["tracing.py"]  # where it is told why not
+    assert asking == ["private.py"]  # where it is told why not

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fq_toolkit.kernels import tracing
+from fq_toolkit.kernels import private as torch_private
 from fq_toolkit.kernels.decode import can_attend_one
 from fq_toolkit.layers.latent.attention.slots import Slots
 from fq_toolkit.layers.latent.private import HAS_FLASH_ON_CPU, flash_on_cpu, flash_on_cpu_backward
@@ -89,7 +89,7 @@ def can_merge(
         mask is None
         and HAS_FLASH_ON_CPU
         and not torch.compiler.is_compiling()
-        and not tracing.under_transform()
+        and not torch_private.under_transform()
         and query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.float64)  # halves would be rounded before the merge
         and _is_plain_sdpa(base, options)
