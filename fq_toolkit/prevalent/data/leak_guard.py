@@ -88,6 +88,7 @@ class LeakGuard:
         for item in held_out:
             self._scans.add(item.scan)
             self._add_path(item)
+            # Only within a scan: the same sentence about another building reveals nothing.
             words = words_of(item.instruction) if texts else ()
             if len(words) >= _LEAST_WORDS and (item.scan, words) not in self._words:
                 self._words[item.scan, words] = item.instr_id

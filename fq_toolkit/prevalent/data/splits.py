@@ -62,7 +62,7 @@ class Splits(NamedTuple):
 
 def unseen_paths(items: Sequence[NavItem], training: Sequence[NavItem]) -> list[NavItem]:
     """Return the items whose path is not that of a training item."""
-    known = {(item.scan, item.path) for item in training}
+    known = {(item.scan, item.path) for item in training}  # val_seen shares buildings, not paths
     return [item for item in items if (item.scan, item.path) not in known]
 
 

@@ -96,7 +96,7 @@ def action_label(
     slot = here.slot(row, here.locate(target))
     if kind == "candidate":
         return 1 + slot
-    if kind == "view36":
+    if kind == "view36":  # rows of 12 views keep their elevation, headings turn with the agent
         shown = int(here.views[row, slot])
         return 1 + (shown - view) % 12 + 12 * (shown // 12)
     relative = np.abs(wrap(here.headings[row][here.mask[row]] - view % 12 * STEP))

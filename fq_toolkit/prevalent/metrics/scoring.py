@@ -124,7 +124,7 @@ def score_r2r(predictions: str | Path, annotations: str | Path, world: NavWorld)
         1.0
     """
     predictions, annotations = Path(predictions), Path(annotations)
-    items = load_r2r(annotations)
+    items = load_r2r(annotations)  # one item per instruction: each of a path's three counts
     metrics = _measure(items, load_predictions(predictions, items), world, annotations, predictions)
     return R2RScores(*(float(values.mean()) for values in metrics))
 
@@ -197,7 +197,7 @@ def ndh_scores(
                 f"{annotations}: item {item.instr_id!r}: unreachable goal: no path in scan {item.scan!r} "
                 f"from {item.start!r} to any of end_panos"
             )
-        progress[row] = remaining[path[0]] - remaining[path[-1]]
+        progress[row] = remaining[path[0]] - remaining[path[-1]]  # negative for an agent that went away
         passed[row] = scan.distances[path, scan.locate(planner[item.instr_id])].min() < 3.0
     return NDHScores(**_shared_means(metrics), GP=float(progress.mean()), OPSR=float(passed.mean()))
 

@@ -42,7 +42,7 @@ def dialog_records(
     """
     if not 0 <= mistakes <= 1:
         raise ValueError(f"mistakes must be a share between 0 and 1, got {mistakes}")
-    generator = np.random.default_rng([world.seed, seed, 4])
+    generator = np.random.default_rng([world.seed, seed, 4])  # a stream of its own, see `MiniWorld`
     records: list[dict[str, Any]] = []
     paths = sample_paths(world, count, seed=seed, min_edges=4, max_edges=8)
     for game, (name, path) in enumerate(paths):
@@ -80,7 +80,7 @@ def dialog_records(
             if len(walked) > 1:
                 slot = scan.slot(walked[-2], walked[-1])
                 heading = round(float(scan.headings[walked[-2], slot] % (2 * np.pi)), 3)
-            place = walked[-1]
+            place = walked[-1]  # the next turn begins where the navigator has come to
     return records[:count]  # the last game may have gone over
 
 
@@ -97,7 +97,7 @@ def _walk(
     """Return the path of a navigator that was told the planned one."""
     draw = generator.random()
     if draw < mistakes:
-        turn_off = int(generator.integers(1, len(planned)))
+        turn_off = int(generator.integers(1, len(planned)))  # follows at least one edge of what was said
         walked = planned[:turn_off]
         for _ in range(2):
             options = scan.neighbors[walked[-1]][scan.mask[walked[-1]]]

@@ -71,6 +71,7 @@ def view_pictures(
         float32 (n, 36, dim).
     """
     vectors = landmark_vectors(dim)
+    # Noise in every view, so that a landmark is not recognized by the mere absence of zeros.
     pictures = noise * generator.standard_normal((len(scan), 36, dim), dtype=np.float32)
     i, slot = np.nonzero(scan.mask)
     shown, seen = scan.views[i, slot], vectors[landmarks[scan.neighbors[i, slot]]]
@@ -133,7 +134,7 @@ def describe_path(
             way = turn_words(turn, float(scan.elevations[here, slot])) + " "
         preposition = ("to", "toward", "past" if there != path[-1] else "to")[generator.integers(3)]
         clauses.append(f"{way}{preposition} the {LANDMARKS[landmarks[there]]}")
-        heading = float(scan.headings[here, slot])
+        heading = float(scan.headings[here, slot])  # turns are said relative to the last move
     joint = (" , ", " then ", " , then ")[generator.integers(3)]
     end = ("stop", "wait", "stop there")[generator.integers(3)]
     return joint.join([*clauses, end]) + " ."

@@ -35,7 +35,7 @@ def request_records(
     Raises:
         DataError: if a thousand draws for one request find none.
     """
-    generator = np.random.default_rng([world.seed, seed, 5])
+    generator = np.random.default_rng([world.seed, seed, 5])  # a stream of its own, see `MiniWorld`
     records: list[dict[str, Any]] = []
     for number in range(count):
         for _ in range(1000):
@@ -49,7 +49,7 @@ def request_records(
             # Nearest first, as the first path of a HANNA item is the annotated one.
             goals = goals[np.argsort(scan.distances[start, goals], kind="stable")]
             paths = [scan.shortest_path(start, int(goal)) for goal in goals]
-            if min_edges <= len(paths[0]) - 1 <= max_edges:
+            if min_edges <= len(paths[0]) - 1 <= max_edges:  # neither in sight nor hopelessly far
                 break
         else:
             raise DataError(

@@ -120,7 +120,7 @@ class MiniWorld(NavWorld):
         Returns:
             ``{path_id, scan, heading, path, distance, instructions}``.
         """
-        generator = np.random.default_rng([self.seed, seed, 3])
+        generator = np.random.default_rng([self.seed, seed, 3])  # not the paths' own, see `__init__`
         records = []
         for number, (name, path) in enumerate(sample_paths(self, count, seed=seed)):
             scan = self.scan(name)
@@ -181,6 +181,7 @@ def _build(name: str, generator: np.random.Generator, rows: int, columns: int) -
         if generator.random() >= _CORRIDORS:  # a door between two rooms
             edges.append((i, j))
             continue
+        # Others become a corridor: a viewpoint of its own between the rooms.
         middle = (positions[i] + positions[j]) / 2
         edges += [(i, len(positions)), (len(positions), j)]
         positions.append(middle + generator.uniform(-0.4, 0.4, 3) * (1, 1, 0))

@@ -64,7 +64,7 @@ def beam_search(
         [BeamPath(item.instr_id, ((item.start, headings[row], elevations[row]),), (), 0.0, False)]
         for row, item in enumerate(items)
     ]
-    encoded = agent.read(items)
+    encoded = agent.read(items)  # once: rows of it are repeated for the paths of an item
     state = encoded.state
     rows = {(item, 0): item for item in range(len(items))}  # (item, place in its beam) -> row of the state
     for _ in range(max_steps):
@@ -83,6 +83,7 @@ def beam_search(
         log_probs, _, after = agent(encoded.rows(owners), state.rows(picked), observation)
         grown = _grow(open_paths, beams, observation, log_probs, env)
         state, beams, rows = _keep_best(agent, beams, grown, after, width)
+    # Sums, not means over the length: the probability of a path is the product over its actions.
     return [max(beam, key=lambda path: path.log_prob) for beam in beams]
 
 
@@ -145,6 +146,7 @@ def _keep_best(
     origin: list[int] = []
     actions: list[int] = []
     for item, beam in enumerate(beams):
+        # Stopped paths compete with those that go on; -1: they need no state any more.
         pool = [_Grown(path, -1) for path in beam if path.stopped] + grown[item]
         # A stable sort: among equally probable paths the stopped and the earlier ones stay.
         best = sorted(pool, key=lambda entry: -entry.path.log_prob)[:width]

@@ -177,7 +177,7 @@ class PrevalentModel(nn.Module):
         Raises:
             ValueError: for shapes that do not fit, or neither or both of text_ids and cache.
         """
-        if (text_ids is None) == (cache is None):
+        if (text_ids is None) == (cache is None):  # exactly one of them is the text
             raise ValueError("give either text_ids or the cache of them")
         if cache is None:
             texts = cast(Tensor, text_ids)

@@ -221,6 +221,7 @@ class FollowerAgent(nn.Module):
             hidden_size=hidden_size,
             dropout=dropout,
         )
+        # Estimates the return, for A2C; imitation leaves it untrained.
         self.critic = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
         self.dropout = nn.Dropout(dropout)
         # The model was pretrained on angles as [sin h]*32, [cos h]*32, ...; the environment returns
@@ -296,10 +297,12 @@ class FollowerAgent(nn.Module):
         """
         views = mask_features(observation.view_features(), feature_mask)
         neighbors = mask_features(observation.candidate_features(), feature_mask)
+        # Without cross-modal layers the pooled state has width 0, and so has its part of the decoder.
         words, pooled = encoded.text, views.new_zeros(len(views), 0)
         if self.cross_modal:
             cache = TextCache(words, encoded.mask)
             words, pooled = self.model(None, None, views[..., self.blocked_order], cache=cache)
+        # The BiLSTM has read each word in its order; what the word means here and now is added.
         context = encoded.context + self.grounding(words)
         scores, state = self.decoder(state, context, encoded.mask, pooled, views, neighbors)
         scores = scores.masked_fill(~observation.action_mask, -torch.inf)

@@ -250,7 +250,7 @@ class CrossLayer(nn.Module):
         packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return both streams; with a packing the text is its rows (N, H)."""
-        text, vision = self.cross.cross(text, vision, text_mask, vision_mask, packing)
+        text, vision = self.cross.cross(text, vision, text_mask, vision_mask, packing)  # first, as released
         text = self.text_feed_forward(self.text_attention(text, text_mask, packing))
         return text, self.vision_feed_forward(self.vision_attention(vision, vision_mask))
 

@@ -72,6 +72,7 @@ def rollout(
     if env.device is None or env.layout != "interleaved":
         raise ValueError("the follower needs BatchedNavEnv(..., device=..., layout='interleaved')")
     observation = env.reset(items)
+    # Checked before the first step: the loss of a teacher that says -1 would be no error but nonsense.
     if feedback in ("teacher", "student"):
         lost = [item.instr_id for item in items if not item.goals]
         if lost:
@@ -82,7 +83,7 @@ def rollout(
     state, steps = encoded.state, []
     for _ in range(max_steps):
         log_probs, value, state = agent(encoded, state, observation, feature_mask)
-        ended, teacher = observation.ended, observation.teacher
+        ended, teacher = observation.ended, observation.teacher  # before the step: they belong to its action
         actions = choose_actions(log_probs.detach(), teacher, feedback, teacher_probability, generator)
         actions = actions.masked_fill(ended, 0)  # the environment ignores them; a loss must find valid ones
         state = agent.act(state, actions)

@@ -178,7 +178,7 @@ def keep_end(text: str, vocabulary: Vocabulary, limit: int = LONGEST) -> str:
         >>> keep_end("one two three", Vocabulary.train(["one two three"]), limit=2)
         'two three'
     """
-    return " ".join(reversed(_fitting(text.split()[::-1], vocabulary, limit)))
+    return " ".join(reversed(_fitting(text.split()[::-1], vocabulary, limit)))  # from the last word back
 
 
 def _fitting(words: Iterable[str], vocabulary: Vocabulary, limit: int) -> list[str]:

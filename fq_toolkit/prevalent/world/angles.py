@@ -128,6 +128,7 @@ def angle_features(heading: Any, elevation: Any, *, layout: Layout, dim: int = 1
     """
     check_layout(layout, dim)
     repeats = dim // 4  # four numbers would drown in the 2048 of the image
+    # The two branches agree up to the rounding of sine and cosine in torch and numpy.
     if isinstance(heading, torch.Tensor):
         four = torch.stack([heading.sin(), heading.cos(), elevation.sin(), elevation.cos()], dim=-1).float()
         if layout == "blocked":

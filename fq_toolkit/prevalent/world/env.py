@@ -184,6 +184,7 @@ class BatchedNavEnv:
                 )
         if not items:
             raise ValueError("reset needs at least one item")
+        # All items are checked before the state changes: after an error the old episodes go on.
         scans, start, goals = zip(*(self._resolve(item) for item in items), strict=True)
         tables = self._refresh_tables({item.scan for item in items})
         offset = np.array([self._builder.offsets[scan.name] for scan in scans])
@@ -255,6 +256,7 @@ class BatchedNavEnv:
             reward = xp.where(self._has_goal, reward, 0.0)  # the distance is NaN there
         self._distance = distance
         self._ended = ended | stopping
+        # References, no copies: each step makes new arrays.
         self._history.append((self._node, self._view, self._ended))
         return Step(self._observe(self._tables), reward, self._ended)
 

@@ -53,11 +53,13 @@ class FeatureStore:
         if getattr(array, "ndim", None) != 3 or array.shape[1] != VIEWS:
             raise DataError(f"features have shape {np.shape(array)}; expected (n, {VIEWS}, D)")
         self._start(keys, array.shape, "features")
+        # Exactly one of the two: rows that are all there, or a maker of rows.
         self._array: Any = array
         self._made: Hdf5Rows | SyntheticRows | None = None
 
     def _start(self, keys: Iterable[tuple[str, str]], shape: Sequence[int], source: str) -> None:
         """Set up what does not depend on where the rows come from."""
+        # str(): keys of an npz are numpy strings, which would look different in every message.
         self.keys = [(str(scan), str(viewpoint)) for scan, viewpoint in keys]
         self._index = {key: row for row, key in enumerate(self.keys)}
         if len(self.keys) != shape[0]:
@@ -205,7 +207,7 @@ class FeatureStore:
 
     def _row(self, row: int) -> np.ndarray:
         """Return a row that is produced when needed; the most recently used ones are kept."""
-        if row in self._recent:
+        if row in self._recent:  # least recently used goes first: agents of a batch share buildings
             self._recent.move_to_end(row)
             return self._recent[row]
         value = self._made.row(row)  # type: ignore[union-attr]

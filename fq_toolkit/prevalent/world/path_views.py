@@ -74,7 +74,7 @@ def observe_paths(
         pick = step[:, None, None].expand(-1, 1, neighbors.shape[-1])
         chosen.append(neighbors.gather(1, pick)[:, 0])
         views.append(observation.view_features())
-        mask.append(~observation.ended)
+        mask.append(~observation.ended)  # before the step, so the stop itself is a step
         observation, _, _ = env.step(step)
     walked = torch.stack(mask, dim=1)
     # The row of "stop" is zero, and so is padding after the multiplication: shorter paths add nothing.
