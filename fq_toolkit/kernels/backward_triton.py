@@ -54,6 +54,7 @@ def _backward_kernel(
     m_tile = m_n[:, None] & (d < DIM)[None, :]
     b_index = tl.load(indices + n, mask=m_n, other=-1)
     b_weight = 2.0 * tl.load(grad_error + n // rows_per_sample, mask=m_n, other=0.0).to(work)
+    # Masked loads, not a product with zero: a row without a code may hold NaN.
     m_valid = ((b_index >= 0) & (b_index < num_codes))[:, None] & m_tile
     wide_d = d.to(tl.int64)[None, :]
     p_x = x + row_offset(n, size_p, size_q, x_b, x_p, x_q)[:, None] + wide_d * x_c
@@ -100,7 +101,7 @@ def quantize_backward(
     config = config or launch_config(
         "backward", num_rows, codebook.shape[0], dim, x.dtype, device_capability(x)
     )
-    upstream = grad_out if has_grad else x
+    upstream = grad_out if has_grad else x  # never read without a gradient
     size_p, size_q, (g_layout, x_layout, d_layout) = row_geometry(upstream, x, gradient)
     with torch.cuda.device_of(x):
         _backward_kernel[(triton.cdiv(num_rows, config.block_n), triton.cdiv(dim, config.block_d))](
@@ -125,6 +126,6 @@ def quantize_backward(
             HAS_GRAD=has_grad,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            enable_fp_fusion=False,
+            enable_fp_fusion=False,  # equal to the reference bit for bit
         )
     return gradient

@@ -67,10 +67,12 @@ def _commit_kernel(
     if pid < code_programs:
         k = pid * BLOCK_K + tl.arange(0, BLOCK_K)
         m_k = k < num_codes
+        # A batch without a valid row writes nothing; a block, as the interpreter masks by blocks only.
         m_write = m_k & (tl.full([BLOCK_K], rows, tl.float64) > 0)
         b_old = tl.load(ema_counts + k, mask=m_k, other=0.0)
         b_number = decay * b_old + rest * tl.load(counts + k, mask=m_k, other=0).to(tl.float32)
         b_seen = b_number * scale
+        # `div_rn` rounds as the division of the reference does; the plain one may be off by a bit.
         b_smoothed = tl.div_rn(b_seen + eps, total + slots_eps) * total
         p_row = k.to(tl.int64)[:, None] * DIM
         for i_d in range(0, DIM, BLOCK_D):
@@ -78,6 +80,7 @@ def _commit_kernel(
             m_tile = m_write[:, None] & (d < DIM)[None, :]
             b_sum = tl.load(ema_sums + p_row + d[None, :], mask=m_tile, other=0.0)
             b_added = tl.load(sums + p_row + d[None, :], mask=m_tile, other=0.0)
+            # A sum beyond float32 is left out: the moving sum would stay infinite for ever.
             b_sum = tl.where(tl.abs(b_added) < float("inf"), decay * b_sum + rest * b_added, b_sum)
             b_code = tl.div_rn(b_sum * scale, tl.broadcast_to(b_smoothed[:, None], [BLOCK_K, BLOCK_D]))
             tl.store(ema_sums + p_row + d[None, :], b_sum, mask=m_tile)

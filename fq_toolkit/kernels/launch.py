@@ -59,6 +59,8 @@ _C = LaunchConfig
 # capability 8.0 on that has no family of its own and therefore stays within the 99 KiB of shared memory of
 # the small ones.  Family 0 is the interpreter: small tiles, so that small inputs still cross tile borders.
 _TABLE: dict[str, dict[int, tuple[Entry, ...]]] = {
+    # Three products (tf32x3) keep the error radius small, so that few rows are scored again. Lines of up to
+    # 16 channels serve codecs, whose tiles would otherwise be padding.
     "lookup": {
         0: (Entry(0, 16, _C(32, 16, 16, 4, 1, "ieee")), Entry(0, 0, _C(32, 32, 32, 4, 1, "ieee"))),
         80: (
@@ -82,10 +84,12 @@ _TABLE: dict[str, dict[int, tuple[Entry, ...]]] = {
             Entry(0, 0, _C(128, 64, 32, 8, 2, "tf32x3")),
         ),
     },
+    # No matrix product: one line of 80 serves every generation. So it is for commit and backward.
     "rescore": {
         0: (Entry(0, 0, _C(32, 32, 32, 4, 1)),),
         80: (Entry(0, 32, _C(64, 128, 32, 4, 1)), Entry(0, 0, _C(64, 64, 64, 4, 1))),
     },
+    # Plain tf32 is exact here: the operands are cut into pieces of 11 bits.
     "sums": {
         0: (Entry(0, 0, _C(64, 32, 32, 4, 1, "ieee")),),
         80: (

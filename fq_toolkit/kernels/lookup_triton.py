@@ -20,10 +20,11 @@ from fq_toolkit.kernels.launch import INTERPRETER, LaunchConfig, device_capabili
 from fq_toolkit.kernels.rows_triton import row_geometry, row_offset, store_rounded
 
 _SAFE_NORM: tl.constexpr = tl.constexpr(LARGEST_NORM)
-_NO_CODE: tl.constexpr = tl.constexpr(2**31 - 1)
+_NO_CODE: tl.constexpr = tl.constexpr(2**31 - 1)  # above every index: loses each minimum
 _LARGEST: tl.constexpr = tl.constexpr(3.4028234663852886e38)
 
 
+# Not specialized: a number of rows that is a multiple of 16 would compile a kernel of its own.
 @triton.jit(do_not_specialize=["num_rows"])
 def _coarse_kernel(
     x,
@@ -83,6 +84,7 @@ def _coarse_kernel(
             tl.store(tickets + tl.arange(0, TICKETS), tl.zeros([TICKETS], tl.int32))
     work = tl.float64 if WIDE else tl.float32
     inf = float("inf")
+    # 64 bits: the offset of a row may pass 2^31 elements.
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     o_d = tl.arange(0, BLOCK_D)
     o_k = tl.arange(0, BLOCK_K)
@@ -99,6 +101,7 @@ def _coarse_kernel(
         m_tile = m_n[:, None] & m_d[None, :]
         raw = tl.load(p_x[:, None] + d.to(tl.int64)[None, :] * x_c, mask=m_tile, other=0.0).to(work)
         b_mu = tl.load(center + d, mask=m_d, other=0.0)
+        # Any center is right, but a NaN in it would spoil the bounds of every row.
         b_mu = tl.where(tl.abs(b_mu) < inf, b_mu, 0.0)
         m_finite = tl.abs(raw) < inf
         b_x = tl.where(m_tile & m_finite, raw - b_mu.to(work)[None, :], 0.0).to(tl.float32)
@@ -129,7 +132,7 @@ def _coarse_kernel(
             b_code_bad += tl.sum(m_finite.to(tl.int32) ^ 1, axis=1)
             b_c = tl.where(m_code & m_finite, b_c - b_mu[None, :], 0.0)
             b_code_square += tl.sum(b_c * b_c, axis=1)
-            if DIM > BLOCK_D:
+            if DIM > BLOCK_D:  # else the rows are still there from the loop above
                 m_tile = m_n[:, None] & m_d[None, :]
                 raw = tl.load(p_x[:, None] + d.to(tl.int64)[None, :] * x_c, mask=m_tile, other=0.0).to(work)
                 m_tile = m_tile & (tl.abs(raw) < inf)
@@ -140,6 +143,7 @@ def _coarse_kernel(
             b_code_norm = tl.sqrt(b_code_square + tiny)
             m_safe = b_code_norm < _SAFE_NORM
             b_unsafe += (m_valid & (m_safe == 0)).to(tl.int32)
+            # A code of unsafe norm leaves the race here, and `b_unsafe` sends every row to float64.
             b_base = tl.where(m_valid & m_safe, 0.5 * b_code_square * (1.0 - beta), inf)
             b_score = b_score - b_slope[:, None] * b_code_norm[None, :] + b_base[None, :]
         else:
@@ -148,10 +152,12 @@ def _coarse_kernel(
                 b_score < _LARGEST, b_score, _LARGEST
             )  # NaN included: an overflow loses to the rest
             b_score = tl.where(m_valid[None, :], b_score, inf)
+        # Not `tl.argmin`, which is undefined on NaN.
         b_tile_best = tl.min(b_score, axis=1)
         b_tile_index = tl.min(tl.where(b_score == b_tile_best[:, None], k[None, :], _NO_CODE), axis=1)
-        better = b_tile_best < b_best
+        better = b_tile_best < b_best  # strict: a tie stays with the lower code
         if EXACT:
+            # Only the winner itself is taken out: another code with an equal bound remains a rival.
             b_rest = tl.where(k[None, :] == b_tile_index[:, None], inf, b_score)
             b_second = tl.minimum(
                 b_second, tl.minimum(tl.maximum(b_tile_best, b_best), tl.min(b_rest, axis=1))
@@ -180,12 +186,13 @@ def _coarse_kernel(
         b_c = tl.where(m_tile, b_q - b_mu[None, :], 0.0)
         b_code_square += tl.sum(b_c * b_c, axis=1)
         b_q = b_q.to(work)
-        b_diff = raw - b_q
+        b_diff = raw - b_q  # the score would cancel: the error is taken from the difference itself
         b_error += tl.sum(b_diff * b_diff, axis=1)
         if WITH_OUTPUT:
             if FULL_STRENGTH:
                 b_out = b_q
             else:
+                # Triton passes floats in 32 bits: a float64 strength comes in two parts.
                 b_out = raw + (tl.full([], strength, work) + tl.full([], strength_low, work)) * (b_q - raw)
             b_out = tl.where(m_valid_row[:, None], b_out, raw)
             store_rounded(p_out[:, None] + d.to(tl.int64)[None, :] * out_c, b_out, m_tile)
@@ -194,6 +201,7 @@ def _coarse_kernel(
         radius = b_slope * tl.sqrt(b_code_square + tiny) + beta * 0.5 * b_code_square
         radius += gamma * b_norm * b_norm + tiny * (1.0 + b_norm)
         certain = found & (b_norm < _SAFE_NORM) & (tl.sum(b_unsafe, axis=0) == 0)
+        # best + 2 r bounds the winner from above; the lower bound of every other code must lie beyond.
         certain = certain & (b_second > b_best + 2.0 * radius)
         b_index = tl.where(certain, b_index, -3 - b_index)
     else:
@@ -279,6 +287,7 @@ def _rescore_kernel(
         n = i_n + i_row
         p_x = x + row_offset(n, size_p, size_q, x_b, x_p, x_q)
 
+        # A tile of sixteen equal codes, of which the first counts: `_direct_square` takes tiles only.
         p_seed = codebook + (o_seed * 0 + seed).to(tl.int64) * dim
         b_seed, m_seed = _direct_square(p_x, x_c, p_seed, o_seed == 0, dim, 16, BLOCK_D, WIDE)
         ceiling = tl.min(tl.where(m_seed, b_seed * (1.0 + relative) + tiny, inf), axis=0)
@@ -303,6 +312,7 @@ def _rescore_kernel(
                     b_distance = b_distance + b_diff * b_diff
                 tile_best = tl.min(tl.where(m_candidate, b_distance, inf), axis=0)
                 tile_index = tl.min(tl.where(m_candidate & (b_distance == tile_best), k, num_codes), axis=0)
+                # When every distance overflows, the lowest finite code wins, as in the definition.
                 take = (tile_best < best) | (index < 0)
                 best = tl.where(take, tile_best, best)
                 index = tl.where(take, tile_index, index)
@@ -379,11 +389,11 @@ def lookup(
             x,
             codebook,
             center,
-            indices if mask is None else mask.contiguous(),
+            indices if mask is None else mask.contiguous(),  # never read without a mask
             out,
             indices,
             row_error,
-            indices if tickets is None else tickets,
+            indices if tickets is None else tickets,  # likewise
             num_rows,
             num_codes,
             size_p,
@@ -434,6 +444,6 @@ def lookup(
                 FULL_STRENGTH=strength == 1.0,
                 num_warps=fine.num_warps,
                 num_stages=fine.num_stages,
-                enable_fp_fusion=False,
+                enable_fp_fusion=False,  # a fused multiply-add would change the distances
             )
     return out, indices, row_error

@@ -106,6 +106,7 @@ def nearest_code(rows: Tensor, codebook: Tensor, center: Tensor, exact: bool) ->
     origin = torch.nan_to_num(center, nan=0.0, posinf=0.0, neginf=0.0).to(working)
     centred_codes = codes.to(working) - origin
     centred_rows = rows.to(working) - origin
+    # |x|^2 is the same for all codes of a row and drops out of the comparison.
     half_norms = centred_codes.square().sum(dim=1) / 2
     scores = half_norms - centred_rows @ centred_codes.t()
     scores = torch.where(live, scores, torch.full_like(scores, float("inf")))
@@ -296,6 +297,7 @@ def quantize_backward(
         rows = by_row[sample].to(working)
         quantized = codebook[index.clamp(min=0).long()].to(working)
         pull = 2 * grad_error[sample].to(working) * (rows - quantized)
+        # Selected, not multiplied by zero: a row without a code may hold NaN.
         pull = torch.where(valid, pull, torch.zeros_like(pull))
         if grad_out.numel() > 0:
             pull = pull + grad_out[sample].permute(1, 2, 0).to(working)
@@ -345,6 +347,7 @@ def ema_commit_(
     num_updates += active.to(num_updates.dtype)
     new_counts = decay * ema_counts + (1 - decay) * counts.to(torch.float32)
     new_sums = torch.where(torch.isfinite(sums), decay * ema_sums + (1 - decay) * sums, ema_sums)
+    # In float64: with a decay near 1 the difference would lose most digits of float32.
     correction = 1 - torch.pow(torch.tensor(decay, dtype=wide, device=counts.device), num_updates)
     scale = (1 / correction).to(torch.float32) if debias else torch.ones_like(correction, dtype=torch.float32)
     seen, moved = new_counts * scale, new_sums * scale
@@ -353,6 +356,7 @@ def ema_commit_(
     new_codebook = moved / smoothed[:, None]
     mean = (sums.to(wide).sum(dim=0) / batch_rows).to(torch.float32)
     new_center = torch.where(torch.isfinite(mean), decay * center + (1 - decay) * mean, center)
+    # Selected, not branched upon: a branch would wait for the device.
     codebook.copy_(torch.where(active, new_codebook, codebook))
     ema_counts.copy_(torch.where(active, new_counts, ema_counts))
     ema_sums.copy_(torch.where(active, new_sums, ema_sums))

@@ -68,10 +68,12 @@ def _subtract_pieces(total, lost, b_minus, b_x, EXACT_IN_TF32: tl.constexpr, DOT
     if EXACT_IN_TF32:
         return _add_compensated(total, lost, tl.dot(b_minus, b_x, input_precision=DOT))
     else:
+        # -8192 clears 13 of 23 fraction bits: what is left has 11 bits and is a TF32 number.
         b_high = (b_x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
         b_rest = b_x - b_high
         b_middle = (b_rest.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
         total, lost = _add_compensated(total, lost, tl.dot(b_minus, b_high, input_precision=DOT))
+        # The two lower pieces may share an accumulator: what it rounds is far below the value.
         small = tl.dot(b_minus, b_middle, input_precision=DOT)
         small = tl.dot(b_minus, b_rest - b_middle, acc=small, input_precision=DOT)
         return _add_compensated(total, lost, small)
@@ -174,7 +176,7 @@ def _segment_kernel(
             b_index = tl.load(indices + n, mask=n < stop, other=-1)
             m_mine = (b_index >= i_code * BLOCK_K) & (b_index < (i_code + 1) * BLOCK_K)
             b_mine = m_mine.to(tl.int32)
-            b_place = tl.cumsum(b_mine, axis=0) - b_mine
+            b_place = tl.cumsum(b_mine, axis=0) - b_mine  # ascending, so the order of sums is fixed
             tl.debug_barrier()  # nobody still reads the list of the previous chunk
             tl.store(p_list + b_place, o_chunk, mask=m_mine)
             tl.debug_barrier()  # the list is complete
@@ -276,6 +278,7 @@ def segment_sums(
         rows_per_split = triton.cdiv(num_rows, splits)
         splits = triton.cdiv(num_rows, rows_per_split)
     main_programs = splits * code_tiles * channel_tiles
+    # Small maps: many samples to a program; large ones: one sample, many positions at a time.
     samples, span = (64, 16) if height * width < 256 else (1, 1024)
     size_p, size_q, (x_layout,) = row_geometry(x)
 

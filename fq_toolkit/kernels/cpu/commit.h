@@ -17,12 +17,13 @@ struct CommitArguments {
 };
 
 void commit(const CommitArguments& a) {
-  double batch_rows = 0;
+  double batch_rows = 0;  // float would stop counting at 2^24
   for (int64_t k = 0; k < a.num_codes; k++) batch_rows += a.counts[k];
   if (!(batch_rows > 0)) return;
   ++*a.num_updates;
   const float keep = static_cast<float>(a.decay), take = static_cast<float>(1 - a.decay);
   const float eps = static_cast<float>(a.eps);
+  // 1 - decay^t in double: with a decay near 1 float would lose most of its digits.
   const float scale = a.debias ? static_cast<float>(1 / (1 - std::pow(a.decay, *a.num_updates))) : 1.0f;
   double sum = 0;
   for (int64_t k = 0; k < a.num_codes; k++) {
@@ -38,6 +39,7 @@ void commit(const CommitArguments& a) {
     const float smoothed = (seen + eps) / (total + smoothing) * total;
     for (int64_t c = 0; c < a.channels; c++) {
       mean[c] += added[c];
+      // A sum beyond float is left out: the moving sum would stay infinite for ever.
       if (std::isfinite(added[c])) moving[c] = keep * moving[c] + take * added[c];
       code[c] = moving[c] * scale / smoothed;
     }

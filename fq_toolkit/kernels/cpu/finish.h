@@ -62,6 +62,7 @@ struct Finish {
         continue;
       }
       const float* code = codebook + index * shape.channels;
+      // Sixteen sums side by side: the compiler vectorizes them without changing the order of any.
       W lanes[16] = {};
       const int64_t whole = shape.channels / 16 * 16;
       for (int64_t c = 0; c < whole; c += 16)
@@ -102,6 +103,7 @@ struct Finish {
         W difference = value[r] - static_cast<W>(code[r]);
         error[r] += difference * difference;
       }
+      // Sixteen channels in the width of the features, then double: rounding does not grow with their number.
       if (c % 16 == 15 || c == shape.channels - 1)
         for (int r = 0; r < ROWS; r++) total[r] += error[r], error[r] = 0;
       if (!out) continue;

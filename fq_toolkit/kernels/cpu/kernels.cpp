@@ -68,6 +68,7 @@ struct BackwardArguments {
   int32_t threads;
 };
 
+// Asked before the first read: such indices come with another codebook, and would read past its end.
 bool beyond_the_codes(const BackwardArguments& a) {
   int32_t largest = -1;
   const int64_t rows = shape_of(a.shape).rows();

@@ -36,6 +36,7 @@ struct Backward {
   void pass(const T* __restrict row, const float* __restrict code, Wide<T> pull, const T* __restrict passed,
             T* __restrict target) const {
     const int64_t channels = shape.channels;
+    // Copied, not multiplied by zero: a row without a code may hold NaN.
     if (pull == 0 && passed)
       std::copy(passed, passed + channels, target);
     else if (pull == 0)
@@ -126,6 +127,7 @@ void sum_rows(const T* x, const Shape& shape, const Strides& strides, const int3
               float* sums, int threads) {
   constexpr int WIDTH = 16;
   const int64_t blocks = (shape.channels + WIDTH - 1) / WIDTH;
+  // More threads than blocks would only hold more totals.
   threads = static_cast<int>(std::min<int64_t>(threads, blocks));
   std::vector<double> totals(threads * num_codes * WIDTH);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
