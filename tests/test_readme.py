@@ -184,6 +184,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(path), f"{target}#{anchor}"
 
 
+def test_names_that_the_reference_shows_are_where_it_says() -> None:
+    """A module that moves would otherwise break only the build of the documentation."""
+    for page in PAGES:
+        for name in re.findall(r"^::: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            module, _, attribute = name.rpartition(".")
+            assert hasattr(importlib.import_module(module), attribute), f"{page.name}: {name}"
+
+
 def test_the_pages_are_in_the_navigation() -> None:
     named = re.findall(r"^ +- .+: (\w+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
     assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
