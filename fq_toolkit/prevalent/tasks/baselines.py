@@ -1,4 +1,4 @@
-"""What is possible without learning: staying, walking at random, and knowing the way."""
+"""What is possible without learning: staying, a random walk, and the shortest path."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ from fq_toolkit.prevalent.world.scan import Scan
 
 
 def stay(scan: Scan, item: NavItem, generator: np.random.Generator, max_steps: int) -> list[int]:
-    """Return the way of an agent that stops at once."""
+    """Return the path of an agent that stops at once."""
     return [scan.locate(item.start)]
 
 
 def random_walk(scan: Scan, item: NavItem, generator: np.random.Generator, max_steps: int) -> list[int]:
-    """Return the way of an agent to which all actions are equally likely, stopping among them."""
+    """Return the path of an agent for which all actions, stopping included, are equally likely."""
     path = [scan.locate(item.start)]
     while len(path) <= max_steps:
         neighbors = scan.neighbors[path[-1]][scan.mask[path[-1]]]
@@ -28,7 +28,7 @@ def random_walk(scan: Scan, item: NavItem, generator: np.random.Generator, max_s
 
 
 def shortest_path(scan: Scan, item: NavItem, generator: np.random.Generator, max_steps: int) -> list[int]:
-    """Return the way of an agent that knows building and goal: what the teacher of imitation shows."""
+    """Return the path of an agent that knows building and goal: what the teacher of imitation shows."""
     start, goals = scan.locate(item.start), [scan.locate(goal) for goal in item.goals]
     return scan.shortest_path(start, goals[int(np.argmin(scan.distances[start, goals]))])[: max_steps + 1]
 

@@ -10,11 +10,11 @@ from fq_toolkit.prevalent.model.rollout import Rollout
 
 
 class ActorCriticLoss(NamedTuple):
-    """Parts of the loss, each divided by the number of actions.
+    """Parts of the loss, each divided by the number of actions; the equations are in `a2c_loss`.
 
     loss: actor + critic - entropy_weight * entropy.
-    actor: -log p(action) * advantage.
-    critic: (return - value)^2 / 2.
+    actor: policy gradient.
+    critic: squared error of the values.
     entropy: of the policy.
     """
 
@@ -25,28 +25,36 @@ class ActorCriticLoss(NamedTuple):
 
 
 def imitation_loss(rollout: Rollout) -> Tensor:
-    """Return the mean cross-entropy of the teacher's actions over all actions of agents that still walk.
+    r"""Return the mean cross-entropy of the teacher's actions, over all steps of agents that still walk.
+
+    .. math:: L_{IL} = -\frac{1}{N} \sum_t \log p(a_t^* \mid x, s_t),
+
+    with the instruction x, the states s_t that the agent came to and the action a_t^* that leads along a
+    shortest path from there.
 
     Args:
-        rollout: by any feedback: the teacher says at each state what it would do.
+        rollout: by any feedback: in every state the teacher says what it would do.
 
     Returns:
         0-dim.
 
-    Source: PREVALENT, arXiv 2002.10638, section 5; the teacher is the next step on a shortest path.
+    Source: R2R-EnvDrop, arXiv 1904.04195, section 3.3; PREVALENT, arXiv 2002.10638, section 5, trains so.
     """
+    # -1 is ignored: an agent that has stopped learns nothing from where it stands.
     wanted = rollout.teacher.masked_fill(~rollout.active, -1)
     total = F.nll_loss(rollout.log_probs.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
     return total / (wanted >= 0).sum().clamp(min=1)
 
 
 def discounted_returns(rewards: Tensor, active: Tensor, final_value: Tensor, gamma: float) -> Tensor:
-    """Return what follows each step: reward + gamma * what follows the next one.
+    r"""Return the discounted return of each step.
+
+    .. math:: R_t = r_t + \gamma R_{t+1}, \quad R_T = V(s_T).
 
     Args:
         rewards: (T, B).
-        active: bool (T, B); the reward of a step by a stopped agent is not counted.
-        final_value: (B,), what follows the last step.
+        active: bool (T, B); a step of a stopped agent has no reward and passes the return on.
+        final_value: (B,), the value V(s_T) of the state after the last step, 0 for agents that stopped.
         gamma: discount.
 
     Returns:
@@ -65,12 +73,19 @@ def discounted_returns(rewards: Tensor, active: Tensor, final_value: Tensor, gam
 
 
 def a2c_loss(rollout: Rollout, *, gamma: float = 0.9, entropy_weight: float = 0.01) -> ActorCriticLoss:
-    """Return the loss of advantage actor-critic.
+    r"""Return the loss of advantage actor-critic.
+
+    .. math::
+        A_t = R_t - V(s_t), \quad
+        L = \frac{1}{N} \sum_t \bigl( -\log p(a_t \mid s_t) A_t + \tfrac12 (R_t - V(s_t))^2
+        - \beta H(p(\cdot \mid s_t)) \bigr),
+
+    with the returns of `discounted_returns` and no gradient through the advantage of the first term.
 
     Args:
-        rollout: by ``"sample"``.
+        rollout: with ``"sample"``: the policy gradient needs actions that the policy itself drew.
         gamma: discount.
-        entropy_weight: of the entropy.
+        entropy_weight: the beta above.
 
     Returns:
         0-dim parts, each divided by the number of actions of agents that had not stopped.
@@ -80,8 +95,9 @@ def a2c_loss(rollout: Rollout, *, gamma: float = 0.9, entropy_weight: float = 0.
     active = rollout.active
     count = active.sum().clamp(min=1)
     returns = discounted_returns(rollout.rewards, active, rollout.final_value, gamma)
-    advantage = (returns - rollout.values).detach()
+    advantage = (returns - rollout.values).detach()  # the critic learns from its own term alone
     chosen = rollout.log_probs.gather(-1, rollout.actions[..., None]).squeeze(-1)
+    # -inf times a probability of 0 is NaN, also in the gradient: padding is masked before the product.
     possible = rollout.log_probs > -torch.inf
     safe = rollout.log_probs.masked_fill(~possible, 0.0)
     entropy = -(safe.exp() * safe).sum(-1)

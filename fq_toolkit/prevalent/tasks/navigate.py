@@ -13,7 +13,7 @@ from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError
 
-# How the scores that only some tasks have are told.
+# Texts for the scores that only some tasks have.
 _MORE = {"nDTW": "nDTW {:.2f}", "GP": "goal progress {:.1f} m", "requests": "{:.0f} requests for help"}
 
 
@@ -68,7 +68,7 @@ def choose_item(task: NavigatorTask, split: str, name: str | None) -> tuple[Spli
 
 @torch.no_grad()
 def walk(task: NavigatorTask, split: Split, item: NavItem) -> Journey:
-    """Let the agent do one item greedily and note what it could have done, and what it was told.
+    """Let the agent do one item greedily; record its options at each step and the help it got.
 
     Raises:
         DataError: for an item that does not fit the world.
@@ -99,7 +99,7 @@ def walk(task: NavigatorTask, split: Split, item: NavItem) -> Journey:
 
 
 def describe(split: Split, scan: str, viewpoint: str) -> str:
-    """Return the name of a viewpoint, in a MiniWorld with what stands there."""
+    """Return the name of a viewpoint, in a MiniWorld with its landmark."""
     if isinstance(split.world, MiniWorld):
         return f"{viewpoint} ({split.world.landmark(scan, viewpoint)})"
     return viewpoint

@@ -17,10 +17,11 @@ from fq_toolkit.prevalent.data.splits import (
     split_parts,
 )
 from fq_toolkit.prevalent.model.follower import FollowerAgent
-from fq_toolkit.prevalent.model.rollout import rollout
+from fq_toolkit.prevalent.model.rollout import Rollout, rollout
 from fq_toolkit.prevalent.tasks.another_split import measured_set, shown_in
 from fq_toolkit.prevalent.tasks.config import MINI, NavigatorConfig
 from fq_toolkit.prevalent.tasks.loading import Dataset
+from fq_toolkit.prevalent.world.env import BatchedNavEnv
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.training.sampling_order import ShuffledIndices
@@ -138,6 +139,20 @@ class NavigatorTask(TrainingTask):
     def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
         """Return the parts of the loss of a batch, by their names; their sum is minimized."""
 
+    def student_walk(
+        self, env: BatchedNavEnv, items: list[NavItem], step: int, feature_mask: Tensor | None
+    ) -> Rollout:
+        """Return a walk with gradients in which agent and teacher take turns: scheduled sampling."""
+        return rollout(
+            self.agent,
+            env,
+            items,
+            "student",
+            max_steps=self.config.max_steps,
+            teacher_probability=self.teacher_probability(step),
+            feature_mask=feature_mask,
+        )
+
     def trace(self, split: Split, items: list[NavItem], *, alone: bool = False) -> Trace:
         """Let the agent do some items of a split greedily; ``alone`` forbids asking, where there is help."""
         env = self.env if split is self.train else split.env(self.agent.device)
@@ -178,7 +193,7 @@ class NavigatorTask(TrainingTask):
         """Return the official scores of predictions that are in the order of the items."""
 
     def teacher_probability(self, step: int) -> float:
-        """Return the share of steps in which the teacher acts: scheduled sampling, changing linearly."""
+        """Return the share of steps in which the teacher acts; it changes linearly over the run."""
         config = self.config
         done = step / max(1, config.steps - 1)
         return config.teacher_start + (config.teacher_end - config.teacher_start) * min(1.0, done)

@@ -1,4 +1,4 @@
-"""A building seen from above: its graph, the way that was taken, the annotated way, and the goal."""
+"""A building seen from above: its graph, the path taken, the annotated path, and the goal."""
 
 import io
 from itertools import pairwise
@@ -29,8 +29,8 @@ def draw_top_view(journey: Journey, path: Path) -> Path:
         MissingExtraError: without matplotlib.
         RunError: when the file cannot be written.
     """
-    figure_module: Any = require("matplotlib.figure", purpose="drawing the way")
-    require("matplotlib.backends.backend_agg", purpose="drawing the way")
+    figure_module: Any = require("matplotlib.figure", purpose="drawing the path")
+    require("matplotlib.backends.backend_agg", purpose="drawing the path")
     split, item = journey.split, journey.item
     scan = split.world.scan(item.scan)
     x, y = scan.positions[:, 0], scan.positions[:, 1]
@@ -38,7 +38,7 @@ def draw_top_view(journey: Journey, path: Path) -> Path:
     axes = figure.subplots()
     for i, slot in zip(*np.nonzero(scan.mask), strict=True):
         j = scan.neighbors[i, slot]
-        if i < j:
+        if i < j:  # each edge is there in both directions
             axes.plot([x[i], x[j]], [y[i], y[j]], color=_GRAPH, linewidth=1, zorder=1)
     axes.scatter(x, y, s=14, color=_GRAPH, zorder=2)
     _draw_path(axes, scan, item.path, _REFERENCE, "annotated", offset=-0.06, style="--")
@@ -66,6 +66,7 @@ def draw_top_view(journey: Journey, path: Path) -> Path:
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
+    # Without the name of the software the same episode gives the same bytes with any version of it.
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     write_atomic(path, buffer.getvalue())
     return path
@@ -74,7 +75,7 @@ def draw_top_view(journey: Journey, path: Path) -> Path:
 def _draw_path(
     axes: Any, scan: Any, viewpoints: tuple[str, ...], color: str, label: str, *, offset: float, style: str
 ) -> None:
-    """Draw a way, a little aside so that two ways along one edge are both seen."""
+    """Draw a path, slightly offset so that two paths along one edge are both visible."""
     rows = [scan.locate(viewpoint) for viewpoint in viewpoints]
     points = scan.positions[rows, :2] + offset
     axes.plot(points[:, 0], points[:, 1], style, color=color, linewidth=2, zorder=3, label=label)

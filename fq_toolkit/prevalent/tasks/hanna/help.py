@@ -1,4 +1,4 @@
-"""Who helps in HANNA: somebody who knows the building, or a collection of routes that people described."""
+"""Helpers of HANNA: one that knows the building, and one with routes that people described."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from fq_toolkit.prevalent.miniworld.world import MiniWorld
 from fq_toolkit.prevalent.world.items import NavItem
 from fq_toolkit.prevalent.world.world import NavWorld
 
-# Every instruction ends with stopping; only the last part of a way may say so.
+# Every generated instruction ends with stopping, which is wrong where the edges shown end before the goal.
 _LAST_CLAUSE = re.compile(r"( ,)?( and)?( then)? (stop there|stop|wait) \.$")
 
 
@@ -19,7 +19,7 @@ class Help(NamedTuple):
     """What a helper says.
 
     text: what to do from here.
-    path: the viewpoints of the way that it describes, from here on.
+    path: the viewpoints of the route that it describes, from here on.
     """
 
     text: str
@@ -34,7 +34,7 @@ class Helper(Protocol):
 
 
 class MiniHelper:
-    """Describes the next edges of the shortest way to the nearest goal in MiniWorld, always the same way.
+    """Describes the next edges of the shortest path to the nearest goal in MiniWorld, always alike.
 
     Args:
         world: the building.
@@ -62,7 +62,9 @@ class MiniHelper:
 
 
 class RouteHelper:
-    """Tells a route that begins where the agent is and ends nearest to a goal, as ANNA does with R2R's.
+    """Repeats the description of the route that starts at the agent and ends nearest to a goal.
+
+    HANNA's own assistant does the same with the routes of R2R.
 
     Args:
         world: the graphs.

@@ -1,4 +1,4 @@
-"""The HANNA trainer: imitation of two teachers, one who goes and one who asks, and curiosity."""
+"""The HANNA trainer: imitation of a teacher that walks and of one that asks, and curiosity."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -47,14 +47,14 @@ class HannaEvaluation(NamedTuple):
 
 
 def navigation_loss(done: Walk) -> Tensor:
-    """Return the mean cross-entropy of the teacher's actions; 0-dim."""
+    """Return the mean cross-entropy of the teacher's actions, 0-dim, as `imitation_loss` of other agents."""
     wanted = done.teacher.masked_fill(~done.active, -1)
     total = F.nll_loss(done.log_probs.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
     return total / (wanted >= 0).sum().clamp(min=1)
 
 
 def ask_loss(done: Walk) -> Tensor:
-    """Return the mean cross-entropy of asking where it was right, over the steps that allow it; 0-dim."""
+    """Return the mean cross-entropy of deciding to ask, 0-dim, over the steps in which an agent may ask."""
     wanted = done.ask_teacher.long().masked_fill(~done.may_ask, -1)
     total = F.cross_entropy(
         done.ask_scores.flatten(0, 1).float(), wanted.flatten(), ignore_index=-1, reduction="sum"
@@ -63,13 +63,18 @@ def ask_loss(done: Walk) -> Tensor:
 
 
 def curiosity_loss(done: Walk) -> Tensor:
-    """Return the mean of ``-log(1 - p(a))`` over actions that were wrong at the same place before; 0-dim.
+    r"""Return the loss of repeated mistakes, 0-dim.
 
-    Source: curiosity-encouraging training of HANNA, arXiv 1909.01871, section 6: an agent that comes back to
-    a place shall not repeat its mistake.
+    .. math:: L = -\frac{1}{M} \sum_{a \in M} \log(1 - p(a)),
+
+    over the M actions that the agent took at the same place before and that were wrong: whoever comes back
+    should try something else.
+
+    Source: curiosity-encouraging training of HANNA, arXiv 1909.01871, section 6.
     """
     again = done.mistakes & done.active[..., None] & (done.log_probs > -torch.inf)
     probabilities = done.log_probs.masked_fill(~again, -torch.inf).exp()
+    # Clamped, because a certain mistake would cost infinitely much.
     return -torch.log1p(-probabilities.clamp(max=1 - 1e-6)).sum() / again.sum().clamp(min=1)
 
 
@@ -154,7 +159,8 @@ class HannaTask(NavigatorTask):
     def measured_parts(self, split: Split) -> list[Any]:
         """Return what decides the scores of a split, the routes of who helps in it among it."""
         helper, scans = self.helpers[split.name], {item.scan for item in split.items}
-        routes = helper.routes if isinstance(helper, RouteHelper) else {}  # others know the world alone
+        # What a MiniHelper says follows from the world, which is among the parts already.
+        routes = helper.routes if isinstance(helper, RouteHelper) else {}
         told = sorted((place, rows) for place, rows in routes.items() if place[0] in scans)
         return [*super().measured_parts(split), told]
 

@@ -18,12 +18,12 @@ _FACTS = 6
 
 
 class AskModule(nn.Module):
-    """Decides whether to ask for help, from what the navigation module thinks.
+    """Decides whether to ask for help, from the state of the navigation module.
 
-    It reads the navigation state, the entropy of the actions relative to the largest possible one, the
-    probabilities of the likeliest action and of stopping, the shares of requests and of steps left, and how
-    long ago it was told something: help leads some edges on, and no further. Its loss does not reach the
-    navigation module.
+    It reads the decoder's state, the entropy of the actions relative to the largest possible one, the
+    probabilities of the likeliest action and of stopping, the shares of requests and of steps left, and the
+    time since the last help, because help covers only a few edges. Its loss does not reach the navigation
+    module.
 
     Args:
         state_size: of the navigation module's decoder.
@@ -87,7 +87,7 @@ def relative_entropy(log_probs: Tensor) -> Tensor:
     """
     possible = log_probs > -torch.inf
     safe = log_probs.masked_fill(~possible, 0.0)
-    entropy = (safe.exp() * safe * possible).sum(-1).abs()  # every term is at most 0
+    entropy = (safe.exp() * safe * possible).sum(-1).abs()  # every term is at most 0; abs avoids -0.0
     return entropy / possible.sum(-1).clamp(min=2).log().to(entropy.dtype)
 
 
@@ -116,8 +116,8 @@ class Walk(NamedTuple):
     heard: list[list[str | None]]
 
 
-class _Memory:
-    """What each agent has done where: requests, what it was told of, and actions that were wrong."""
+class _History:
+    """What each agent did in its episode: requests, viewpoints it has help for, and wrong actions."""
 
     def __init__(self, count: int, requests: int) -> None:
         self.left = [requests] * count
@@ -126,16 +126,17 @@ class _Memory:
         self.wrong: list[dict[int, set[int]]] = [{} for _ in range(count)]
 
     def hear(self, row: int, node: int, help_: Help, goals: Sequence[str]) -> None:
-        """Note what one agent was told; where help ends, it is told nothing, unless it is at a goal."""
+        """Note what one agent was told. The end of a route is not part of it, unless it is a goal."""
         self.left[row] -= 1
         self.asked[row].add(node)
         self.told[row] = {*help_.path[:-1], *(end for end in help_.path[-1:] if end in goals)}
 
     def lost(self, viewpoints: Sequence[str]) -> Tensor:
-        """Return who was told nothing of where it is, bool (B,)."""
+        """Return which agents have no help for where they are, bool (B,)."""
         return torch.tensor([place not in told for place, told in zip(viewpoints, self.told, strict=True)])
 
     def mistakes(self, nodes: Sequence[int], width: int) -> Tensor:
+        """Return which actions were wrong here before, bool (B, width)."""
         marks = torch.zeros(len(nodes), width, dtype=torch.bool)
         for row, node in enumerate(nodes):
             for action in self.wrong[row].get(node, ()):
@@ -143,6 +144,7 @@ class _Memory:
         return marks
 
     def remember(self, nodes: Sequence[int], actions: Sequence[int], teacher: Sequence[int]) -> None:
+        """Note the actions that were wrong; the teacher of an agent that stopped says -1."""
         for row, (node, action, right) in enumerate(zip(nodes, actions, teacher, strict=True)):
             if right >= 0 and action != right:
                 self.wrong[row].setdefault(node, set()).add(action)
@@ -170,9 +172,9 @@ def walk(
 ) -> Walk:
     """Let a batch of agents look for things until all have stopped.
 
-    An agent may ask once at a viewpoint and ``max_requests`` times in all. It was right to ask where it is
-    lost: nobody told it anything, it came to the end of what it was told, or left that way; where the action
-    that it would have taken is wrong; and where it is uncertain. Help replaces what it reads.
+    An agent may ask once at a viewpoint and ``max_requests`` times in all. Asking is right where the agent is
+    lost (it had no help yet, came to the end of the route it was told, or left it), where the action that it
+    would have taken is wrong, and where it is uncertain. Help replaces the text that it reads.
 
     Args:
         agent: the navigation module.
@@ -192,37 +194,40 @@ def walk(
     Source: HANNA, arXiv 1909.01871, section 5 and 6; conditions for asking simplified to three.
     """
     device, texts = agent.device, list(items)
-    observation, memory = env.reset(items), _Memory(len(items), max_requests)
+    observation, history = env.reset(items), _History(len(items), max_requests)
     reading = agent.read(texts)
     state, ask_state, steps = reading.state, None, []
     told_at = torch.zeros(len(items), device=device)
     heard: list[list[str | None]] = [[] for _ in items]
     for number in range(max_steps):
         nodes, ended = observation.node.tolist(), observation.ended
+        # Once without help: what the agent would do decides whether it asks.
         log_probs, _, looked = agent(reading, state, observation, feature_mask)
-        left = torch.tensor(memory.left, device=device, dtype=log_probs.dtype) / max(1, max_requests)
+        left = torch.tensor(history.left, device=device, dtype=log_probs.dtype) / max(1, max_requests)
         since = (number - told_at) / max_steps
         scores, ask_state = asker(looked.attended, log_probs, left, 1 - number / max_steps, since, ask_state)
-        messages = _messages(helper, items, observation, memory)
+        messages = _messages(helper, items, observation, history)
         may_ask = torch.tensor([row in messages for row in range(len(items))], device=device) & ~ended
         tentative = log_probs.argmax(-1)
         ask_teacher = (tentative != observation.teacher) | (relative_entropy(log_probs) > uncertain)
-        ask_teacher = ask_teacher | memory.lost(observation.viewpoints).to(device)
+        ask_teacher = ask_teacher | history.lost(observation.viewpoints).to(device)
         asking = may_ask & _decide(scores, ask_teacher, feedback, teacher_probability, generator)
         if bool(asking.any()):
             for row in asking.nonzero()[:, 0].tolist():
                 item, told = items[row], messages[row]
-                memory.hear(row, nodes[row], told, item.goals)
+                history.hear(row, nodes[row], told, item.goals)
                 texts[row] = item._replace(instruction=with_help(item.instruction, told.text, agent))
+            # The text changed, so both the state and the scores of whoever asked start from it.
             reading = agent.read(texts)
             state = _restart(state, reading.state, asking)
             told_at = told_at.masked_fill(asking, number)
             log_probs, _, looked = agent(reading, state, observation, feature_mask)
         teacher = observation.teacher
         actions = choose_actions(log_probs.detach(), teacher, feedback, teacher_probability, generator)
-        actions = actions.masked_fill(ended, 0)
-        mistakes = memory.mistakes(nodes, log_probs.shape[-1]).to(device)
-        memory.remember(nodes, actions.tolist(), teacher.tolist())
+        actions = actions.masked_fill(ended, 0)  # 0 is stopping
+        # Mistakes of earlier steps only: the loss is about repeating them.
+        mistakes = history.mistakes(nodes, log_probs.shape[-1]).to(device)
+        history.remember(nodes, actions.tolist(), teacher.tolist())
         for row, (asked, stopped) in enumerate(zip(asking.tolist(), ended.tolist(), strict=True)):
             if not stopped:
                 message = messages.get(row)
@@ -243,13 +248,13 @@ def walk(
 
 
 def _messages(
-    helper: Helper, items: Sequence[NavItem], observation: Observation, memory: _Memory
+    helper: Helper, items: Sequence[NavItem], observation: Observation, history: _History
 ) -> dict[int, Help]:
-    """Return row -> what its agent would hear if it asked now, where it may and somebody can help."""
+    """Return row -> the help its agent would get now, for rows that may ask and can be helped."""
     messages: dict[int, Help] = {}
     headings, nodes = observation.heading.tolist(), observation.node.tolist()
     for row, (item, viewpoint) in enumerate(zip(items, observation.viewpoints, strict=True)):
-        if memory.left[row] > 0 and nodes[row] not in memory.asked[row]:
+        if history.left[row] > 0 and nodes[row] not in history.asked[row]:
             told = helper.help(item.scan, viewpoint, headings[row], item.goals)
             if told is not None:
                 messages[row] = told
@@ -266,13 +271,14 @@ def _decide(
     """Return who asks, bool (B,)."""
     if feedback == "argmax":
         return scores.argmax(-1) == 1
+    # Both draws at once: the random stream does not depend on what is decided.
     drawn = torch.rand(len(scores), 2, generator=generator).to(scores.device)
     sampled = drawn[:, 0] < scores.detach().float().softmax(-1)[:, 1]
     return torch.where(drawn[:, 1] < teacher_probability, teacher, sampled)
 
 
 def _restart(state: DecoderState, fresh: DecoderState, rows: Tensor) -> DecoderState:
-    """Return the state with some rows started anew: help begins a new way."""
+    """Return the state with some rows reset: help starts a new route."""
     return DecoderState(
         *(torch.where(rows[:, None], new, old) for new, old in zip(fresh, state, strict=True))
     )

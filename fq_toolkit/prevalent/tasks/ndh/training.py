@@ -8,7 +8,6 @@ from torch import Tensor
 from fq_toolkit.prevalent.data.splits import Split
 from fq_toolkit.prevalent.metrics.scoring import NDHScores, ndh_scores
 from fq_toolkit.prevalent.model.follower import FollowerAgent
-from fq_toolkit.prevalent.model.rollout import rollout
 from fq_toolkit.prevalent.tasks.agents import build_follower
 from fq_toolkit.prevalent.tasks.losses import imitation_loss
 from fq_toolkit.prevalent.tasks.navigator import FREE_ON_RESUME, NavigatorTask
@@ -81,15 +80,7 @@ class NDHTask(NavigatorTask):
 
     def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
         """Return the cross-entropy of the teacher's actions along a walk that both take turns in."""
-        walk = rollout(
-            self.agent,
-            self.env,
-            items,
-            "student",
-            max_steps=self.config.max_steps,
-            teacher_probability=self.teacher_probability(step),
-            feature_mask=feature_mask,
-        )
+        walk = self.student_walk(self.env, items, step, feature_mask)
         return {"navigation": imitation_loss(walk)}
 
     def adopt(self, split: Split) -> Split:

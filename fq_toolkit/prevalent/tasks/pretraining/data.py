@@ -75,7 +75,7 @@ _Entries = Mapping[str, Sequence[NavItem] | Sequence[Triplet]]
 
 
 class _Source(NamedTuple):
-    """Where instructions and paths come from; annotations or triplets, for training and validation."""
+    """Annotations or triplets for training and validation, with their graphs and features."""
 
     world: NavWorld
     features: FeatureStore
@@ -105,55 +105,25 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
     vocabulary = _vocabulary(
         config, [entry for part in (source.train, more) for entries in part.values() for entry in entries]
     )
-    limit, policy = config.token_limit, config.long_instructions
-
-    def triplets(parts: _Entries, world: NavWorld) -> FittedTriplets:
-        if not any(parts.values()):
-            raise DataError(f"{', '.join(parts)}: no instruction")
-        fitted = [fit(entries, world, name) for name, entries in parts.items()]
-        return FittedTriplets(
-            [triplet for part in fitted for triplet in part.triplets],
-            sum(part.cut for part in fitted),
-            sum(part.full for part in fitted),
-        )
-
-    def fit(entries: Sequence[NavItem] | Sequence[Triplet], world: NavWorld, name: str) -> FittedTriplets:
-        items = [entry for entry in entries if isinstance(entry, NavItem)]
-        bodies = fit_items(items, vocabulary, source=name, limit=limit, long_instructions=policy)
-        texts = [item.instruction for item in items]
-        rows = dict(zip(texts, vocabulary.frame(bodies.encodings, length=limit + 2), strict=True))
-        made = collect_triplets(world, items, rows.__getitem__, kind=config.action_label, length=limit + 2)
-        read = fit_triplets(
-            [entry for entry in entries if isinstance(entry, Triplet)],
-            source=name,
-            max_tokens=limit,
-            long_instructions=policy,
-        )
-        check_tokens(read.triplets, vocabulary, source=name)
-        numbered = [renumber(triplet, world, config.action_label, source=name) for triplet in read.triplets]
-        return FittedTriplets([*numbered, *made], read.cut + bodies.cut, read.full)
-
-    annotated = triplets(source.train, source.world)
+    annotated = _triplets(config, vocabulary, source.train, source.world)
     extra = FittedTriplets([], 0, 0)
     if config.augmented is not None:
-        extra = triplets(more, source.world)
+        extra = _triplets(config, vocabulary, more, source.world)
+    held_out = _triplets(config, vocabulary, source.validation, source.validation_world)
     real, synthesised = annotated.triplets, extra.triplets
     if config.synthesised_share is not None:
         real, synthesised = mix(real, synthesised, config.synthesised_share, seed=config.seed)
-    points = config.action_label == "candidate"
+    points = config.action_label == "candidate"  # classes of actions need no graph
     train = PretrainingSteps([*real, *synthesised], source.features, source.world if points else None)
-    held_out = triplets(source.validation, source.validation_world)
     validation = PretrainingSteps(
-        held_out.triplets,
-        source.validation_features,
-        source.validation_world if points else None,
+        held_out.triplets, source.validation_features, source.validation_world if points else None
     )
     added = sum(len(triplet.path) for triplet in synthesised)
     share = f", {100 * added / len(train):.1f} % synthesised" if added else ""
     cut, full = annotated.cut + extra.cut, annotated.full + extra.full + held_out.full
     lost = ""
     if cut or held_out.cut:
-        lost = f", cut at their end to {limit} tokens: {cut} train, {held_out.cut} held out"
+        lost = f", cut at their end to {config.token_limit} tokens: {cut} train, {held_out.cut} held out"
     if full:
         lost += f", {full} triplets fill all {TOKENS} places (perhaps cut when the file was made)"
     noise = not config.generated and config.features == SYNTHETIC
@@ -163,17 +133,57 @@ def load_pretraining_data(config: PretrainingConfig) -> PretrainingData:
         + (", features synthesised (noise, no images)" if noise else "")
     )
     return PretrainingData(
-        vocabulary,
-        train,
-        validation,
-        added,
-        cut,
-        held_out.cut,
-        full,
-        noise,
-        description,
-        source.validation_name,
+        vocabulary=vocabulary,
+        train=train,
+        validation=validation,
+        synthesised=added,
+        cut=cut,
+        held_out_cut=held_out.cut,
+        full=full,
+        features_synthesised=noise,
+        description=description,
+        validation_name=source.validation_name,
     )
+
+
+def _triplets(
+    config: PretrainingConfig, vocabulary: Vocabulary, parts: _Entries, world: NavWorld
+) -> FittedTriplets:
+    """Return all parts of a source as triplets within the limit, numbered as the head numbers actions."""
+    if not any(parts.values()):
+        raise DataError(f"{', '.join(parts)}: no instruction")
+    fitted = [_fit(config, vocabulary, entries, world, name) for name, entries in parts.items()]
+    return FittedTriplets(
+        [triplet for part in fitted for triplet in part.triplets],
+        sum(part.cut for part in fitted),
+        sum(part.full for part in fitted),
+    )
+
+
+def _fit(
+    config: PretrainingConfig,
+    vocabulary: Vocabulary,
+    entries: Sequence[NavItem] | Sequence[Triplet],
+    world: NavWorld,
+    name: str,
+) -> FittedTriplets:
+    """Return one part as triplets: those that it has, and those made of its annotations."""
+    limit, policy, kind = config.token_limit, config.long_instructions, config.action_label
+    items = [entry for entry in entries if isinstance(entry, NavItem)]
+    bodies = fit_items(items, vocabulary, source=name, limit=limit, long_instructions=policy)
+    texts = [item.instruction for item in items]
+    # Two places more than the limit: [CLS] and [SEP].
+    rows = dict(zip(texts, vocabulary.frame(bodies.encodings, length=limit + 2), strict=True))
+    made = collect_triplets(world, items, rows.__getitem__, kind=kind, length=limit + 2)
+    read = fit_triplets(
+        [entry for entry in entries if isinstance(entry, Triplet)],
+        source=name,
+        max_tokens=limit,
+        long_instructions=policy,
+    )
+    check_tokens(read.triplets, vocabulary, source=name)
+    numbered = [renumber(triplet, world, kind, source=name) for triplet in read.triplets]
+    return FittedTriplets([*numbered, *made], read.cut + bodies.cut, read.full)
 
 
 def check_tokens(triplets: list[Triplet], vocabulary: Vocabulary, *, source: str) -> None:
@@ -191,7 +201,7 @@ def check_tokens(triplets: list[Triplet], vocabulary: Vocabulary, *, source: str
 
 
 def renumber(triplet: Triplet, world: NavWorld, kind: ActionLabel, *, source: str) -> Triplet:
-    """Return a triplet of a file, whose actions are numbered as released, with the numbering of the head.
+    """Return a triplet of a file with the action numbers of the head; files number actions as released.
 
     Raises:
         DataError: naming the source and the triplet, for an action that no head has, a viewpoint that does
@@ -217,7 +227,7 @@ def renumber(triplet: Triplet, world: NavWorld, kind: ActionLabel, *, source: st
 def mix(
     real: list[Triplet], synthesised: list[Triplet], share: float, *, seed: int
 ) -> tuple[list[Triplet], list[Triplet]]:
-    """Drop triplets, by draw, of the kind that is too many, so that its share becomes what was asked for.
+    """Drop random triplets of the kind that exceeds its share.
 
     Args:
         real: annotated triplets.
@@ -240,6 +250,7 @@ def mix(
     def draw(triplets: list[Triplet], count: int) -> list[Triplet]:
         if count >= len(triplets):
             return triplets
+        # Sorted: neighbouring triplets stay neighbours, as in the file.
         return [triplets[i] for i in np.sort(generator.permutation(len(triplets))[:count])]
 
     return draw(real, most_real), draw(synthesised, most_synthesised)

@@ -38,10 +38,17 @@ EXPLORED_PATHS = 500
 
 
 class Exploration(NamedTuple):
-    """Back-translation: paths of a world that is to be explored before the test, and who tells them.
+    """Back-translation: paths of a world to be explored before the test, and the speaker that describes them.
 
-    The speaker sees the world through the same mask of environment dropout as the agent that is trained on
-    what it says. Source: R2R-EnvDrop, arXiv 1904.04195, sections 3.4 and 5.2.
+    Speaker and agent see the world through the same mask of environment dropout: both are in one building,
+    which is another one than the features show.
+
+    paths: without instructions.
+    env: their world, with features.
+    order: in which they are visited.
+    speaker: in evaluation mode.
+
+    Source: R2R-EnvDrop, arXiv 1904.04195, sections 3.4 and 5.2.
     """
 
     paths: Split
@@ -50,7 +57,7 @@ class Exploration(NamedTuple):
     speaker: Speaker
 
     def tell(self, feature_mask: Tensor | None) -> list[NavItem]:
-        """Return the next paths with what the speaker says of them."""
+        """Return the next paths with the speaker's instructions."""
         with torch.no_grad():
             items = [self.paths.items[row] for row in self.order.next().tolist()]
             return retell(self.speaker, self.env, items, feature_mask=feature_mask)
@@ -105,12 +112,12 @@ class R2RTask(NavigatorTask):
             )
 
     def _order_of(self, split: Split) -> ShuffledIndices:
-        """Return the order in which the items of a second source are seen."""
+        """Return the order in which the items of a second source are visited."""
         accelerator = self.accelerator
         return ShuffledIndices(
             len(split.items),
             min(self.config.batch_size, len(split.items)),
-            seed=self.config.seed + 1,
+            seed=self.config.seed + 1,  # not that of the annotated items
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
@@ -118,38 +125,30 @@ class R2RTask(NavigatorTask):
     def losses(self, items: list[NavItem], step: int, feature_mask: Tensor | None) -> dict[str, Tensor]:
         """Return imitation and actor-critic of a batch: annotated, augmented or back-translated."""
         config, env = self.config, self.env
+        # Odd steps are for the second source, so that every other batch stays annotated.
         if step % 2 and self.exploration is not None and step >= config.explore_from * config.steps:
             told, env = self.exploration.tell(feature_mask), self.exploration.env
+            # A speaker has its own vocabulary: what it says may be longer in the agent's tokens.
             limit, vocabulary = self.agent.max_tokens, self.agent.vocabulary
             items = [i._replace(instruction=keep_start(i.instruction, vocabulary, limit)) for i in told]
         elif step % 2 and self.augmented is not None and self.other_order is not None:
             items = [self.augmented.items[row] for row in self.other_order.next().tolist()]
-        options: dict[str, Any] = {"max_steps": config.max_steps, "feature_mask": feature_mask}
-        walk = rollout(
-            self.agent,
-            env,
-            items,
-            "student",
-            teacher_probability=self.teacher_probability(step),
-            **options,
-        )
-        parts = {"imitation": imitation_loss(walk)}
+        parts = {"imitation": imitation_loss(self.student_walk(env, items, step, feature_mask))}
         parts["a2c"] = parts["imitation"].new_zeros(())
         if config.a2c_weight and step >= config.a2c_from * config.steps:
-            actor_critic = a2c_loss(
-                rollout(self.agent, env, items, "sample", **options),
-                gamma=config.gamma,
-                entropy_weight=config.entropy_weight,
+            walk = rollout(
+                self.agent, env, items, "sample", max_steps=config.max_steps, feature_mask=feature_mask
             )
-            parts["a2c"] = config.a2c_weight * actor_critic.loss
+            loss = a2c_loss(walk, gamma=config.gamma, entropy_weight=config.entropy_weight).loss
+            parts["a2c"] = config.a2c_weight * loss
         return parts
 
     def predict(self, split: Split) -> list[dict[str, Any]]:
-        """Let the agent follow all instructions, as the decoder says."""
+        """Let the agent follow all instructions of a split."""
         return follow(self.agent, split, self.decoder, max_steps=self.config.max_steps)
 
     def adopt(self, split: Split) -> Split:
-        """Return a split without what the ablations of the run take away."""
+        """Return a split with the ablations of the run applied."""
         for change in ablations(self.config):
             split = change(split)
         return super().adopt(split)
@@ -189,14 +188,12 @@ class R2RTask(NavigatorTask):
         more = [] if self.augmented is None else split_parts(self.augmented)
         return [*super().data_parts(), *more]
 
-    def state(self) -> dict[str, Any]:
-        """Return weights, optimizer and the place in all data."""
-        orders = {name: order.state_dict() for name, order in self._other_orders().items()}
-        return {**super().state(), "other_orders": orders}
+    def extra_state(self) -> dict[str, Any]:
+        """Return the place in the second sources."""
+        return {"other_orders": {name: order.state_dict() for name, order in self._other_orders().items()}}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
-        super().load_state(state)
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the place in the second sources."""
         for name, order in self._other_orders().items():
             order.load_state_dict(state["other_orders"][name])
 
