@@ -180,7 +180,7 @@ def launch_config(
 
 def all_configs() -> list[tuple[str, tuple[int, int], torch.dtype, LaunchConfig]]:
     """Return every configuration a device can get, ``(op, capability, dtype, config)``, each once."""
-    found = []
+    configs = []
     for capability in FAMILIES:
         for op, families in _TABLE.items():
             for entry in families.get(_family(capability), families[80]):
@@ -188,8 +188,8 @@ def all_configs() -> list[tuple[str, tuple[int, int], torch.dtype, LaunchConfig]
                 for codes in (1024, 65536):
                     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
                         config = launch_config(op, rows, codes, dim, dtype, capability)
-                        found.append((op, capability, dtype, config))
-    return list(dict.fromkeys(found))
+                        configs.append((op, capability, dtype, config))
+    return list(dict.fromkeys(configs))
 
 
 def device_capability(x: torch.Tensor) -> tuple[int, int]:

@@ -40,9 +40,9 @@ def find_compiler() -> str:
         BuildError: when there is none.
     """
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
+        path = shutil.which(name) if name else None
+        if path:
+            return path
     raise BuildError("no C++ compiler was found (looked for $CXX, c++, g++ and clang++)")
 
 

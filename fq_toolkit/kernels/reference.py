@@ -84,7 +84,7 @@ def direct_distances(rows: Tensor, codes: Tensor) -> Tensor:
 
 
 def nearest_code(rows: Tensor, codebook: Tensor, center: Tensor, exact: bool) -> Tensor:
-    """Index of the nearest code of each row, as the module docstring defines it.
+    """Return the index of the nearest code of each row, as the module docstring defines it.
 
     Args:
         rows: finite features, ``(n, C)``.

@@ -18,7 +18,13 @@ _SMALLEST = 1e-30
 
 
 def smoothed_counts(counts: Tensor, eps: float, scale: Tensor | float = 1.0) -> Tensor:
-    """``(K,)``: by what moving sums must be divided to be codes; ``scale`` undoes the debiasing."""
+    r"""Return by what moving sums must be divided to be codes, ``(K,)``.
+
+    .. math:: \frac{n_k + \epsilon}{\sum n + K \epsilon} \sum n
+
+    The smoothing keeps the total, and keeps a code that nothing has chosen for long from dividing by zero.
+    ``scale`` is what debiasing multiplies ``n`` by; the result is divided by it again, as the sums are raw.
+    """
     seen = counts * scale
     total = seen.sum()
     return (seen + eps) / (total + counts.shape[0] * eps) * total / scale
@@ -33,7 +39,7 @@ def disagreeing(
     unit: bool,
     may_be_blank: bool,
 ) -> Tensor:
-    """Codes that their moving statistics do not account for.
+    """Find the codes that their moving statistics do not account for.
 
     Args:
         codebook: ``(K, C)``.
@@ -48,6 +54,8 @@ def disagreeing(
         ``(K,)`` bool. Before any data, sums equal to the codes are in order. A code that is not finite
         accounts for itself.
     """
+    # Three laws, any of which a code may obey: that of the update, that of a code which has just started
+    # (without smoothing), and before any data that of the start.
     expected = sums / smoothed_counts(counts, eps, scale)[:, None]
     if unit:
         expected = F.normalize(expected, dim=1)
@@ -61,6 +69,7 @@ def disagreeing(
         blank = blank | (sums == 0).all(dim=1)
     before_data = counts.sum() == 0
     fine = torch.where(before_data, blank, lawful | started)
+    # A comparison with NaN is never lawful, so such a code is left out by name.
     return torch.isfinite(codebook).all(dim=1) & ~fine
 
 
@@ -73,7 +82,7 @@ def account_for(
     eps: float,
     scale: Tensor | float,
 ) -> tuple[Tensor, Tensor]:
-    """Statistics that account for some codes.
+    """Compute statistics that account for some codes.
 
     Args:
         codebook: ``(K, C)``.
@@ -89,13 +98,14 @@ def account_for(
     """
     if not keep:
         return torch.where(rows, 1.0, counts), torch.where(rows[:, None], codebook, sums)
+    # Before any data the counts are zero, and so would be what the sums are divided by.
     counts = torch.where(rows & (counts.sum() == 0), 1.0, counts)
     restored = codebook * smoothed_counts(counts, eps, scale)[:, None]
     return counts, torch.where(rows[:, None], restored, sums)
 
 
 def center_of(codebook: Tensor, counts: Tensor | None = None) -> Tensor:
-    """A center for a codebook without one, ``(C,)``: the mean of the finite codes, weighted by their counts.
+    """Return a center for a codebook, ``(C,)``: the mean of the finite codes, weighted by their counts.
 
     Any finite value is valid; one amid the features saves work, and keeps the digits of ``precision="fast"``.
     """

@@ -286,7 +286,7 @@ class MovingDictionary(nn.Module):
         return self.update == "manual" or self.update_every > 1 or self.waits_for_model()
 
     def waits_for_model(self) -> bool:
-        """Whether the end of a model's forward, which is running, will commit for this layer.
+        """Return whether the end of a model's forward, which is running, will commit for this layer.
 
         See `coalesce_updates`: only between ranks is there anything to join.
         """
@@ -294,11 +294,11 @@ class MovingDictionary(nn.Module):
         return staged.coalesced and staged.awaited and distributed.group_name(self.process_group) is not None
 
     def is_due(self) -> bool:
-        """Whether ``update_every`` forwards have been staged."""
+        """Return whether ``update_every`` forwards have been staged."""
         return self.staged.pending if self.update_every == 1 else self.staged.forwards >= self.update_every
 
     def is_left_due(self) -> bool:
-        """Whether an update by training forwards is due that has not been committed yet."""
+        """Return whether an update by training forwards is due that has not been committed yet."""
         return self.update == "training" and self.is_due()
 
     def _empty_staged(self) -> None:
@@ -321,7 +321,7 @@ class MovingDictionary(nn.Module):
         self.codebook_frozen = False
 
     def requires_grad_(self, requires_grad: bool = True) -> MovingDictionary:
-        """Do as `torch.nn.Module` does, and freeze the dictionary too (False), or let it move again (True).
+        """Do as the base class, and freeze the dictionary too (False) or let it move again (True).
 
         Only called on the layer itself: ``requires_grad_`` of a model around it visits only parameters.
         """
@@ -335,7 +335,7 @@ class MovingDictionary(nn.Module):
     # --- reports; these wait for the device -----------------------------------------------------------------
 
     def has_started(self) -> bool:
-        """Whether the dictionary comes from data or from somebody.
+        """Return whether the dictionary comes from data or from somebody.
 
         The moving counts tell as well as the flag: averages of models may copy only floats.
         """

@@ -26,7 +26,7 @@ class ProcessGroupReference:
 
 
 def group_name(reference: ProcessGroupReference) -> str | None:
-    """Name of the group to sum over, or None in a single process.
+    """Return the name of the group to sum over, or None in a single process.
 
     Asked at every call, so a layer that was built before `init_process_group` synchronises all the same.
     """
@@ -37,7 +37,7 @@ def group_name(reference: ProcessGroupReference) -> str | None:
 
 
 def several_ranks() -> bool:
-    """Whether there is any other rank at all."""
+    """Return whether there is any other rank at all."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -55,7 +55,7 @@ def _(flat: Tensor, group: str) -> None:
 
 @torch.library.custom_op("fq_toolkit::gather_over_ranks", mutates_args=())
 def gather_over_ranks(value: Tensor, group: str, ranks: int) -> Tensor:
-    """The scalar ``value`` of every rank: ``(ranks,)``."""
+    """Return the scalar ``value`` of every rank, ``(ranks,)``."""
     gathered = [torch.empty_like(value) for _ in range(ranks)]
     dist.all_gather(gathered, value.contiguous(), group=private.process_group(group))
     return torch.stack(gathered)
@@ -67,14 +67,14 @@ def _(value: Tensor, group: str, ranks: int) -> Tensor:
 
 
 def rank_and_size(group: str) -> tuple[int, int]:
-    """This process's rank in the named group, and the group's size: asked before anything is gathered."""
+    """Return this process's rank in the named group and the group's size; ask before anything is gathered."""
     _refuse_uneven_inputs()
     process_group = private.process_group(group)
     return dist.get_rank(process_group), dist.get_world_size(process_group)
 
 
 def _refuse_uneven_inputs() -> None:
-    """Say before the ranks part what ``DistributedDataParallel.join()`` would end in: an abort.
+    """Refuse ``DistributedDataParallel.join()`` before the ranks part, which would end in an abort.
 
     A rank without inputs shadows the collectives of DDP, and knows nothing of ours.
     """
@@ -90,6 +90,7 @@ def _refuse_uneven_inputs() -> None:
 def sum_together(vectors: Sequence[Tensor], group: str) -> list[Tensor]:
     """Sum several vectors of one dtype over the ranks in a single all_reduce."""
     _refuse_uneven_inputs()
+    # One collective for all: each costs its latency, whatever its length.
     flat = torch.cat([vector.reshape(-1) for vector in vectors])
     sum_over_ranks_(flat, group)
     parts = flat.split([vector.numel() for vector in vectors])

@@ -39,7 +39,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 def start_values(
     init: str, num_codes: int, dim: int, debias: bool, device: torch.device | str | None
 ) -> tuple[Tensor, ...]:
-    """Codebook ``(K, C)``, moving counts ``(K,)`` and moving sums ``(K, C)`` before any data.
+    """Return codebook ``(K, C)``, moving counts ``(K,)`` and moving sums ``(K, C)`` before any data.
 
     For the starts that wait for data these are placeholders, looked up only if the layer runs before it
     trains.
@@ -60,7 +60,7 @@ def start_values(
 
 
 def as_codebook(value: Any, num_codes: int, dim: int, unit: bool) -> Tensor:
-    """A given dictionary as a float32 tensor of its own.
+    """Return a given dictionary as a float32 tensor of its own.
 
     Args:
         value: ``(K, C)``: a tensor, an array or nested lists.
@@ -105,7 +105,7 @@ def as_codebook(value: Any, num_codes: int, dim: int, unit: bool) -> Tensor:
 
 
 def is_given(codebook: Tensor, unit: bool) -> bool:
-    """Whether a codebook that waits for data is another than its placeholder, so that somebody gave it."""
+    """Return whether a codebook that waits for data is not its placeholder, so that somebody gave it."""
     placeholder = start_values("data", codebook.shape[0], codebook.shape[1], False, codebook.device)[0]
     if unit:
         placeholder = torch.nn.functional.normalize(placeholder, dim=1)
@@ -116,8 +116,11 @@ def is_given(codebook: Tensor, unit: bool) -> bool:
 
 
 def spread_order(length: int) -> int:
-    """A step ``a`` near ``length`` times the golden ratio and coprime to it: ``j * a % length`` visits every
-    row once, and any stretch of it is spread evenly."""  # noqa: D205, D209
+    """Return a step near ``length`` times the golden ratio and coprime to it.
+
+    With that step ``a``, ``j * a % length`` visits every row once, and any stretch of it is spread evenly:
+    multiples of the golden ratio leave gaps of at most three lengths (the three-distance theorem).
+    """
     step = max(1, round(length * _GOLDEN))
     while math.gcd(step, length) != 1:
         step += 1
@@ -125,14 +128,14 @@ def spread_order(length: int) -> int:
 
 
 def pick_rows(features: Tensor, rows: Tensor) -> Tensor:
-    """Rows of the canonical view as float32 vectors: ``(B, C, P, Q)`` and ``(n,)`` indices to ``(n, C)``."""
+    """Return rows of the canonical view as float32 vectors: ``(n,)`` indices to ``(n, C)``."""
     _, _, height, width = features.shape
     by_row = features.permute(0, 2, 3, 1)
     return by_row[rows // (height * width), (rows // width) % height, rows % width].float()
 
 
 def usable_rows(features: Tensor, mask: Tensor | None) -> Tensor:
-    """Indices of the rows that are real and finite in float32, ascending."""
+    """Return the indices of the rows that are real and finite in float32, ascending."""
     finite = torch.isfinite(features.float()).all(dim=1).reshape(-1)
     return (finite if mask is None else finite & mask).nonzero().squeeze(1)
 
@@ -143,7 +146,7 @@ class _GlobalRows:
     def __init__(self, features: Tensor, mask: Tensor | None, group: str | None) -> None:
         self.features, self.group = features, group
         self.local = usable_rows(features, mask)
-        own = torch.tensor(self.local.numel(), device=features.device)
+        own = torch.tensor(self.local.numel(), device=features.device)  # collectives need it on the device
         if group is None:
             self.first, self.total = 0, self.local.numel()
         else:
@@ -152,7 +155,7 @@ class _GlobalRows:
             self.first, self.total = sum(lengths[:rank]), sum(lengths)
 
     def pick(self, rows: Tensor) -> Tensor:
-        """Rows by their place in the global list; ranks that do not own one add zeros."""
+        """Return rows by their place in the global list; ranks that do not own one add zeros."""
         own = rows - self.first
         mine = (own >= 0) & (own < self.local.numel())
         shape, device = (rows.numel(), self.features.shape[1]), self.features.device
@@ -163,10 +166,11 @@ class _GlobalRows:
         return values
 
     def mean(self) -> Tensor:
-        """Mean of all rows."""
+        """Return the mean of all rows."""
         channels = self.features.shape[1]
         wide = widest(self.features.device)
         total = torch.zeros(channels, dtype=wide, device=self.features.device)
+        # In parts, as a wide copy of all rows would take more memory than the features.
         for part in self.local.split(1 << 16):
             total += pick_rows(self.features, part).to(wide).sum(dim=0)
         if self.group is not None:
@@ -175,7 +179,7 @@ class _GlobalRows:
 
 
 def _first_distinct(rows: Tensor) -> Tensor:
-    """The rows without repetitions, in order of first appearance."""
+    """Return the rows without repetitions, in order of first appearance."""
     unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
     first = torch.full((unique.shape[0],), rows.shape[0], device=rows.device)
     first = first.scatter_reduce(0, inverse, torch.arange(rows.shape[0], device=rows.device), "amin")
@@ -183,7 +187,7 @@ def _first_distinct(rows: Tensor) -> Tensor:
 
 
 def distinct_rows(rows: _GlobalRows, num_codes: int) -> Tensor:
-    """``(K, C)`` distinct rows, spread over the batch; fewer distinct rows than K repeat in turn."""
+    """Return ``(K, C)`` distinct rows, spread over the batch; fewer distinct rows than K repeat in turn."""
     step, stretch = spread_order(rows.total), max(4 * num_codes, 1024)
     device = rows.features.device
     chosen = torch.zeros(0, rows.features.shape[1], dtype=torch.float32, device=device)
@@ -202,7 +206,7 @@ def distinct_rows(rows: _GlobalRows, num_codes: int) -> Tensor:
 def _lloyd(
     features: Tensor, mask: Tensor | None, codes: Tensor, center: Tensor, unit: bool, group: str | None
 ) -> tuple[Tensor, ...]:
-    """Lloyd iterations from ``codes``: new codes, their counts and sums. An empty code stays put."""
+    """Run Lloyd iterations from ``codes``: return new codes, counts and sums. An empty code stays put."""
     wide = widest(codes.device)
     exact = wide == torch.float64
     for _ in range(LLOYD_ITERATIONS):
@@ -249,7 +253,7 @@ def start_from_data_(
         unit: features are unit vectors, and so are the codes.
         group: name of the process group to share rows with, or None.
     """
-    if bool(initialized) or bool((ema_counts > 0).any()):  # an averaged copy may bring floats alone
+    if bool(initialized) or bool((ema_counts > 0).any()):  # an averaged copy may bring only floats
         initialized.fill_(True)
         return
     if is_given(codebook, unit):

@@ -103,7 +103,7 @@ def take_over(layer: OwnedState, name: str, value: Any) -> bool:
 
 
 def _replaces_codes(layer: OwnedState, codebook: Tensor) -> bool:
-    """Whether the moving statistics do not belong to this codebook."""
+    """Return whether the moving statistics do not belong to this codebook."""
     codes = codebook.detach().to(layer.codebook)
     if not bool((layer.ema_counts > 0).any()):
         return not torch.equal(codes, layer.codebook)
@@ -189,7 +189,7 @@ def _look_closer(layer: OwnedState, learning: bool) -> None:
 
 
 def _compare_on_device(layer: Any) -> None:
-    """In a compiled graph: what was written since the layer last wrote gets statistics of its own."""
+    """Give what was written since the layer last wrote statistics of its own, in a compiled graph."""
     if layer.codebook.dtype != torch.float32:
         keep_float32(layer)
     copy = layer.witness.copy
@@ -333,7 +333,7 @@ def record(layer: OwnedState, content: bool) -> None:
 
 
 def is_given(layer: OwnedState) -> bool:
-    """Whether a dictionary that would start from data has been given codes instead; looks only once."""
+    """Return whether a dictionary that would start from data has been given codes; look only once."""
     if layer.host.given is None:
         layer.host.given = initialization.is_given(layer.codebook, layer.metric == "cosine")
     return layer.host.given

@@ -131,7 +131,7 @@ def read_released(state: Mapping[str, Tensor], prefix: str, layout: str | None) 
 
 
 def _explained(layout: str, embed: Tensor, counts: Tensor, sums: Tensor) -> bool:
-    """Whether in this layout the moving sums are the codes times their counts."""
+    """Return whether in this layout the moving sums are the codes times their counts."""
     counts = counts.float()
     codes, moving = embed.float(), sums.float()
     if _CODE_AXIS[layout] == 1:

@@ -18,7 +18,7 @@ _GOLDEN_32 = 2654435769  # 2^32 divided by the golden ratio
 
 
 def check_threshold(revive: float, revive_by: str) -> float:
-    """``revive`` as a number in its range.
+    """Return ``revive`` as a number in its range.
 
     Raises:
         ValueError: a share outside [0, 1], or a negative count.
@@ -72,7 +72,7 @@ def restart_dead_codes_(
         How many codes restarted, int64 scalar.
     """
     rows = counts.sum()
-    seen = ema_counts * scale
+    seen = ema_counts * scale  # debiased averages start at zero: raw, all codes would be dead at first
     weight = torch.minimum(seen.sum(), rows.float()) / len(seen)
     weight = weight if revive_by == "share" else torch.ones_like(weight)
     restart = (rows > 0) & (seen < revive * weight) & torch.isfinite(candidates).all(dim=1)
@@ -94,7 +94,7 @@ def restart_rows(
     group: str | None,
     by_rank: bool = False,
 ) -> Tensor:
-    """One row of the batch for each code, ``(K, C)`` float32; NaN where the row is masked or not finite.
+    """Return a row of the batch for each code, ``(K, C)`` float32; NaN for a masked or non-finite row.
 
     Code ``k`` gets row ``floor(N * frac((t K + k) * golden ratio))`` at update ``t``: a low-discrepancy
     sequence, so the codes of one step restart at places spread over the batch, and later steps visit others.
@@ -122,9 +122,9 @@ def restart_rows(
         lengths = distributed.gather_over_ranks(own_length, group, ranks)
         first, total = lengths[:rank].sum(), lengths.sum()
     codes = torch.arange(num_codes, device=device)
-    fraction = (
-        (num_updates * num_codes + codes) * _GOLDEN_32 & 0xFFFFFFFF
-    ) >> 2  # 30 bits: the product stays in int64
+    # The fraction in 30 bits of fixed point, so that its product with the number of rows stays in int64. It
+    # wraps around like frac(), and integers give the same rows on every device, which floats would not.
+    fraction = ((num_updates * num_codes + codes) * _GOLDEN_32 & 0xFFFFFFFF) >> 2
     rows = (fraction * total >> 30) - first
     if length == 0:
         values = torch.full((num_codes, channels), float("nan"), dtype=torch.float32, device=device)
@@ -136,12 +136,13 @@ def restart_rows(
         values = torch.where(usable[:, None], values, float("nan"))
     if group is None:
         return values
+    # Summed over the ranks: the owner's row (or NaN) plus zeros.
     owned = _dealt_out(num_codes, num_updates, group) if by_rank else (rows >= 0) & (rows < length)
     return torch.where(owned[:, None], values, 0.0)
 
 
 def no_restart_rows(codebook: Tensor, num_updates: Tensor, group: str | None) -> Tensor:
-    """What a rank without rows contributes under ``by_rank``: NaN for the codes dealt to it, else 0."""
+    """Return what a rank without rows contributes under ``by_rank``: NaN for its codes, else 0."""
     nothing = torch.full_like(codebook, float("nan"))
     if group is None:
         return nothing
@@ -149,5 +150,6 @@ def no_restart_rows(codebook: Tensor, num_updates: Tensor, group: str | None) ->
 
 
 def _dealt_out(num_codes: int, num_updates: Tensor, group: str) -> Tensor:
+    """Return which codes this rank offers rows for, ``(K,)`` bool; the deal moves on with each update."""
     rank, ranks = distributed.rank_and_size(group)
     return (torch.arange(num_codes, device=num_updates.device) + num_updates) % ranks == rank

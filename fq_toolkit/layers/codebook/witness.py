@@ -101,7 +101,7 @@ class Witness:
             own.copy_(bits(codebook))
 
     def knows(self, codebook: Tensor) -> bool:
-        """Whether nobody else has written this codebook, as far as can be seen without waiting."""
+        """Return whether nobody else has written this codebook, as far as can be seen without waiting."""
         if self._owner() is not codebook or _version(codebook) != self._versions[0]:
             return False
         if codebook.is_meta:
@@ -112,11 +112,11 @@ class Witness:
 
     @staticmethod
     def compares(codebook: Tensor) -> bool:
-        """Whether the bits of this codebook can be compared without waiting for a device."""
+        """Return whether the bits of this codebook can be compared without waiting for a device."""
         return codebook.is_cpu
 
     def same_bits(self, codebook: Tensor) -> bool:
-        """Whether a codebook on the CPU holds what the layer wrote."""
+        """Return whether a codebook on the CPU holds what the layer wrote."""
         own = self.copy
         if own is None or not own.is_cpu or own.shape != codebook.shape:
             return False
@@ -126,12 +126,12 @@ class Witness:
         return compare(codebook.data_ptr(), own.data_ptr(), 4 * own.numel()) == 0
 
     def all_written(self, codebook: Tensor, counts: Tensor, sums: Tensor) -> bool:
-        """Whether somebody wrote into all three tensors, as a broadcast does."""
+        """Return whether somebody wrote into all three tensors, as a broadcast does."""
         now = _version(codebook), _version(counts), _version(sums)
         return self._owner() is codebook and all(a != b for a, b in zip(now, self._versions, strict=True))
 
     def counts_written(self, counts: Tensor) -> bool:
-        """Whether somebody wrote into the moving counts."""
+        """Return whether somebody wrote into the moving counts."""
         return self._counts() is not counts or _version(counts) != self._versions[1]
 
     def changed_rows(self, codebook: Tensor) -> Tensor:

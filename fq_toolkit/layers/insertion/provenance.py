@@ -44,7 +44,7 @@ Place = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 def place_of(x: Tensor) -> Place:
-    """What identifies a view as long as all tensors live, also where torch has wrapped it again."""
+    """Return what identifies a view as long as all tensors live, also where torch has wrapped it again."""
     return x.data_ptr(), tuple(x.shape), x.stride()
 
 
@@ -65,12 +65,12 @@ class Provenance(TorchDispatchMode):
         self._consumed: set[Place] = set()
 
     def axis(self, x: Tensor) -> int | None:
-        """The channel axis of a tensor of this pass, None where no operation tells."""
+        """Return the channel axis of a tensor of this pass, None where no operation tells."""
         axis = self._noted(x)
         return None if axis is None or axis < 0 else axis
 
     def is_mixed(self, x: Tensor) -> bool:
-        """Whether a linear layer ran over another axis than that of the channels."""
+        """Return whether a linear layer ran over another axis than that of the channels."""
         return self._noted(x) == _MIXED
 
     def _noted(self, x: Tensor) -> int | None:
@@ -85,7 +85,7 @@ class Provenance(TorchDispatchMode):
             self._alive.append(x)
 
     def made_from(self, x: Tensor) -> frozenset[Place]:
-        """The tensors that became ``x`` without weights in between, itself among them.
+        """Return the tensors that became ``x`` without weights in between, itself among them.
 
         Empty where weights were applied to ``x`` later on: then it is a stop on the way, not an end.
         """
@@ -116,12 +116,12 @@ class Provenance(TorchDispatchMode):
         noted = {self._noted(x) for x in inputs}
         if name in _LAST:
             return _MIXED if noted & {_MERGED, _MIXED} else result.ndim - 1
-        found = [(x, axis) for x in inputs if (axis := self.axis(x)) is not None]
-        if not found:
-            # Normalization over the last axis alone is over channels; over several axes it tells nothing.
+        known = [(x, axis) for x in inputs if (axis := self.axis(x)) is not None]
+        if not known:
+            # Normalization over just the last axis is over channels; over several axes it tells nothing.
             over_last = name in ("native_layer_norm", "_fused_rms_norm") and len(args[1]) == 1
             return result.ndim - 1 if over_last else _MIXED if _MIXED in noted else None
-        source, axis = found[0]
+        source, axis = known[0]
         if name == "permute":
             return [d % source.ndim for d in args[1]].index(axis)
         if name in ("transpose", "t"):
@@ -140,12 +140,12 @@ class Provenance(TorchDispatchMode):
             return _only({axis for axis, kept in ((first, 1), (second, 2)) if axis == kept})
         # Everything else keeps its axes: pointwise operations, pooling, padding, resampling, joining.  Where
         # features with channels on different axes meet, nothing is known.
-        kept = [(x, a) for x, a in found if x.ndim == result.ndim]
+        kept = [(x, a) for x, a in known if x.ndim == result.ndim]
         return _only({a for x, a in kept if name in _RESIZING or x.shape[a] == result.shape[a]})
 
 
 def _only(axes: set[int]) -> int | None:
-    """The one axis in a set, None where there is none or another."""
+    """Return the one axis in a set, None where there is none or another."""
     return next(iter(axes)) if len(axes) == 1 else None
 
 
@@ -154,14 +154,14 @@ def _has_place(x: Any) -> bool:
 
 
 def _through_view(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
-    """The axis of a view with the same elements as an axis before it; None where that was cut or merged."""
+    """Return the axis of a view that holds what an axis held before it; None where that was cut or merged."""
     behind = math.prod(before[axis + 1 :])
     fits = [i for i, size in enumerate(after) if size == before[axis] and math.prod(after[i + 1 :]) == behind]
     return fits[0] if len(fits) == 1 else None
 
 
 def _without(source: Tensor, axis: int, args: Any, ndim: int) -> int | None:
-    """The axis when others are taken out; None where it is itself, or where all were."""
+    """Return where an axis is when others are taken out; None where it is itself, or where all were."""
     if len(args) > 1 and args[1] is not None:
         gone = {d % source.ndim for d in (args[1] if isinstance(args[1], list | tuple) else [args[1]])}
     else:

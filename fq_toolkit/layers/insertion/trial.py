@@ -14,7 +14,7 @@ from fq_toolkit.layers.insertion.probe import arguments, untouched
 
 
 def runs_its_children(module: nn.Module) -> bool:
-    """Whether a child appended to this module is run by the module itself."""
+    """Return whether a child appended to this module is run by the module itself."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
@@ -89,7 +89,7 @@ def needs_hook(model: nn.Module, chosen: Mapping[str, nn.Module], example_inputs
         ValueError: a module that a new child changes, or that runs it in another way than once on just what
             the module returns.
     """
-    alone = _Trial(model, chosen, example_inputs)
+    without = _Trial(model, chosen, example_inputs)
     try:
         for module in chosen.values():
             module.add_module(CHILD, _StandIn())
@@ -105,11 +105,11 @@ def needs_hook(model: nn.Module, chosen: Mapping[str, nn.Module], example_inputs
             module._modules.pop(CHILD, None)
     for name, module in chosen.items():
         joined = tried.stood_in[name]
-        before, after = alone.returned[name], tried.returned[name]
+        before, after = without.returned[name], tried.returned[name]
         if (
             None in joined
             or len(set(joined)) > 1
-            or alone.child_runs[name] != tried.child_runs[name]
+            or without.child_runs[name] != tried.child_runs[name]
             or (any(joined) and not all(map(_alike, before, after)))
         ):
             raise ValueError(
@@ -121,7 +121,7 @@ def needs_hook(model: nn.Module, chosen: Mapping[str, nn.Module], example_inputs
 
 
 def _alike(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two runs returned the same features, up to kernels that round otherwise from run to run."""
+    """Return whether two runs returned the same features, up to kernels whose rounding varies."""
     if a is None or b is None or a.shape != b.shape:
         return a is b
     return torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-3, equal_nan=True)

@@ -85,7 +85,7 @@ def enclosing_regions() -> list[object]:
 
 
 def may_be_checkpointed() -> bool:
-    """Whether the running forward could be one that will be repeated; cheap, and False in a plain step."""
+    """Return whether the running forward may be one that will be repeated; cheap, no in a plain step."""
     if not torch.is_grad_enabled():  # use_reentrant=True runs the region so
         return True
     # use_reentrant=False puts hooks on the tensors that the region saves.

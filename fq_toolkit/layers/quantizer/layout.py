@@ -29,7 +29,7 @@ class FeatureLayout(NamedTuple):
 
 
 def resolve_channel_dim(ndim: int, channel_dim: int | None) -> int:
-    """The channel axis: as given, else 1 for ``(B, C)`` and maps, the last for ``(B, L, C)``.
+    """Return the channel axis: as given, else 1 for ``(B, C)`` and maps, the last for ``(B, L, C)``.
 
     Raises:
         ValueError: fewer than two axes, an axis that does not exist, or the batch axis.
@@ -116,7 +116,7 @@ def from_canonical(features: Tensor, layout: FeatureLayout) -> Tensor:
 
 
 def _mergeable(x: Tensor, first: int, stop: int) -> bool:
-    """Whether the axes ``first .. stop-1`` can become one axis without a copy."""
+    """Return whether the axes ``first .. stop-1`` can become one axis without a copy."""
     return all(
         x.stride(i) == x.stride(i + 1) * x.shape[i + 1] or x.shape[i] == 1 for i in range(first, stop - 1)
     )
@@ -125,7 +125,7 @@ def _mergeable(x: Tensor, first: int, stop: int) -> bool:
 def row_mask(
     mask: Tensor | None, lengths: Tensor | None, batch: int, layout: FeatureLayout, device: torch.device
 ) -> Tensor | None:
-    """The mask of the rows, ``(N,)`` bool with True for real rows, or None when every row is real.
+    """Return the mask of the rows, ``(N,)`` bool with True for real rows, or None when all are real.
 
     Args:
         mask: bool, ``(B, *positions)``: the shape of the features without the channel axis.

@@ -43,7 +43,7 @@ class CodebookRow:
     counts: Tensor
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text."""
+        """Return the row as text."""
         shape = "-" if self.shape is None else " x ".join(map(str, self.shape))
         loss = "-" if math.isnan(self.loss) else f"{self.loss:.4g}"
         used, perplexity = f"{100 * self.used:.0f} %", f"{self.perplexity:.1f}"
@@ -143,7 +143,7 @@ def codebook_report(model: nn.Module) -> CodebookReport:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain-text table: the first column flush left, the others flush right."""
+    """Format a plain-text table: the first column flush left, the others flush right."""
     table = [header, *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     lines = []

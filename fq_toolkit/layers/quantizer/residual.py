@@ -108,13 +108,13 @@ class ResidualQuantizer(nn.Module):
         Returns:
             Features like ``x``.
         """
-        found = self._run(x, mask, lengths)
-        recomputed = not torch.compiler.is_compiling() and private.current_backward_pass() is not None
-        if not recomputed and not private.under_export():
-            for i, loss in enumerate(found.level_losses):
+        stack = self._run(x, mask, lengths, returns_loss=False)
+        is_replay = not torch.compiler.is_compiling() and private.current_backward_pass() is not None
+        if not is_replay and not private.under_export():
+            for i, loss in enumerate(stack.level_losses):
                 if loss.requires_grad:
                     self._level(i).ledger.record(loss)
-        return found.output.quantized
+        return stack.output.quantized
 
     def quantize(
         self, x: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
@@ -130,7 +130,7 @@ class ResidualQuantizer(nn.Module):
             `QuantizerOutput`: indices with a last axis of levels, the loss ``(B,)`` summed over the levels,
             and the perplexity of each level, ``(levels,)``.
         """
-        return self._run(x, mask, lengths).output
+        return self._run(x, mask, lengths, returns_loss=True).output
 
     def decode(self, indices: Tensor) -> Tensor:
         """Turn indices back into features: the sum of the levels' centroids.
@@ -169,12 +169,13 @@ class ResidualQuantizer(nn.Module):
     def _level(self, i: int) -> FeatureQuantizer:
         return cast(FeatureQuantizer, self.levels[i])
 
-    def _run(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> _Stack:
+    def _run(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None, *, returns_loss: bool) -> _Stack:
         layout = check_features(x, self.dim, self.channel_dim)
         rows = row_mask(mask, lengths, x.shape[0], layout, x.device)
         batch, shape = x.shape[0], (x.shape[0], *layout.positions)
         used = None
         if self.dropout and self.training:
+            # Drawn by torch: a checkpointed repetition, which restores its state, then draws the same.
             used = torch.randint(1, self.num_levels + 1, (batch, 1), device=x.device)
         canonical = to_canonical(x, layout)
         _, _, height, width = canonical.shape
@@ -187,17 +188,19 @@ class ResidualQuantizer(nn.Module):
             if used is not None:
                 kept = (used > i).expand(batch, height * width).reshape(-1)
                 level_rows = kept if rows is None else rows & kept
-            found = self._level(i).look_up(
-                from_canonical(residual, layout), layout, level_rows, returns_loss=True
+            lookup = self._level(i).look_up(
+                from_canonical(residual, layout), layout, level_rows, returns_loss=returns_loss
             )
-            valid = (found.indices >= 0).view(batch, 1, height, width)
-            centroid = to_canonical(found.quantized.detach(), layout)
+            # Levels hand on constants: the gradient goes through the stack once, in `_output`, and each loss
+            # pulls only its own residual.
+            valid = (lookup.indices >= 0).view(batch, 1, height, width)
+            centroid = to_canonical(lookup.quantized.detach(), layout)
             total = torch.where(valid, total + centroid, total)
             residual = torch.where(valid, residual - centroid, residual)
-            real = valid if i == 0 else real
-            indices.append(found.indices.clamp(min=-1).to(torch.int64).view(shape))
-            losses.append(found.loss)
-            perplexities.append(perplexity(found.counts))
+            real = valid if i == 0 else real  # the first level sees every sample
+            indices.append(lookup.indices.clamp(min=-1).to(torch.int64).view(shape))
+            losses.append(lookup.loss)
+            perplexities.append(perplexity(lookup.counts))
         output = QuantizerOutput(
             from_canonical(self._output(canonical, total, real), layout),
             torch.stack(indices, dim=-1),
@@ -207,7 +210,7 @@ class ResidualQuantizer(nn.Module):
         return _Stack(output, losses)
 
     def _output(self, x: Tensor, total: Tensor, real: Tensor) -> Tensor:
-        """What goes forward for the summed centroids; rows that no level touched are the user's own."""
+        """Return what goes forward for the summed centroids; rows that no level touched stay the user's."""
         if self.mode == "regularize":
             return x
         fixed = x.detach()

@@ -9,7 +9,7 @@ _EPS = 1e-6
 
 
 def rotate_gradient(x: Tensor, straight: Tensor, mask: Tensor | None) -> Tensor:
-    r"""The quantized features with the gradient of a rotation and a rescaling of ``x``.
+    r"""Return the quantized features with the gradient of a rotation and a rescaling of ``x``.
 
     .. math:: q = \lambda R x, \quad \lambda = |q| / |x|, \quad
               R = I - 2 r r^T + 2 \hat q \hat x^T, \quad r = (\hat x + \hat q) / |\hat x + \hat q|
@@ -27,7 +27,7 @@ def rotate_gradient(x: Tensor, straight: Tensor, mask: Tensor | None) -> Tensor:
 
     Source: "Restructuring Vector Quantization with the Rotation Trick", arXiv 2410.06424, section 4.2.
     """
-    with torch.no_grad():
+    with torch.no_grad():  # lambda and R are constants of the backward pass (their section 4.2)
         working = torch.promote_types(x.dtype, torch.float32)
         wide_x, wide_q = x.to(working), straight.to(working)
         norm_x, norm_q = wide_x.norm(dim=1, keepdim=True), wide_q.norm(dim=1, keepdim=True)

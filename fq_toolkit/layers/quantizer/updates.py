@@ -61,7 +61,7 @@ def commit_updates(model: nn.Module) -> None:
 
 
 def await_the_end(model: nn.Module, args: Any) -> None:
-    """Forward pre-hook of `coalesce_updates`: now the model's forward runs, and its end will commit.
+    """Note that the model's forward runs and that its end will commit; a forward pre-hook.
 
     Whoever calls a part of the model, or its ``forward``, comes past this hook and past the end as well: its
     layers then commit by themselves.
@@ -72,7 +72,7 @@ def await_the_end(model: nn.Module, args: Any) -> None:
 
 
 def commit_after_forward(model: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook of `coalesce_updates`; at module level, so that copies of a model commit their own."""
+    """Commit what a forward has staged; a hook at module level, so that copies commit their own layers."""
     awaited = [layer for _, layer in quantizers(model) if layer.staged.awaited]
     if not torch.compiler.is_compiling() and current_backward_pass() is not None:
         due = []  # a checkpointed forward is being repeated
@@ -84,7 +84,7 @@ def commit_after_forward(model: nn.Module, args: Any, output: Any) -> None:
 
 
 def stop_waiting(model: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook of `coalesce_updates` that runs after a failed forward as well: nothing waits any more.
+    """Let nothing wait any more; a forward hook that runs after a failed forward as well.
 
     What has been staged until then is committed before the next lookup, and not here, where this rank may be
     the only one that failed.
@@ -146,7 +146,7 @@ def forget_coalescing(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def frozen(model: ModelT) -> Iterator[ModelT]:
-    """Inside the block no dictionary in ``model`` moves, although the model stays in training mode.
+    """Hold the dictionaries of a model still inside a block, although it stays in training mode.
 
     For the generator's step, a gradient penalty, or an evaluation in training mode.  The commitment losses of
     the block are kept apart: `commitment_loss` called inside reads only the calls inside, and what is unread

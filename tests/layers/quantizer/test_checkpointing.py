@@ -59,7 +59,7 @@ def test_real_and_fake_then_backward(mode: str, calls: int) -> None:
     assert commitment_loss(other) == 0
 
 
-def test_reentrant_with_the_loss_in_band() -> None:
+def test_reentrant_with_the_loss_returned() -> None:
     plain, other = pair()
     for _ in range(3):
         real, fake = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
@@ -71,6 +71,16 @@ def test_reentrant_with_the_loss_in_band() -> None:
             (y_real.mean() - y_fake.square().mean() + loss_real.mean() + loss_fake.mean()).backward()
             assert int(net.quantizer.ema_counts.sum()) > 0
     compare(plain, other, updates=6)
+
+
+def test_a_stack_in_a_reentrant_checkpoint_says_that_its_loss_is_lost() -> None:
+    stack, x = ResidualQuantizer(4, 6, num_levels=2, init="normal"), torch.randn(6, 4, requires_grad=True)
+    with pytest.warns(UserWarning, match=r"use_reentrant=True.*quantize\(x\)\.loss"):
+        checkpoint(stack, x, use_reentrant=True).sum().backward()
+    assert commitment_loss(stack) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint(lambda x: stack.quantize(x)[::2], x, use_reentrant=True)[0].sum().backward()
 
 
 def test_reentrant_forward_cannot_carry_the_loss_and_says_so() -> None:
