@@ -112,6 +112,8 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
         checkpoint: str = "last",
         extractor: str | None = None,
         truncations: tuple[float, ...] = (),
+        statistics: Path | None = None,
+        save_statistics: Path | None = None,
     ) -> int:
         """Measure a run: distances with their floors, scores, coverage; writes evaluation.json.
 
@@ -120,7 +122,12 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             checkpoint: best (the lowest Frechet distance), last, or a step.
             extractor: What measures images, for example inception:FILE; as in the run by default.
             truncations: Instead, measure at each of these truncations and write truncations.csv.
+            statistics: Measure the Frechet distance to mu and sigma of this .npz, as pytorch-fid and TTUR
+                write them with the same extractor, instead of to the run's images.
+            save_statistics: Write mu and sigma of the run's images into this .npz.
         """
+        if truncations and (statistics or save_statistics):
+            raise ConfigError("--truncations and statistics in files do not go together: leave one out")
         trained = load_run(run, checkpoint=parse_checkpoint(checkpoint))
         chosen = checkpoint_title(trained.step, trained.checkpoint)
         if truncations:
@@ -128,7 +135,9 @@ def evaluate_command(run: Path, arguments: list[str]) -> int:
             for truncation, figures in zip(truncations, results, strict=True):
                 sys.stdout.write(f"{chosen}, truncation {truncation}: {figures}\n")
             return 0
-        figures = evaluate_run(trained, samples=samples, extractor=extractor)
+        figures = evaluate_run(
+            trained, samples=samples, extractor=extractor, statistics=statistics, save_real=save_statistics
+        )
         sys.stdout.write(f"{chosen}: {figures}\n{measured_line(trained.folder)}")
         return 0
 

@@ -1,6 +1,7 @@
 """Finished and unfinished runs: networks from a checkpoint, new samples, a new measurement."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from fq_toolkit.fqgan.gan.sampling import (
     save_image,
 )
 from fq_toolkit.fqgan.metrics.extractors import load_extractor
+from fq_toolkit.fqgan.metrics.stored_statistics import load_statistics, save_statistics
 from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.runs import open_saved
@@ -223,15 +225,19 @@ def sweep_truncation(
     save_grid(torch.cat(rows), out, columns=len(chosen), titles=class_titles(run, chosen))
 
 
-def make_evaluator(run: TrainedRun, *, extractor: str | None = None) -> Evaluator:
+def make_evaluator(
+    run: TrainedRun, *, extractor: str | None = None, statistics: Path | None = None
+) -> Evaluator:
     """Return what measures a run's generators.
 
     Args:
         run: the run.
         extractor: see `load_extractor`; by default that of the run.
+        statistics: see `load_statistics`; the Frechet distance is to these instead of to the run's images.
     """
     ruler = load_extractor(extractor or run.config.extractor, run.data)
-    return Evaluator(run.data, ruler, make_accelerator(run.config))
+    stored = None if statistics is None else load_statistics(statistics, dim=ruler.dim)
+    return Evaluator(run.data, ruler, make_accelerator(run.config), stored=stored)
 
 
 def _sample_count(run: TrainedRun, samples: int | None) -> int:
@@ -248,28 +254,48 @@ def _checked_images(run: TrainedRun) -> dict[str, MeasuredSet]:
     return images
 
 
-def evaluate_run(run: TrainedRun, *, samples: int | None = None, extractor: str | None = None) -> Evaluation:
+def evaluate_run(
+    run: TrainedRun,
+    *,
+    samples: int | None = None,
+    extractor: str | None = None,
+    statistics: Path | None = None,
+    save_real: Path | None = None,
+) -> Evaluation:
     """Measure a run again and write ``evaluation.json``.
 
     Args:
         run: the run.
         samples: generated images; by default as many as the run's options say.
         extractor: see `make_evaluator`.
+        statistics: see `make_evaluator`.
+        save_real: write the statistics of the run's images there, see `save_statistics`.
 
     Raises:
         CheckpointError: when the real images are not those that the run was measured on.
     """
     count, measured_on = _sample_count(run, samples), _checked_images(run)
-    result = make_evaluator(run, extractor=extractor)(run.sampler(), samples=count)
+    if save_real is not None and save_real.suffix != ".npz":  # before minutes of work
+        raise ConfigError(f"statistics go into a file that ends in .npz; got {save_real}")
+    evaluator = make_evaluator(run, extractor=extractor, statistics=statistics)
+    if save_real is not None:
+        save_statistics(save_real, evaluator.real.all.moments)
+    result = evaluator(run.sampler(), samples=count)
+    stored = {} if statistics is None else {"statistics": _file_record(statistics)}
     write_evaluation(
         run.folder.evaluation,
-        result._asdict() | {"fq": run.config.fq, "checkpoint": run.checkpoint},
+        result._asdict() | stored | {"fq": run.config.fq, "checkpoint": run.checkpoint},
         step=run.step,
         seconds=run.seconds,
         measured_on=measured_on,
         seed=run.config.seed,
     )
     return result
+
+
+def _file_record(path: Path) -> dict[str, str]:
+    """Return what ``evaluation.json`` says of a file of statistics."""
+    return {"file": str(path), "hash": hashlib.sha256(path.read_bytes()).hexdigest()[:12]}
 
 
 def evaluate_truncations(

@@ -1,7 +1,7 @@
 """The Frechet distance between two sets of features, from streaming, mergeable moments in float64."""
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,11 +41,11 @@ class StreamingMoments:
         rows = finite_rows(features.cpu(), self.dim)
         if len(rows) == 0:
             return
-        batch = StreamingMoments(self.dim)
-        batch.count, batch.mean = len(rows), rows.mean(0)
-        centered = rows - batch.mean
-        batch._scatter = centered.T @ centered
-        self.merge(batch)
+        mean = rows.mean(0)
+        centered = rows - mean
+        # In place: with 2048 features a temporary is 32 MiB, more to write than the product takes to compute.
+        self._scatter.addmm_(centered.T, centered)
+        self._move_mean(len(rows), mean)
 
     def merge(self, other: "StreamingMoments") -> None:
         """Take in all rows of another object.
@@ -55,14 +55,17 @@ class StreamingMoments:
         """
         if other.dim != self.dim:
             raise ValueError(f"cannot merge moments of {other.dim} features into moments of {self.dim}")
-        total = self.count + other.count
         if other.count == 0:
             return
-        delta = other.mean - self.mean
-        self._scatter = (
-            self._scatter + other._scatter + torch.outer(delta, delta) * (self.count * other.count / total)
-        )
-        self.mean = self.mean + delta * (other.count / total)
+        self._scatter += other._scatter
+        self._move_mean(other.count, other.mean)
+
+    def _move_mean(self, count: int, mean: Tensor) -> None:
+        """Join the means, and add what lies between them to the scatter; both scatters are in it already."""
+        total = self.count + count
+        delta = mean - self.mean
+        self._scatter.addr_(delta, delta, alpha=self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
         self.count = total
 
     def covariance(self) -> Tensor:
@@ -89,15 +92,30 @@ class StreamingMoments:
             self.merge(part)
 
 
-def frechet_distance(a: StreamingMoments, b: StreamingMoments) -> float:
+class Gaussian(Protocol):
+    """What a Frechet distance needs of a set: moments of rows, or statistics from a file."""
+
+    @property
+    def dim(self) -> int:
+        """Features."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Float64 (dim,)."""
+
+    def covariance(self) -> Tensor:
+        """Return the unbiased covariance, float64 (dim, dim)."""
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Return ``|m_a - m_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a^1/2 S_b S_a^1/2)^1/2)``.
 
     The product under the root is symmetric, so two symmetric eigenvalue problems replace the usual root of a
     non-symmetric matrix: no complex numbers, no offset on the diagonal for singular covariances.
 
     Args:
-        a: moments of one set.
-        b: moments of the other.
+        a: moments of one set, or stored statistics.
+        b: those of the other.
 
     Raises:
         ValueError: when the numbers of features differ, a set has fewer than two rows, or values are so large

@@ -1,7 +1,7 @@
 """The inception score, with any classifier."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from fq_toolkit.fqgan.metrics.feature_rows import demand_dim, finite_rows
 class ClassScores:
     """Sums over images from which the inception score follows: mergeable, float64.
 
-    ``IS = exp(mean_x KL(p(y|x) || p(y)))`` with ``p(y)`` the mean of ``p(y|x)``, over all images at once. The
-    usual mean over ten parts is smaller and depends on the order of images.
+    ``IS = exp(mean_x KL(p(y|x) || p(y)))`` with ``p(y)`` the mean of ``p(y|x)``, over all images at once; see
+    `SplitScores` for the mean over ten parts that papers print, which is smaller.
 
     Args:
         num_classes: classes of the classifier.
@@ -79,3 +79,60 @@ class ClassScores:
             raise ValueError("an inception score needs at least one image")
         mean = self.probabilities / self.count
         return math.exp(self.negative_entropy / self.count - float(torch.special.xlogy(mean, mean).sum()))
+
+
+class MeanScore(NamedTuple):
+    """The inception score as papers print it.
+
+    mean: over the parts.
+    deviation: population standard deviation over the parts.
+    """
+
+    mean: float
+    deviation: float
+
+
+class SplitScores:
+    """Inception scores of consecutive parts of the images, each with a ``p(y)`` of its own.
+
+    A part sees fewer images, so its marginal is nearer to each of them and the mean is below the score of all
+    images at once.
+
+    Args:
+        num_classes: classes of the classifier.
+        total: images that will come, from all processes.
+        splits: parts; with fewer images than parts, one each.
+
+    Source: Salimans et al., arXiv 1606.03498, section 4, and the released ``get_inception_score``.
+    """
+
+    def __init__(self, num_classes: int, *, total: int, splits: int = 10) -> None:
+        if total < 1 or splits < 1:
+            raise ValueError(f"{splits} parts of {total} images; expected at least 1 of each")
+        self.total = total
+        self.parts = [ClassScores(num_classes) for _ in range(min(splits, total))]
+
+    def update(self, logits: Tensor, position: Tensor) -> None:
+        """Take in class logits.
+
+        Args:
+            logits: (n, num_classes).
+            position: int64 (n,), where the images stand among all ``total``: processes draw every n-th.
+        """
+        part_of = position * len(self.parts) // self.total
+        for index in part_of.unique().tolist():
+            self.parts[index].update(logits[part_of == index])
+
+    def merge_processes(self, accelerator: Any) -> None:
+        """Replace the sums by those of all processes together; every process has to call it."""
+        for part in self.parts:
+            part.merge_processes(accelerator)
+
+    def score(self) -> MeanScore:
+        """Return mean and deviation over the parts.
+
+        Raises:
+            ValueError: when a part has no images.
+        """
+        scores = torch.tensor([part.score() for part in self.parts], dtype=torch.float64)
+        return MeanScore(float(scores.mean()), float(scores.std(correction=0)))

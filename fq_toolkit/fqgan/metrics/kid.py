@@ -38,6 +38,10 @@ def kernel_distance(a: "Tensor | KernelSet", b: "Tensor | KernelSet") -> float:
     ``k(x, y) = (x . y / dim + 1)^3``, over all pairs and not over drawn subsets. Being unbiased, it may be a
     little below 0 for equal distributions. Everything is float64; no matrix of all pairs exists.
 
+    The three terms are of the size ``(|x|^2 / dim)^3`` and nearly cancel: features with a mean of m lose
+    about ``6 log10(m)`` of the 16 digits, so a common offset of 100 leaves 4 of them. That is the measure's,
+    in any implementation; extractors in use have features around 1.
+
     Args:
         a: rows (n, dim), n >= 2, or a set made of them.
         b: rows (m, dim), m >= 2, or a set made of them.

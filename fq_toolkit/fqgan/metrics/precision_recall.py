@@ -1,5 +1,6 @@
-"""Precision and recall of a set of features against another, by nearest neighbours."""
+"""Precision, recall, density and coverage of a set of features against another, by nearest neighbours."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 from fq_toolkit.fqgan.metrics.feature_rows import finite_rows
 
 NEIGHBOURS = 3
+"""Of precision and recall, as published."""
+DENSITY_NEIGHBOURS = 5
+"""Of density and coverage, as published."""
 _CHUNK = 1024
 
 
@@ -22,6 +26,19 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
+class DensityCoverage(NamedTuple):
+    """How generated rows lie among the real ones.
+
+    density: balls around real rows that a generated one lies in, over the number expected where sets are
+        equal; about 1 then, and more where samples crowd into dense regions. One far real row with a huge
+        ball, which lifts precision, hardly matters.
+    coverage: share of real rows with a generated one in their ball, in [0, 1].
+    """
+
+    density: float
+    coverage: float
+
+
 class Manifold:
     """A set of rows as the union of balls around them, each reaching to the k-th nearest other row.
 
@@ -33,6 +50,11 @@ class Manifold:
 
     Raises:
         ValueError: for other shapes, or for values that are not finite or too large to multiply.
+
+    Example:
+        >>> line = Manifold(torch.tensor([[0.0], [1.0], [3.0]]), neighbours=1)
+        >>> line.covers(torch.tensor([[0.5], [-2.0]]))  # balls reach from -1 to 1, 0 to 2, 1 to 5
+        0.5
     """
 
     def __init__(self, rows: Tensor, *, neighbours: int = NEIGHBOURS) -> None:
@@ -42,6 +64,7 @@ class Manifold:
                 "and 1 or more neighbours, but fewer than rows"
             )
         rows = finite_rows(rows)
+        self.neighbours = neighbours
         # Without their mean, rows have the same distances and lose fewer digits to cancellation.
         self.middle = rows.mean(0)
         self.rows = rows - self.middle
@@ -61,16 +84,23 @@ class Manifold:
             ValueError: for another number of features, no points, or values that are not finite or too large
                 to multiply.
         """
+        return sum(int(inside.any(1).sum()) for inside in self.memberships(points)) / len(points)
+
+    def memberships(self, points: Tensor) -> Iterator[Tensor]:
+        """Yield bool (some points, n): whether a point lies in the ball around a row; all points in turn.
+
+        Raises:
+            ValueError: for another number of features, no points, or values that are not finite or too large
+                to multiply.
+        """
         if points.ndim != 2 or points.shape[1] != self.rows.shape[1] or len(points) == 0:
             raise ValueError(
                 f"points are {tuple(points.shape)}; expected (m, {self.rows.shape[1]}), at least one"
             )
         centered = finite_rows(points, what="points") - self.middle
         _demand_distances(centered)
-        hits = 0
         for part in centered.split(_CHUNK):
-            hits += int((_squared_distances(part, self.rows) <= self.reach).any(1).sum())
-        return hits / len(points)
+            yield _squared_distances(part, self.rows) <= self.reach
 
 
 def precision_recall(real: Manifold, fake: Manifold) -> PrecisionRecall:
@@ -83,6 +113,28 @@ def precision_recall(real: Manifold, fake: Manifold) -> PrecisionRecall:
     Source: Kynkaanniemi et al., arXiv 1904.06991, section 2.
     """
     return PrecisionRecall(real.covers(fake.rows + fake.middle), fake.covers(real.rows + real.middle))
+
+
+def density_coverage(real: Manifold, fake: Tensor) -> DensityCoverage:
+    """Measure how generated rows lie among the balls around real ones.
+
+    ``density = sum_ij [fake_j in ball_i] / (k M)``, ``coverage = mean_i [some fake_j in ball_i]``, with balls
+    that reach to the k-th nearest other real row.
+
+    Args:
+        real: of real features, with `DENSITY_NEIGHBOURS` to compare with published figures.
+        fake: generated features (M, dim).
+
+    Raises:
+        ValueError: as `Manifold.covers`.
+
+    Source: Naeem et al., arXiv 2002.09797, equations 3 and 4.
+    """
+    hits, met = 0, torch.zeros(len(real.rows), dtype=torch.bool)
+    for inside in real.memberships(fake):
+        hits += int(inside.sum())
+        met |= inside.any(0)
+    return DensityCoverage(hits / (real.neighbours * len(fake)), float(met.double().mean()))
 
 
 def _demand_distances(rows: Tensor) -> None:

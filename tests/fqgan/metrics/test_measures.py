@@ -15,7 +15,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from fq_toolkit.fqgan.metrics import kid
 from fq_toolkit.fqgan.metrics import precision_recall as pr
 from fq_toolkit.fqgan.metrics.feature_rows import FeatureRows
-from fq_toolkit.fqgan.metrics.inception_score import ClassScores
+from fq_toolkit.fqgan.metrics.inception_score import ClassScores, SplitScores
 from fq_toolkit.fqgan.metrics.kid import kernel_distance
 from fq_toolkit.fqgan.metrics.precision_recall import Manifold, PrecisionRecall, precision_recall
 
@@ -175,3 +175,55 @@ def test_feature_rows_keep_the_first(limit: int, cuts: list[int]) -> None:
 
 def test_the_kernel_of_equal_rows() -> None:
     assert math.isclose(kernel_distance(torch.ones(4, 3), torch.ones(5, 3)), 0, abs_tol=1e-12)
+
+
+@given(
+    seed=st.integers(0, 10**6), n=st.integers(6, 40), m=st.integers(1, 40), k=st.integers(1, 5),
+    chunk=st.integers(1, 50), offset=st.sampled_from([0.0, 0.5, 1e4]),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_density_and_coverage_are_their_formulas(
+    seed: int, n: int, m: int, k: int, chunk: int, offset: float
+) -> None:
+    real, fake = rows(seed, n, 3) + offset, 0.8 * rows(seed + 1, m, 3) + offset + 0.1
+    reach = np.sort(cdist(real, real), axis=1)[:, k]
+    inside = cdist(fake, real) <= reach  # (fake, real)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pr, "_CHUNK", chunk)
+        measured = pr.density_coverage(Manifold(real, neighbours=k), fake)
+    assert measured.density == pytest.approx(inside.sum() / (k * m), abs=1e-12)
+    assert measured.coverage == pytest.approx(inside.any(0).mean(), abs=1e-12)
+
+
+def test_density_and_coverage_of_equal_and_of_collapsed_sets() -> None:
+    real, again = rows(0, 1500, 4), rows(1, 1500, 4)
+    equal = pr.density_coverage(Manifold(real, neighbours=5), again)
+    assert equal.density == pytest.approx(1, abs=0.1)
+    # Naeem et al., equation 8: 1 - 2^-k for equal distributions of many rows
+    assert equal.coverage == pytest.approx(1 - 2**-5, abs=0.02)
+    collapsed = pr.density_coverage(Manifold(real, neighbours=5), real.mean(0).repeat(1500, 1))
+    assert collapsed.density > 1.5
+    assert collapsed.coverage < 0.1
+
+
+@given(
+    seed=st.integers(0, 10**6), total=st.integers(1, 60), splits=st.integers(1, 12), ranks=st.integers(1, 3)
+)
+@settings(max_examples=40, deadline=None)
+def test_split_scores_are_those_of_consecutive_parts(seed: int, total: int, splits: int, ranks: int) -> None:
+    logits = 3 * rows(seed, total, 5)
+    splits_of = [SplitScores(5, total=total, splits=splits) for _ in range(ranks)]
+    for rank, scores in enumerate(splits_of):
+        mine = torch.arange(total)[rank::ranks]
+        for batch in mine.split(7):
+            scores.update(logits[batch], batch)
+    for other in splits_of[1:]:
+        for part, joined in zip(splits_of[0].parts, other.parts, strict=True):
+            part.merge(joined)
+    parts = min(splits, total)
+    p = logits.softmax(1).numpy()
+    expected = []
+    for index in range(parts):  # where parts divide the total, the released slices of total // parts images
+        some = p[[i for i in range(total) if i * parts // total == index]]
+        expected.append(np.exp((some * (np.log(some) - np.log(some.mean(0)))).sum(1).mean()))
+    assert splits_of[0].score() == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-9, abs=1e-9)
