@@ -1,4 +1,4 @@
-"""Batches of sentences of about one length, in an order that is shuffled and can be continued exactly."""
+"""Batches of sentences of similar length, in a random order that can be resumed exactly."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,10 @@ POOL = 50
 class BucketedIndices(ShuffledIndices):
     """Endless batches of row numbers without replacement, each from rows of similar length.
 
-    An epoch is a permutation drawn from (seed, epoch), as in
-    :class:`~fq_toolkit.training.sampling_order.ShuffledIndices`. Every :data:`POOL` batches in a row are
-    sorted by length and cut again, and then all batches change places: padding is small, and neither the
-    order of lengths nor the company of a row repeats. A batch is cut across processes after that, so that
-    all of them have about equal work.
+    An epoch is a permutation drawn from (seed, epoch), as in `ShuffledIndices`. Each pool of `POOL` batches
+    is sorted by length and cut into batches again, and then all batches are shuffled. Little is padded, and
+    neither the order of lengths nor the rows of a batch repeat. Batches are split between processes last, so
+    that all processes have about equal work.
 
     Args:
         lengths: of each row, in tokens.
@@ -27,7 +26,7 @@ class BucketedIndices(ShuffledIndices):
         world: number of processes.
 
     Raises:
-        ValueError: when there are fewer rows than one global batch.
+        ValueError: when there are fewer rows than one batch of all processes.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class BucketedIndices(ShuffledIndices):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.size, generator=generator)
         rows = self.batch_size * self.world
-        whole = self.size // rows * rows  # the permutation, not the length, decides what the tail is
+        whole = self.size // rows * rows  # cut before sorting, or the longest rows would be left out
         pools = order[:whole].split(POOL * rows)
         near = [pool[self.lengths[pool].argsort(stable=True)] for pool in pools]
         batches = torch.cat(near).view(-1, rows)

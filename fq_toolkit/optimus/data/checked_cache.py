@@ -1,4 +1,4 @@
-"""Files that only save time: each carries its checksum, and one that is damaged is made again."""
+"""Cached files: each carries its checksum, and a damaged one is made again."""
 
 import hashlib
 import logging
@@ -15,7 +15,7 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def key_of(parts: Iterable[str | bytes]) -> str:
-    """Return a name for what depends on these texts or bytes and on nothing else.
+    """Return a name for content that depends on these texts or bytes and nothing else.
 
     Example:
         >>> key_of(["ab", "c"]) == key_of(["a", "bc"])
@@ -24,24 +24,24 @@ def key_of(parts: Iterable[str | bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(len(data).to_bytes(8, "big"))  # or ("ab", "c") and ("a", "bc") would be one key
         digest.update(data)
     return digest.hexdigest()[:32]
 
 
 def cached_bytes(name: str, make: Callable[[], bytes]) -> bytes:
-    """Read a file of the cache, or make its content and write it.
+    """Return the content of a file of the cache; make and write it if it is missing or damaged.
 
-    A file whose checksum does not fit is made again; a cache that cannot be written is told and not needed.
+    A cache that cannot be written costs a warning and nothing else.
 
     Args:
-        name: of the file; what it holds is decided by the name alone.
-        make: returns its content.
+        name: of the file, which alone decides its content.
+        make: returns the content.
     """
     path = cache_folder() / "optimus" / name
-    found = _read(path)
-    if found is not None:
-        return found
+    cached = _read(path)
+    if cached is not None:
+        return cached
     content = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

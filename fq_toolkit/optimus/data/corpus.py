@@ -1,6 +1,6 @@
 """Sentences from files, from Hugging Face datasets, or from the embedded grammar.
 
-What cannot be used is skipped, counted by reason, and told; nothing else is lost.
+Lines that cannot be used are skipped and counted by reason; nothing else is lost.
 """
 
 import importlib
@@ -28,9 +28,9 @@ NO_TEXT = "without text"
 
 
 class Sentences(NamedTuple):
-    """What was read.
+    """Sentences of one source.
 
-    texts: sentences in their order, white space made single.
+    texts: in their order, each run of white space as one space.
     skipped: reason -> number of lines that were left out.
     """
 
@@ -111,7 +111,7 @@ def read_sentences(source: str, *, text_key: str = "text", split: str = "train")
     """Read one source of sentences.
 
     Args:
-        source: a path or ``datasets:NAME``, as in :func:`load_corpus`.
+        source: a path or ``datasets:NAME``, as in `load_corpus`.
         text_key: where the text is in a JSON line or in a row of a dataset.
         split: of a Hugging Face dataset.
 
@@ -139,7 +139,7 @@ def read_sentences(source: str, *, text_key: str = "text", split: str = "train")
 
 
 def describe_skipped(skipped: dict[str, int]) -> str:
-    """Return what was left out as a clause; empty when nothing was.
+    """Return what was left out as a clause; empty if nothing was.
 
     Example:
         >>> describe_skipped({"empty": 2, "not UTF-8": 1})
@@ -149,7 +149,7 @@ def describe_skipped(skipped: dict[str, int]) -> str:
 
 
 def _clean(texts: Iterable[str]) -> Sentences:
-    """Make white space single; count what :class:`Skip` stands for and what is empty."""
+    """Normalize white space, and count lines that are empty or cannot be used (`Skip`)."""
     kept: list[str] = []
     skipped: Counter[str] = Counter()
     for text in map(tidy, texts):
@@ -185,6 +185,6 @@ def _dataset_rows(name: str, split: str, key: str) -> Iterator[str]:
     path, _, config = name.partition(":")
     try:
         rows = datasets.load_dataset(path, config or None, split=split)
-    except Exception as error:  # the package raises its own, those of its readers and those of the network
+    except Exception as error:  # of the package, its readers or the network: they share no class
         raise ConfigError(f"the dataset {name!r} has no usable split {split!r}: {error}") from error
     return (_text_of(row, key) for row in rows)

@@ -1,4 +1,4 @@
-"""Contexts and responses: an embedded corpus whose right answers are known, and files of dialogs."""
+"""Contexts and responses: an embedded corpus with known right answers, and files of dialogs."""
 
 import json
 from collections import Counter
@@ -31,7 +31,7 @@ _HELD_OUT, _SPLIT_SEED = 0.15, 20200410
 
 
 class Dialogs(NamedTuple):
-    """Contexts with their responses, a pair a row; a context may come more than once.
+    """Pairs of context and response; a context may occur more than once.
 
     contexts: what was said before.
     responses: what is said then.
@@ -42,12 +42,12 @@ class Dialogs(NamedTuple):
 
     def grouped(self) -> dict[str, list[str]]:
         """Return context -> its different responses."""
-        found: dict[str, list[str]] = {}
+        responses: dict[str, list[str]] = {}
         for context, response in zip(self.contexts, self.responses, strict=True):
-            rows = found.setdefault(context, [])
-            if response not in rows:
-                rows.append(response)
-        return found
+            known = responses.setdefault(context, [])
+            if response not in known:
+                known.append(response)
+        return responses
 
 
 class DialogCorpus(NamedTuple):
@@ -90,9 +90,9 @@ def _tables() -> dict[str, Any]:
 
 
 def embedded_dialogs() -> DialogCorpus:
-    """Return the embedded corpus: questions behind greetings; some combinations of both are held out.
+    """Return the embedded corpus: questions after greetings, with some combinations held out.
 
-    The split is the same for everybody.
+    The split never changes, so that figures of different runs can be compared.
     """
     asked, greetings = questions(), _tables()["greetings"]
     contexts = [f"{greeting} {question}".strip() for greeting in greetings for question in asked]
@@ -142,12 +142,13 @@ def load_dialogs(
         corpus = embedded_dialogs()
     else:
         skipped: Counter[str] = Counter()
-        found = _read(data, turns, skipped)
+        pairs = _read(data, turns, skipped)
         if valid is not None:
-            corpus = DialogCorpus(found, _read(valid, turns, skipped), dict(skipped))
+            corpus = DialogCorpus(pairs, _read(valid, turns, skipped), dict(skipped))
         else:
-            held_out = set(list(found.grouped())[::_EVERY])
-            parts = [_where(found, held_out, inside) for inside in (False, True)]
+            # By context: other responses to a held-out context would give it away.
+            held_out = set(list(pairs.grouped())[::_EVERY])
+            parts = [_where(pairs, held_out, inside) for inside in (False, True)]
             if not parts[0].contexts:
                 raise ConfigError(
                     f"{data} has one context; give pairs to measure with by --valid, or more contexts"

@@ -1,7 +1,7 @@
-"""A small language whose every sentence has known factors, so that what a latent space does can be scored.
+"""A small language in which every sentence has known factors, so that a latent space can be scored.
 
 A sentence says who, how many, what, when, where, and in which mood: ``two happy dogs jump in the snow .``.
-Some combinations of factors are held out: no training sentence has them, though each value is seen in many
+Some combinations of factors are held out: no training sentence has them, but each value occurs in many
 others. An analogy that ends in one of them can only be right if the factors are separate in the latent space.
 """
 
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Factor -> its values -> the words for them, in the order of `Factors`:
+# Factor -> value -> words, in the order of `Factors`:
 #   subject: the plural; number: the word in front; action: third person singular, plural, past, and what
-#   follows the verb; place: the end of the sentence; label: words in front of the subject, each says it.
+#   follows the verb; place: the end of the sentence; label: synonyms in front of the subject.
 _WORDS: dict[str, Any] = json.loads((files(__package__) / "grammar.json").read_text(encoding="utf-8"))
 FACTORS: dict[str, tuple[str, ...]] = {factor: tuple(values) for factor, values in _WORDS.items()}
 """Factor -> its values, in the order of `Factors`."""
@@ -25,7 +25,7 @@ _SPLIT_SEED = 20200409
 
 
 class Factors(NamedTuple):
-    """What a sentence says. ``label`` is its sentiment; two words say the same one."""
+    """What a sentence says. ``label`` is its sentiment, for which there may be two synonyms."""
 
     subject: str
     number: str
@@ -36,7 +36,7 @@ class Factors(NamedTuple):
 
 
 def sentences(factors: Factors) -> tuple[str, ...]:
-    """Return every way to say it.
+    """Return all sentences that say the same: one for each synonym of the label.
 
     Example:
         >>> sentences(Factors("dog", "two", "jump", "past", "snow", "positive"))
@@ -57,12 +57,12 @@ def combinations() -> Iterator[Factors]:
 
 @cache
 def _meanings() -> dict[str, Factors]:
-    """Sentence -> factors, for the whole language."""
+    """Return sentence -> factors, for the whole language."""
     return {sentence: factors for factors in combinations() for sentence in sentences(factors)}
 
 
 def parse(sentence: str) -> Factors | None:
-    """Return the factors of a sentence, or None when it is not one of this language.
+    """Return the factors of a sentence; None if it is not one of this language.
 
     Example:
         >>> parse("a girl runs .").number

@@ -153,7 +153,7 @@ def _mood(sentence: str) -> str:
 
 
 def _numbered(rows: list[Row], names: list[str], random: np.random.Generator) -> Labelled:
-    """Shuffle, and turn labels into numbers."""
+    """Return rows in random order, with labels as numbers."""
     number = {name: i for i, name in enumerate(names)}
     order = random.permutation(len(rows))
     labels = np.array([number[rows[i][0]] for i in order], dtype=np.int64)
@@ -163,8 +163,8 @@ def _numbered(rows: list[Row], names: list[str], random: np.random.Generator) ->
 def _part(folder: str, parts: tuple[str, ...]) -> str:
     """Return the common beginning STEM.PART of the files of a part of a folder."""
     for part in parts:
-        found = sorted(path for path in Path(folder).glob(f"*.{part}.*") if path.is_file())
-        stems = {path.name.partition(f".{part}.")[0] for path in found}
+        files = [path for path in Path(folder).glob(f"*.{part}.*") if path.is_file()]
+        stems = {path.name.partition(f".{part}.")[0] for path in files}
         if len(stems) > 1:
             raise ConfigError(
                 f"{folder} holds several data sets: {', '.join(sorted(stems))}; "
@@ -176,7 +176,7 @@ def _part(folder: str, parts: tuple[str, ...]) -> str:
 
 
 def _read(source: str, keys: tuple[str, str], skipped: Counter[str]) -> list[Row]:
-    """Read (label, text) rows; count in ``skipped`` what cannot be used."""
+    """Read (label, text) rows, and count in ``skipped`` the lines that cannot be used."""
     raw: list[tuple[str, str]] = []
     if source.endswith(TABLES):
         for line in read_lines(Path(source)):

@@ -1,4 +1,4 @@
-"""Lines of text files: unpacked, decoded, and marked where there is no text in them."""
+"""Lines of text files, decompressed and decoded; lines that hold no text say why."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ class Skip(str):
 
 
 def tidy(text: str) -> str:
-    r"""Make white space single, or say why there is no text.
+    r"""Return a text with each run of white space as one space, or why there is no text.
 
     JSON can hold half of a surrogate pair (``"\ud83d"``, an emoji cut in two), which no tokenizer takes.
     """
@@ -43,7 +43,7 @@ def json_object(line: str) -> dict[str, Any] | Skip:
         return Skip(EMPTY)
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # a line of brackets alone exhausts the parser
+    except (ValueError, RecursionError):  # deep nesting exhausts the parser's stack
         return Skip(NOT_JSON)
     return row if isinstance(row, dict) else Skip(NOT_JSON)
 
@@ -59,10 +59,10 @@ def reasons(skipped: Mapping[str, int]) -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file in UTF-8, or a :class:`Skip` for one that is not.
+    """Yield the lines of a file, and a `Skip` for each line that is not UTF-8.
 
     Raises:
-        ConfigError: when the file cannot be read, or is not packed with gzip as its name says.
+        ConfigError: when the file cannot be read, or is not compressed by gzip as its name says.
     """
     for line in _unpacked(path):
         try:
@@ -72,7 +72,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def _unpacked(path: Path) -> Iterator[bytes]:
-    """Read the lines of a file, unpacked, without a byte-order mark."""
+    """Yield the decompressed lines of a file, without a byte-order mark."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file):

@@ -1,4 +1,4 @@
-"""The token ids of a corpus: made once, kept in the cache, cut into batches."""
+"""The token ids of a corpus: computed once, cached, and cut into batches."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,21 +10,21 @@ from torch import Tensor
 from fq_toolkit.optimus.data.checked_cache import cached_bytes, key_of
 from fq_toolkit.optimus.model.batch import TextBatch, Tokenizers, TokenRows, as_list, collate, tokenize
 
-# Below this many sentences, making the ids takes less than a second, and no file is left for it.
+# Fewer sentences than this are tokenized in under a second and not worth a file in the cache.
 WORTH_CACHING = 20_000
 _CHUNK = 10_000
 _FORMAT = "2"
 
 
 class Ragged(NamedTuple):
-    """Rows of unequal length end to end: row i is ``flat[ends[i - 1] : ends[i]]``."""
+    """Rows of different lengths, concatenated: row i is ``flat[ends[i - 1] : ends[i]]``."""
 
     flat: np.ndarray
     ends: np.ndarray
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
-        """Pack rows."""
+        """Concatenate rows."""
         flat = [token for row in rows for token in row]
         return cls(np.array(flat, dtype=np.int32), np.cumsum([len(row) for row in rows], dtype=np.int64))
 
@@ -37,10 +37,10 @@ class TokenizedTexts:
     """A corpus as token ids, special tokens included.
 
     Args:
-        encoder: ids for the encoder, one row a sentence.
-        decoder: ids for the decoder, one row a sentence.
+        encoder: ids for the encoder, one row for each sentence.
+        decoder: ids for the decoder, one row for each sentence.
         tokenizers: that made them.
-        too_long: sentences that were left out because they have more than the permitted tokens.
+        too_long: how many sentences were left out because they have too many tokens.
     """
 
     def __init__(self, encoder: Ragged, decoder: Ragged, tokenizers: Tokenizers, *, too_long: int) -> None:
@@ -50,7 +50,7 @@ class TokenizedTexts:
         return len(self.decoder.ends)
 
     def lengths(self) -> Tensor:
-        """Return the decoder's tokens of each sentence, BOS and EOS among them, int64 (N,)."""
+        """Return the number of decoder tokens of each sentence, with BOS and EOS, int64 (N,)."""
         return torch.from_numpy(np.diff(self.decoder.ends, prepend=0))
 
     def batch(self, rows: Sequence[int] | Tensor) -> TextBatch:
@@ -60,7 +60,7 @@ class TokenizedTexts:
         return collate(TokenRows(read, written, 0), self.tokenizers)
 
     def fingerprint(self) -> str:
-        """Return what two corpora of the same ids that mean the same, and only those, have in common."""
+        """Return a digest of the ids and of the tokenizers, which say what the ids mean."""
         parts = (self.encoder.flat, self.encoder.ends, self.decoder.flat, self.decoder.ends)
         return key_of([*_identities(self.tokenizers), *(part.tobytes() for part in parts)])
 
@@ -68,8 +68,8 @@ class TokenizedTexts:
 def tokenize_corpus(texts: Sequence[str], tokenizers: Tokenizers, *, max_length: int) -> TokenizedTexts:
     """Turn a corpus into token ids, or read them from the cache.
 
-    A sentence of more than ``max_length`` tokens, special ones included, for either tokenizer is left out and
-    counted: a sentence without its end is another one.
+    A sentence with more than ``max_length`` tokens for either tokenizer, special ones included, is left out
+    and counted: truncated, it would be another sentence.
 
     Args:
         texts: sentences.
@@ -77,7 +77,7 @@ def tokenize_corpus(texts: Sequence[str], tokenizers: Tokenizers, *, max_length:
         max_length: most tokens of a sentence.
 
     Raises:
-        ValueError: when the tokenizers lack a special token.
+        ValueError: when a tokenizer lacks a special token.
     """
     texts = as_list(texts)
     if len(texts) < WORTH_CACHING:
@@ -90,7 +90,7 @@ def tokenize_corpus(texts: Sequence[str], tokenizers: Tokenizers, *, max_length:
 
 
 def _identities(tokenizers: Tokenizers) -> list[str]:
-    """Return what decides the ids that these tokenizers give."""
+    """Return everything about these tokenizers that decides the ids."""
     return [
         text
         for tokenizer in tokenizers
@@ -103,7 +103,7 @@ def _make(texts: Sequence[str], tokenizers: Tokenizers, max_length: int) -> dict
     encoder: list[list[int]] = []
     decoder: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
-        # One token more than permitted stays, by which the sentences that are too long are known.
+        # Truncated to one token more than allowed, which shows which sentences are too long.
         rows = tokenize(texts[start : start + _CHUNK], tokenizers, max_length=max_length + 1)
         fit = [max(len(a), len(b)) <= max_length for a, b in zip(rows.encoder, rows.decoder, strict=True)]
         encoder += [row for row, fits in zip(rows.encoder, fit, strict=True) if fits]

@@ -18,7 +18,7 @@ ENCODER_SPECIALS = {
 }  # fmt: skip
 DECODER_SPECIALS = {"pad_token": "<PAD>", "bos_token": "<BOS>", "eos_token": "<EOS>"}
 WORD_DECODER_SPECIALS = DECODER_SPECIALS | {"unk_token": "<UNK>"}
-# Of the tokenizers of whole words: endings that are tokens of their own.
+# Endings that tokenizers of whole words split off as tokens of their own.
 ENDINGS = ("s", "ed")
 _JOIN = "##"
 _MIN_SIZE = 300
@@ -28,20 +28,18 @@ _FORMAT = "1"
 def train_tokenizers(
     sentences: Sequence[str], vocab_size: int = 8000, *, kind: Kind = "subword"
 ) -> Tokenizers:
-    """Train the tokenizers of an encoder and of a decoder. The same sentences give the same tokenizers.
+    """Train tokenizers for an encoder and a decoder. The same sentences give the same tokenizers.
 
     Args:
         sentences: the text.
-        vocab_size: at most so many tokens each, special ones included.
-        kind: ``"word"``: what stands between spaces, for small languages, with the endings -s and -ed as
-            tokens of their own, so that ``girl`` and ``girls`` have one in common; a word that was never seen
-            becomes the unknown token. ``"subword"``: byte-level BPE, as GPT-2 has it, for both: no text is
-            unknown. (The WordPiece trainer of ``tokenizers`` numbers its tokens differently each time, so
-            that a run could not be resumed with it.)
+        vocab_size: most tokens of each, special ones included.
+        kind: ``"word"``: words between spaces, for small languages, with the endings -s and -ed as tokens of
+            their own, so that ``girl`` and ``girls`` share one; a word that was never seen becomes the
+            unknown token. ``"subword"``: byte-level BPE like GPT-2's, for which no text is unknown.
 
     Returns:
-        The tokenizers: ``[CLS] text [SEP]`` for the encoder; bare text for the decoder, which has PAD, BOS
-        and EOS tokens.
+        The tokenizers: ``[CLS] text [SEP]`` for the encoder; text without a frame for the decoder, which has
+        PAD, BOS and EOS tokens.
 
     Raises:
         ConfigError: without sentences, or with a vocabulary too small for all bytes or for a single word.
@@ -63,6 +61,8 @@ def train_tokenizers(
                 _word_level(sentences, vocab_size, WORD_DECODER_SPECIALS),
             )
         else:
+            # BPE for the encoder as well: the WordPiece trainer of tokenizers numbers its tokens differently
+            # each time, and a run could not be resumed.
             pair = tuple(
                 _byte_level(sentences, vocab_size, specials)
                 for specials in (ENCODER_SPECIALS, DECODER_SPECIALS)
@@ -108,7 +108,7 @@ def _byte_level(sentences: Sequence[str], vocab_size: int, specials: dict[str, s
     import tokenizers
 
     raw = tokenizers.Tokenizer(tokenizers.models.BPE())
-    # With the space in front, a word is one token wherever it stands.
+    # With a space in front, the first word of a text is the same token as anywhere else.
     raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     raw.decoder = tokenizers.decoders.Sequence(
         [tokenizers.decoders.ByteLevel(), tokenizers.decoders.Strip(content=" ", left=1, right=0)]
@@ -128,7 +128,7 @@ def _byte_level(sentences: Sequence[str], vocab_size: int, specials: dict[str, s
 
 
 def _frame(raw: Any) -> None:
-    """Let it put ``[CLS]`` and ``[SEP]`` around a text."""
+    """Make a tokenizer put ``[CLS]`` and ``[SEP]`` around a text."""
     import tokenizers
 
     first, last = ENCODER_SPECIALS["cls_token"], ENCODER_SPECIALS["sep_token"]
@@ -139,7 +139,7 @@ def _frame(raw: Any) -> None:
 
 
 def _wrapped(serialized: str, specials: dict[str, str]) -> Any:
-    """Return it as a tokenizer of transformers."""
+    """Return a serialized tokenizer as one of transformers."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,6 +1,6 @@
 """Analogies on the embedded grammar, whose right answers are known.
 
-Source: arXiv 2004.04092, section 4.2 (latent vector arithmetic). The paper shows examples; here they are
+Source: arXiv 2004.04092, section 4.2 (latent vector arithmetic). The paper shows examples. Here answers are
 scored, on combinations of factors that no training sentence has.
 """
 
@@ -13,7 +13,7 @@ from fq_toolkit.optimus.data.grammar import FACTORS, Factors, GrammarCorpus, par
 
 
 class Analogy(NamedTuple):
-    """a : b = c : ?. From a to b one factor changes; the same change of c gives ``expected``, held out."""
+    """The question a : b = c : ?. One factor changes from a to b; ``expected`` is c with the same change."""
 
     a: str
     b: str
@@ -23,7 +23,7 @@ class Analogy(NamedTuple):
 
 
 class AnalogyScore(NamedTuple):
-    """How often answers were right, each from 0 to 1.
+    """Shares of right answers, from 0 to 1.
 
     accuracy: every factor is as expected.
     changed: the factor that had to change is as expected.

@@ -1,4 +1,4 @@
-"""How well a sentence VAE models language: likelihood, perplexities, and what its latents do.
+"""Measures of a sentence VAE as a language model: likelihood, perplexities, and what its latents do.
 
 Source: arXiv 2004.04092, section 4.1.
 """
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 
 
 class LanguageScores(NamedTuple):
-    """A sentence VAE on a corpus. Everything per sentence is a mean over its sentences, in nats.
+    """Scores of a sentence VAE on a corpus. Likelihoods and KL are means over sentences, in nats.
 
     Attributes:
         sentences: how many were measured.
-        left_out: how many were longer than the model reads, and were not.
-        tokens: decoder tokens, BOS and EOS of each sentence among them.
-        words: words between spaces, and one more per sentence for its end.
-        negative_log_likelihood: -log p(x) by importance sampling with K draws.
+        left_out: how many were not measured because they are longer than the model reads.
+        tokens: decoder tokens, including BOS and EOS of each sentence.
+        words: words between spaces, plus one for the end of each sentence.
+        negative_log_likelihood: -log p(x), estimated by importance sampling with K draws.
         negative_elbo: reconstruction + kl.
         reconstruction: -log p(x|z), mean over the draws.
         reconstruction_from_mean: -log p(x|z) for the mean of the sentence's own posterior.
-        reconstruction_from_other: the same for the mean of another sentence's; not above the former where the
+        reconstruction_from_other: the same for the mean of another sentence; as low as the former when the
             decoder ignores the latent.
         kl: KL to the prior.
         mutual_information: between sentence and latent, at most log(sentences).
         active_units: dimensions in use.
-        ppl_per_bpe_token: the paper's perplexity, ``exp(sum -log p(x) / tokens)``: BOS counts although nobody
-            predicts it, and the tokens are those of the decoder's tokenizer.
-        ppl_per_word: ``exp(sum -log p(x) / words)``.  Models of different tokenizers compare by it, but not
-            where words are unknown: each of them is one easy guess.
-        unknown: share of the decoder's tokens that are the unknown one, from 0 to 1.
+        ppl_per_bpe_token: the paper's perplexity, ``exp(sum -log p(x) / tokens)``. BOS counts although it is
+            not predicted, and the tokens are those of the decoder's tokenizer.
+        ppl_per_word: ``exp(sum -log p(x) / words)``. It compares models with different tokenizers, but not
+            when words are unknown: an unknown word is easy to predict.
+        unknown: share of the decoder's tokens that are the unknown token, from 0 to 1.
         draws: K.
     """
 
@@ -76,13 +76,13 @@ def measure_language(
 ) -> LanguageScores:
     """Measure a model on sentences.
 
-    A sentence that is longer than the model reads is left out and counted: without its end it would be
-    another sentence, and its words could not be told from those that were cut.  The draws of a sentence are
-    its own: batches and order of the sentences change nothing but the rounding.
+    A sentence that is longer than the model reads is left out and counted: truncated, it would be another
+    sentence, and its words could not be counted. Each sentence has its own draws, so that batches and order
+    change only the rounding.
 
     Args:
         vae: the model; it keeps its mode.
-        texts: at least two sentences that are not left out.
+        texts: sentences, of which the model can read at least two.
         draws: K of the importance sampling.
         batch_size: rows per forward.
         generator: source of the draws.
@@ -104,16 +104,16 @@ def measure_language(
         for group in order:
             batch = collate(_take(rows, group), vae.tokenizers).to(vae.device)
             drawn = noise.normal(group, draws, vae.latent_size)
-            found = importance_estimate(vae, batch, draws=draws, rows=batch_size, noise=drawn)
-            log_px[group], nll[group] = found.log_px.cpu(), found.nll.cpu()
-            mean[group], logvar[group] = (part.cpu() for part in found.posterior)
+            estimate = importance_estimate(vae, batch, draws=draws, rows=batch_size, noise=drawn)
+            log_px[group], nll[group] = estimate.log_px.cpu(), estimate.nll.cpu()
+            mean[group], logvar[group] = (part.cpu() for part in estimate.posterior)
         posterior = Posterior(mean, logvar)
         own, other = (_nll_given(vae, rows, order, z) for z in (mean, mean[noise.others()]))
     (drawn_for_mi,) = noise_of_mi.normal(range(count), 1, vae.latent_size)
     tokens = sum(len(row) for row in rows.decoder)
     words = sum(len(text.split()) + 1 for text in kept)
-    mark = vae.tokenizers.decoder.unk_token_id
-    unknown = 0 if mark is None else sum(row.count(mark) for row in rows.decoder)
+    unknown_id = vae.tokenizers.decoder.unk_token_id
+    unknown = 0 if unknown_id is None else sum(row.count(unknown_id) for row in rows.decoder)
     kl = float(posterior.kl().double().sum(1).mean())
     total = -float(log_px.sum())
     return LanguageScores(
@@ -137,13 +137,13 @@ def measure_language(
 
 
 def readable(vae: SentenceVAE, texts: Sequence[str]) -> tuple[TokenRows, list[str]]:
-    """The sentences that are not too long, as token ids and as they are.
+    """Return the sentences that are not too long, as token ids and as texts.
 
     Raises:
         ValueError: an empty sentence, or fewer than two that the model can read.
     """
     texts = check_texts(texts)
-    # One token more than the model reads stays, by which the sentences that are too long are known.
+    # Truncated to one token more than the model reads, which shows which sentences are too long.
     rows = tokenize(texts, vae.tokenizers, max_length=vae.max_length + 1)
     fits = [
         max(len(read), len(written)) <= vae.max_length
@@ -158,20 +158,19 @@ def readable(vae: SentenceVAE, texts: Sequence[str]) -> tuple[TokenRows, list[st
 
 
 def _take(rows: TokenRows, group: Sequence[int]) -> TokenRows:
-    """Some of the rows."""
+    """Return some of the rows."""
     return TokenRows([rows.encoder[i] for i in group], [rows.decoder[i] for i in group], 0)
 
 
 def _nll_given(vae: SentenceVAE, rows: TokenRows, order: list[list[int]], z: Tensor) -> Tensor:
-    """``-log p(x|z)`` of each sentence for the latent in its row of z, (N,) in float64."""
+    """Compute ``-log p(x|z)`` of each sentence for the latent in its row of z, (N,) in float64."""
     result = torch.empty(z.shape[0], dtype=torch.float64)
     for group in order:
         batch = collate(_take(rows, group), vae.tokenizers).to(vae.device)
-        found = vae.nll(z[group].to(vae.device), batch.decoder_ids, batch.decoder_mask)
-        result[group] = found.double().cpu()
+        result[group] = vae.nll(z[group].to(vae.device), batch.decoder_ids, batch.decoder_mask).double().cpu()
     return result
 
 
 def _exp(value: float) -> float:
-    """``exp``, infinite where that is too large for a float."""
+    """Return ``exp(value)``; infinity where math.exp would raise an OverflowError."""
     return math.exp(value) if value < 700 else math.inf

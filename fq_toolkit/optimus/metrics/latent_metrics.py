@@ -1,4 +1,4 @@
-"""How much of a latent space is in use: mutual information and active units.
+"""Measures of how much of a latent space is used: mutual information and active units.
 
 Source: arXiv 2004.04092, section 4.1.
 """
@@ -21,38 +21,42 @@ def mutual_information(
     noise: Tensor | None = None,
     chunk: int = 512,
 ) -> float:
-    """``I_q(x; z) = E log q(z|x) - E log q(z)`` in nats, with ``q(z) = 1/N sum_n q(z|x_n)``.
+    """Estimate ``I_q(x; z) = E log q(z|x) - E log q(z)`` in nats, with ``q(z) = 1/N sum_n q(z|x_n)``.
 
-    One z is drawn per sentence, and the same one is in both terms.  It is 0 where all posteriors are the
-    same, and never above log N, which it reaches where they do not overlap: compare figures of the same N.
+    One z is drawn for each sentence and used in both terms. The estimate is 0 when all posteriors are equal,
+    and at most log N, when none overlap: compare only figures of the same N.
+
+    Source: arXiv 2004.04092, section 4.1 (MI); the release takes the aggregate posterior of one batch.
 
     Args:
-        posterior: of N sentences, (N, nz); not of a part of them, as the aggregate is over all.
+        posterior: of all N sentences, (N, nz).
         generator: source of the draws.
-        noise: standard normal numbers (N, nz) that the draws are made of instead.
-        chunk: draws that are compared with all N at once.
+        noise: standard normal numbers (N, nz) for the draws instead.
+        chunk: draws that are compared with all N at once; bounds the memory.
 
     Returns:
         The estimate.
     """
     at_least_one("chunk", chunk)
     mean, logvar = posterior.mean.double(), posterior.logvar.double()
-    exact = Posterior(mean - mean.mean(0), logvar)  # MI knows no place, and small numbers round better
+    exact = Posterior(mean - mean.mean(0), logvar)  # a shift leaves MI as it is, and small numbers round less
     z = exact.sample(generator) if noise is None else exact.mean + exact.std * noise.to(mean)
     parts = []
     for start in range(0, z.shape[0], chunk):
         density = _log_densities(z[start : start + chunk], exact)
-        # Of the same matrix, so that both terms are rounded alike.
+        # Both terms come from one matrix, so that their rounding errors cancel.
         parts.append(density.diagonal(start) - density.logsumexp(1))
     return float(torch.cat(parts).mean()) + math.log(z.shape[0])
 
 
 def active_units(posterior: Posterior, *, threshold: float = 0.01) -> int:
-    """Dimensions whose posterior mean has a variance over the sentences above the threshold.
+    """Count the dimensions that are in use: ``Var_x(E_q(z_i|x)[z_i]) > threshold``.
+
+    Source: arXiv 2004.04092, section 4.1 (AU), after Burda et al. (2016), arXiv 1509.00519.
 
     Args:
         posterior: of N sentences, (N, nz), N at least 2.
-        threshold: of the variance (the one with N - 1).
+        threshold: of the unbiased variance.
 
     Returns:
         Their number, between 0 and nz.
@@ -69,10 +73,8 @@ def active_units(posterior: Posterior, *, threshold: float = 0.01) -> int:
 
 
 def _log_densities(z: Tensor, posterior: Posterior) -> Tensor:
-    """``log N(z_m; mean_n, var_n)`` for each of M latents (M, nz) and N posteriors: (M, N).
-
-    The square is multiplied out, so that it is two products of matrices and M x N x nz never exists.
-    """
+    """Compute ``log N(z_m; mean_n, var_n)`` of M latents (M, nz) under N posteriors, as (M, N)."""
+    # (z - mean)^2 / var multiplied out: two matrix products, and no tensor of M x N x nz.
     mean, logvar = posterior
     precision = (-logvar).exp()
     offset = (mean.square() * precision + logvar).sum(1) + mean.shape[1] * math.log(2 * math.pi)

@@ -1,4 +1,4 @@
-"""How good and how varied generated sentences are: BLEU, self-BLEU, distinct n-grams."""
+"""Measures of the quality and variety of generated sentences: BLEU, self-BLEU, distinct n-grams."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fq_toolkit.training.errors import require
 
 
 class Distinct(NamedTuple):
-    """Share of n-grams that are different, from 0 to 1.
+    """Share of n-grams that are distinct, from 0 to 1.
 
     Attributes:
-        intra: within a text, mean over the texts; a text without an n-gram counts as 0.
-        inter: within all texts together.
+        intra: within each text, mean over the texts; a text shorter than n words counts as 0.
+        inter: over all texts together.
     """
 
     intra: float
@@ -23,14 +23,14 @@ class Distinct(NamedTuple):
 
 
 def distinct_ngrams(texts: Sequence[str], n: int) -> Distinct:
-    """dist-n: different n-grams of words divided by all n-grams.
+    """Compute dist-n, the number of distinct n-grams of words divided by the number of all n-grams.
 
     Args:
         texts: sentences, words between spaces.
         n: length of an n-gram.
 
     Returns:
-        Within texts and over all of them.
+        The shares within texts and over all texts.
 
     Raises:
         ValueError: no text.
@@ -50,14 +50,11 @@ def distinct_ngrams(texts: Sequence[str], n: int) -> Distinct:
 
 
 def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU-4 of a corpus, 0 to 100, as sacrebleu computes it with its own tokenizer.
+    """Compute BLEU-4 of a corpus, 0 to 100, by sacrebleu with its own tokenizer.
 
     Args:
         hypotheses: N sentences.
-        references: for each of them one or more sentences.
-
-    Returns:
-        BLEU.
+        references: one or more sentences for each hypothesis.
 
     Raises:
         ValueError: not one list of references per hypothesis.
@@ -72,24 +69,21 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
     most = max(len(row) for row in references)
     if not most or any(not row for row in references):
         raise ValueError("each hypothesis needs at least one reference")
-    # sacrebleu wants the k-th references of all hypotheses together, and None where there is none.
+    # sacrebleu takes the k-th references of all hypotheses together, with None where there is none.
     streams = [[row[k] if k < len(row) else None for row in references] for k in range(most)]
-    # force: no warning that a text looks tokenized; the figure is the same
+    # force only hides the warning that a text looks tokenized.
     score = sacrebleu.metrics.BLEU(force=True).corpus_score(hypotheses, streams).score
     return min(float(score), 100.0)  # sacrebleu's perfect score is 100.00000000000004
 
 
 def self_bleu(texts: Sequence[str], *, max_ngram: int = 4) -> float:
-    """How alike texts are, 0 to 100: the mean BLEU of each against all the others. Lower is more varied.
+    """Compute self-BLEU, 0 to 100: the mean BLEU of each text against all others. Lower is more varied.
 
-    Every pair is compared: the time grows with the square of their number, and a few hundred are enough.
+    The time grows with the square of the number of texts; a few hundred are enough.
 
     Args:
         texts: at least two.
-        max_ngram: longest n-grams that count.
-
-    Returns:
-        Mean of sentence BLEU.
+        max_ngram: length of the longest n-grams that count.
 
     Raises:
         ValueError: fewer than two texts.
@@ -105,5 +99,5 @@ def self_bleu(texts: Sequence[str], *, max_ngram: int = 4) -> float:
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """The n-grams of a text, in order; none where it is shorter."""
+    """Return the n-grams of a text, in order; none if it is shorter."""
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

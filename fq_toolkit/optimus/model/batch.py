@@ -159,7 +159,7 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can hold a text: it cannot where a surrogate stands alone."""
+    """Return whether a text can be encoded as UTF-8; one with an unpaired surrogate cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -193,7 +193,7 @@ def decoder_specials(tokenizer: Any) -> tuple[int, int, int]:
 def encoder_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the ids that the encoder expects before and after a sentence, such as [CLS] and [SEP].
 
-    They are found by tokenizing a word with and without them: no attribute of a tokenizer tells.
+    They are found by tokenizing a word with and without them: no attribute of a tokenizer says it.
     """
     bare, framed = (
         list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True)

@@ -1,4 +1,4 @@
-"""What the commands share: user errors without a traceback, seeds, and what is typed."""
+"""Helpers of the commands: errors without a traceback, seeds, checkpoints, and typed lines."""
 
 import dataclasses
 import io

@@ -8,8 +8,8 @@ from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.session import FREE_ON_RESUME as ALWAYS_FREE
 
 SMALL = "small"
-# Of these options a resumed run may change those that do not decide what is computed. ``steps`` decides it:
-# beta and the learning rate are functions of the share of the run that is done.
+# Options that a resumed run may change because they do not decide what is computed. ``steps`` does: beta and
+# the learning rate depend on the share of the run that is done.
 FREE_ON_RESUME = ALWAYS_FREE - {"steps"}
 
 
@@ -37,64 +37,64 @@ class VAEConfig:
     decoder: str = SMALL
     """small (a GPT-2 from scratch), or the name or folder of a pretrained decoder."""
     tokenizer: Literal["word", "subword"] = "word"
-    """Of networks from scratch, trained in place: words and their endings, or byte-level BPE."""
+    """Tokenizer trained in place for networks from scratch: words and their endings, or byte-level BPE."""
     vocab_size: Annotated[int, Bounds(0, 2**31 - 1)] = 1000
     """Most tokens of a tokenizer trained in place."""
     layers: Positive[int] = 2
-    """Of each network from scratch."""
+    """Layers of each network from scratch."""
     width: Positive[int] = 64
     """Channels of each network from scratch."""
     heads: Positive[int] = 4
     """Attention heads of each network from scratch."""
     dropout: Share = 0.0
-    """Of each network from scratch."""
+    """Dropout of each network from scratch."""
     latent_size: Positive[int] = 32
     """Dimensions of the latent."""
     pooling: Literal["pooler", "cls", "mean"] = "mean"
-    """Which vector of the encoder the latent is made of: BERT's pooled [CLS], bare [CLS], or the mean."""
+    """Sentence vector of the encoder: BERT's pooled [CLS], the bare state of [CLS], or the mean."""
     init_std: NotNegative[float] = 0.1
     """Standard deviation of the weights to and from the latent at the start; the release has 0.02."""
     mode: Literal["memory", "embedding", "both"] = "memory"
-    """How the decoder sees the latent."""
+    """How the decoder reads the latent."""
 
     batch_size: Positive[int] = 64
     """Rows per forward and process."""
     accumulate: Positive[int] = 1
-    """Forwards per update: batch_size times this many rows decide a step."""
+    """Forwards per update, which is made from batch_size times this many rows."""
     lr: Rate = 2e-3
-    """AdamW learning rate after its warm-up; falls to a tenth along a cosine."""
+    """AdamW learning rate after its warm-up; cosine decay to a tenth."""
     lr_warmup: NotNegative[float] = 1 / 24
     """Share of the run over which the learning rate rises; from 1 on, a number of steps."""
     weight_decay: NotNegative[float] = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     clip: NotNegative[float] = 1.0
     """Largest gradient norm; 0 does not clip."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto takes the accelerator that is there."""
+    """auto uses an accelerator if there is one."""
 
     beta: NotNegative[float] = 1.0
-    """Weight of the KL term where the schedule is at its top."""
+    """Largest weight of the KL term."""
     schedule: Literal["constant", "monotonic", "cyclical"] = "cyclical"
-    """Of beta: there at once; a rise, then there; or n_cycle times 0, a rise, then there."""
+    """Schedule of beta: constant; a linear rise, then constant; or n_cycle times 0, a rise, then constant."""
     n_cycle: Positive[int] = 1
-    """cyclical: how many times."""
+    """Number of cycles."""
     ratio_zero: Share = 0.5
-    """cyclical: share of a cycle with beta 0."""
+    """Share of a cycle with beta 0."""
     ratio_increase: Share = 0.25
-    """cyclical, monotonic: share of a cycle, or of the run, over which beta rises."""
+    """Share of a cycle, or with monotonic of the run, over which beta rises."""
     free_bits: NotNegative[float] = 0.1
-    """Nats of KL per dimension that cost nothing; the paper's lambda."""
+    """Nats of KL per dimension that are free; the paper's lambda."""
     length_weighted: bool = False
-    """Divide the reconstruction loss of a text by its tokens."""
+    """Divide the reconstruction loss of a text by its number of tokens."""
 
     log_every: Positive[int] = 50
     """Steps between rows of metrics.csv."""
     checkpoint_every: NotNegative[int] = 600
     """Steps between checkpoints."""
     keep_checkpoints: Positive[int] = 2
-    """Complete checkpoints that stay."""
+    """Newest checkpoints that are kept, beside the best one."""
     evaluate_every: NotNegative[int] = 0
     """Steps between evaluations; 0 evaluates only the last step."""
 
@@ -116,5 +116,5 @@ class VAEConfig:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps over which the learning rate rises."""
+        """Return the number of steps over which the learning rate rises."""
         return round(self.lr_warmup * self.steps if self.lr_warmup < 1 else self.lr_warmup)

@@ -1,6 +1,7 @@
-"""How beta, the weight of the KL term, changes over training.
+"""Schedules of beta, the weight of the KL term.
 
-Source: arXiv 2004.04092, section 3.3, after "Cyclical Annealing Schedule", arXiv 1903.10145.
+Source: arXiv 2004.04092, section 3.3, after Fu et al. (2019), "Cyclical Annealing Schedule: A Simple Approach
+to Mitigating KL Vanishing", arXiv 1903.10145.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ KINDS = ("cyclical", "monotonic", "constant")
 
 
 class Phase(NamedTuple):
-    """What holds in one step.
+    """The settings of one step.
 
     Attributes:
         beta: weight of the KL term.
-        deterministic: whether the decoder gets the mean of the posterior, without noise.
+        deterministic: whether the decoder reads the mean of the posterior, without noise.
     """
 
     beta: float
@@ -28,22 +29,22 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class BetaSchedule:
-    """Step -> `Phase`.
+    """Beta as a function of the step; calling it returns a `Phase`.
 
-    An autoencoder warm-up comes first: no KL term and no noise.  The schedule proper has the steps after it.
+    An autoencoder warm-up comes first: no KL term and no noise. The schedule itself covers the other steps:
 
-    - ``"cyclical"``: ``cycles`` times 0, then a ramp, then ``beta``; see `cyclical_beta`.  The original has
-      one cycle when it fine-tunes and ten when it pretrains.
-    - ``"monotonic"``: one cycle that begins with the ramp, over ``ratio_increase`` of the steps.
-    - ``"constant"``: ``beta`` at once.
+    - ``"cyclical"``: ``cycles`` times 0, then a linear ramp, then ``beta``; see `cyclical_beta`. The release
+      has one cycle for fine-tuning and ten for pretraining.
+    - ``"monotonic"``: one cycle that starts with the ramp, over ``ratio_increase`` of the steps.
+    - ``"constant"``: ``beta`` from the start.
 
     Args:
-        steps: of the whole training, warm-up included.
+        steps: of the whole training, with the warm-up.
         kind: "cyclical", "monotonic" or "constant".
         beta: the largest weight.
-        cycles: how often it starts again.
-        ratio_zero: part of a cycle with weight 0.
-        ratio_increase: part of a cycle in which the weight grows.
+        cycles: number of cycles.
+        ratio_zero: share of a cycle with weight 0.
+        ratio_increase: share of a cycle in which the weight rises.
         autoencoder_steps: steps of the warm-up.
 
     Raises:
@@ -84,7 +85,7 @@ class BetaSchedule:
             )
 
     def __call__(self, step: int) -> Phase:
-        """What holds in step ``step``, from 0; after the last step, what held in it."""
+        """Return the settings of a step, from 0; steps after the last one have its settings."""
         if step < self.autoencoder_steps:
             return Phase(0.0, True)
         if self.kind == "constant":
@@ -103,24 +104,29 @@ class BetaSchedule:
 def cyclical_beta(
     step: int, steps: int, *, cycles: int = 1, ratio_zero: float = 0.5, ratio_increase: float = 0.25
 ) -> float:
-    """The original's annealing in closed form: in each cycle 0, then a linear ramp to 1, then 1.
+    """Compute the cyclical schedule of the release: in each cycle 0, then a linear ramp to 1, then 1.
 
-    With a period ``P = steps / cycles`` and the position i in the cycle, beta is 0 for ``i < ratio_zero P``
-    and then ``(i - i_0) / (ratio_increase P)``, at most 1, where ``i_0`` is the first position of the ramp.
-    So the ramp starts with one more 0, and its first value above 0 comes a step later than one would think.
-    The original has it so, and so have we: its runs can be repeated.
+    With the period ``P = steps / cycles`` and the position i in the cycle,
+
+        beta_i = 0                                        for i < ratio_zero P
+        beta_i = min(1, (i - i_0) / (ratio_increase P))   else, with i_0 = ceil(ratio_zero P)
+
+    The first value of the ramp is 0 as well, one step more than in the paper's formula. The release computes
+    it this way, and so its runs can be repeated.
+
+    Source: arXiv 1903.10145, section 4, with a part at 0 added by arXiv 2004.04092, section 3.3.
 
     Args:
         step: from 0.
         steps: of all cycles together.
-        cycles: how many; a period need not be a whole number.
-        ratio_zero: part of a period with 0.
-        ratio_increase: part of a period with the ramp; 0 is a jump.
+        cycles: how many; the period need not be a whole number.
+        ratio_zero: share of a period with 0.
+        ratio_increase: share of a period with the ramp; 0 jumps to 1.
 
     Returns:
         A number in [0, 1].
     """
-    cycle = ((step + 1) * cycles - 1) // steps  # the last one that has begun: cycle c does at floor(c P)
+    cycle = ((step + 1) * cycles - 1) // steps  # in integers: cycle c starts at floor(c P)
     position = step - cycle * steps // cycles
     period = steps / cycles
     if position < period * ratio_zero:

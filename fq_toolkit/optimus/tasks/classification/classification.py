@@ -1,4 +1,4 @@
-"""Text classification from latents: features, fine-tuning, and how many labels it takes.
+"""Text classification from latents: features, fine-tuning, and learning curves over few labels.
 
 Source: arXiv 2004.04092, section 4.4 (low-resource language understanding).
 """
@@ -20,16 +20,16 @@ from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.seeding import isolated_rng
 
 _CONFIDENCE = 0.95
-# Of fine-tuning: small batches, so that a few labels are seen often enough.
+# Fine-tuning uses small batches, so that few labels are still seen often enough.
 _BATCH, _LR = 32, 5e-4
 
 
 class Features(NamedTuple):
-    """What an encoder makes of sentences.
+    """Vectors of sentences.
 
-    pooled: its sentence vector (N, hidden).
-    mean: of the posterior (N, nz).
-    truncated: sentences that are longer than the model reads and lost their end.
+    pooled: sentence vectors of the encoder, (N, hidden).
+    mean: means of the posteriors, (N, nz).
+    truncated: how many sentences are longer than the model reads and were truncated.
     """
 
     pooled: Tensor
@@ -38,12 +38,12 @@ class Features(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One classifier.
+    """The result of one classifier.
 
-    arm: what it learned from.
+    arm: the features that it learned from.
     per_class: labels per class.
     seed: of the choice of the labelled sentences, and of fine-tuning.
-    accuracy: on the sentences to measure with, from 0 to 1.
+    accuracy: on the test sentences, from 0 to 1.
     """
 
     arm: str
@@ -53,9 +53,9 @@ class Result(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """An arm with so many labels per class, over seeds.
+    """The accuracy of an arm with some number of labels per class, over seeds.
 
-    low, high: 95 % interval of Student's t of the mean; NaN for one seed.
+    low, high: 95 % confidence interval of the mean by Student's t; NaN for one seed.
     """
 
     arm: str
@@ -67,10 +67,10 @@ class Summary(NamedTuple):
 
 
 def untrained(vae: SentenceVAE, *, seed: int = 0) -> SentenceVAE:
-    """Return a copy of a model whose encoder and projection have random weights again."""
+    """Return a copy of a model with random weights in encoder and projection."""
     fresh = copy.deepcopy(vae)
     with isolated_rng(seed):
-        # dtype and device of the trained one: everything else of it comes from the configuration
+        # dtype and device are no part of the configuration
         fresh.encoder = type(vae.encoder)(vae.encoder.config).to(vae.device, vae.encoder.dtype).eval()
         nn.init.normal_(fresh.linear.weight, std=0.02)
     return fresh
@@ -92,12 +92,12 @@ def encode_features(vae: SentenceVAE, texts: Sequence[str], *, batch_size: int =
 
 
 def _batch(vae: SentenceVAE, texts: Sequence[str]) -> TextBatch:
-    """Sentences as a batch on the model's device, without a word about those that are cut."""
+    """Make a batch of sentences on the model's device, without the warning about truncated ones."""
     return make_batch(texts, vae.tokenizers, max_length=vae.max_length).to(vae.device)
 
 
 def choose(labels: np.ndarray, per_class: int, *, seed: int) -> np.ndarray:
-    """Return rows: ``per_class`` of each label, and those of a smaller number among those of a larger one.
+    """Return ``per_class`` rows of each label; those of a smaller number are among those of a larger one.
 
     Raises:
         ConfigError: when a label has fewer sentences.
@@ -113,7 +113,7 @@ def choose(labels: np.ndarray, per_class: int, *, seed: int) -> np.ndarray:
 
 
 def feature_accuracy(train: Tensor, train_labels: np.ndarray, test: Tensor, test_labels: np.ndarray) -> float:
-    """Accuracy of a logistic regression on standardized features, with scikit-learn's default penalty."""
+    """Return the accuracy of a logistic regression on standardized features, with the default penalty."""
     linear = require("sklearn.linear_model", purpose="classification")
     center, spread = train.mean(0), train.std(0, correction=0).clamp_min(1e-6)
     spread = torch.where(spread > 1e-5, spread, torch.ones_like(spread))  # one sentence has no spread
@@ -142,14 +142,14 @@ class _Classifier(nn.Module):
 def finetuned_accuracy(
     vae: SentenceVAE, train: Labelled, test: Labelled, *, latent: bool, steps: int, seed: int
 ) -> float:
-    """Accuracy after training the whole encoder with a linear layer on top; the model itself is untouched.
+    """Return the accuracy after fine-tuning the whole encoder with a linear layer; ``vae`` is not changed.
 
     Args:
-        vae: whose encoder to start from.
+        vae: model with the encoder to start from.
         train: labelled sentences.
-        test: to measure with.
-        latent: the linear layer reads the posterior's mean, not the sentence vector.
-        steps: updates of AdamW, with 32 sentences each or all where there are fewer.
+        test: labelled sentences to measure with.
+        latent: whether the linear layer reads the mean of the posterior instead of the sentence vector.
+        steps: updates of AdamW, each with 32 sentences or all if there are fewer.
         seed: of the linear layer and the order.
     """
     classes = int(train.labels.max()) + 1
@@ -172,7 +172,7 @@ def finetuned_accuracy(
 
 
 def _batches(size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows of each step: epoch after epoch, each in a new order."""
+    """Yield the rows of each step, epoch by epoch, each in a new order."""
     random = np.random.default_rng(seed)
     order = np.empty(0, dtype=np.int64)
     for _ in range(steps):
@@ -192,16 +192,16 @@ def low_resource_curve(
     finetune_steps: int,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """Train classifiers on 1, 10, 100 ... labels per class; all arms get the same labelled sentences.
+    """Train classifiers on 1, 10, 100 ... labels per class, all arms with the same labelled sentences.
 
     Args:
-        models: name -> model; the latents of the first are measured, and the sentence vectors of all.
-        train: to choose labelled sentences from.
-        test: to measure with.
-        per_class: labels per class.
-        seeds: repetitions; another choice of sentences each.
-        finetune_steps: updates of each fine-tuning; 0 leaves fine-tuning out.
-        report: told what is being done.
+        models: name -> model; arms are the latents of the first and the sentence vectors of all.
+        train: sentences from which the labelled ones are chosen.
+        test: sentences to measure with.
+        per_class: numbers of labels per class.
+        seeds: repetitions, each with another choice of sentences.
+        finetune_steps: updates of each fine-tuning; 0 skips fine-tuning.
+        report: called with what is being done.
 
     Returns:
         One result per arm, number of labels and seed.
@@ -210,6 +210,7 @@ def low_resource_curve(
         ConfigError: when there are fewer sentences of a label than are asked for.
     """
     picks = {(n, seed): choose(train.labels, n, seed=seed) for n in per_class for seed in seeds}
+    # Only sentences that some classifier learns from are encoded.
     needed = np.unique(np.concatenate(list(picks.values())))
     place = {row: i for i, row in enumerate(needed.tolist())}
     first = next(iter(models))
@@ -248,7 +249,7 @@ def paired_differences(results: Sequence[Result], arm: str, other: str) -> list[
     """Return ``arm`` minus ``other``, seed by seed, for each number of labels."""
     by_seed = {(row.arm, row.per_class, row.seed): row.accuracy for row in results}
     sizes = dict.fromkeys(row.per_class for row in results)
-    found = []
+    differences = []
     for n in sizes:
         values = [
             by_seed[arm, n, row.seed] - by_seed[other, n, row.seed]
@@ -256,12 +257,12 @@ def paired_differences(results: Sequence[Result], arm: str, other: str) -> list[
             if (row.arm, row.per_class) == (arm, n) and (other, n, row.seed) in by_seed
         ]
         if values:
-            found.append(Summary(f"{arm} - {other}", n, len(values), *interval(values)))
-    return found
+            differences.append(Summary(f"{arm} - {other}", n, len(values), *interval(values)))
+    return differences
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return mean and 95 % interval of Student's t; the interval of one value is unknown (NaN)."""
+    """Return the mean and its 95 % confidence interval by Student's t; NaN for the interval of one value."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return mean, float("nan"), float("nan")

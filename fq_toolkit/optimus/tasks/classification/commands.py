@@ -55,7 +55,7 @@ def classify_command(run: Path, arguments: list[str]) -> int:
         corpus = load_labelled(data, valid, text_key=text_key, label_key=label_key, seed=seed)
         if corpus.skipped:
             sys.stderr.write(describe_skipped(corpus.skipped) + "\n")
-        found = classify_run(
+        curve = classify_run(
             run,
             corpus,
             against=against,
@@ -70,8 +70,8 @@ def classify_command(run: Path, arguments: list[str]) -> int:
             "run": run.name, "data": data, "valid": valid, "against": [path.name for path in against],
             "seed": seed, "seeds": seeds, "per_class": list(per_class), "finetune_steps": finetune_steps,
         }  # fmt: skip
-        files = write_classification(found, corpus, out or run / "classification", options=options)
-        sys.stdout.write(f"{found}\n\n{', '.join(map(str, files))}\n")
+        files = write_classification(curve, corpus, out or run / "classification", options=options)
+        sys.stdout.write(f"{curve}\n\n{', '.join(map(str, files))}\n")
         return 0
 
     return int(tyro.cli(classify, args=arguments, prog="fq-toolkit classify RUN"))

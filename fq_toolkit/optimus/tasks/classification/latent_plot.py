@@ -16,12 +16,12 @@ _FEWEST = 5
 
 
 def embed_in_plane(latents: np.ndarray, *, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
-    """t-SNE of latents.
+    """Compute the t-SNE of latents.
 
     Args:
         latents: (N, nz).
         seed: of the optimization.
-        perplexity: about how many neighbours count; lowered where there are fewer than three times as many.
+        perplexity: about how many neighbours count; lowered if there are too few latents for it.
 
     Returns:
         (N, 2).
@@ -43,7 +43,7 @@ def embed_in_plane(latents: np.ndarray, *, seed: int = 0, perplexity: float = 30
 def plot_latents(
     vae: SentenceVAE, corpus: LabelledCorpus, target: Path, *, sentences: int = 1000, seed: int = 0
 ) -> int:
-    """Draw the posterior means of sentences that were kept for measuring.
+    """Draw the posterior means of held-out sentences.
 
     Args:
         vae: the model.

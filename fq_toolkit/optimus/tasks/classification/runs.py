@@ -33,13 +33,13 @@ VAE, UNTRAINED = "VAE", "untrained encoder"
 
 
 class Classification(NamedTuple):
-    """A curve with what it is read with; its ``str`` is what the command line prints.
+    """A learning curve; its ``str`` is what the command line prints.
 
-    results: one row per arm, labels per class and seed.
+    results: one for each arm, number of labels and seed.
     names: of the labels.
-    test_sentences: measured with.
-    majority: accuracy of always saying the most frequent label.
-    seconds: that it took.
+    test_sentences: number of test sentences.
+    majority: accuracy of always predicting the most frequent label.
+    seconds: time that it took.
     """
 
     results: list[Result]
@@ -65,8 +65,8 @@ class Classification(NamedTuple):
         lines += [f"| {arm} | {' | '.join(_percent(cell[arm, n]) for n in sizes)} |" for arm in arms]
         for other in arms[1:]:
             if other.endswith("fine-tuned") == arms[0].endswith("fine-tuned"):
-                found = paired_differences(self.results, arms[0], other)
-                lines += ["", f"{arms[0]} - {other}, points: " + ", ".join(map(_difference, found))]
+                points = map(_difference, paired_differences(self.results, arms[0], other))
+                lines += ["", f"{arms[0]} - {other}, points: {', '.join(points)}"]
         return "\n".join(lines)
 
 
@@ -84,8 +84,8 @@ def classify_run(
 ) -> Classification:
     """Measure how many labels classifiers need on the latents of a run and on plain sentence vectors.
 
-    The arms: latents of the run; its encoder's sentence vectors; those of the same encoder with random
-    weights; those of other runs. With ``finetune_steps`` each once more with the whole encoder trained.
+    The arms are the latents of the run, the sentence vectors of its encoder, those of the same encoder with
+    random weights, and those of other runs; with ``finetune_steps`` also each of them fine-tuned.
 
     Args:
         run: of a sentence VAE.
@@ -93,10 +93,10 @@ def classify_run(
         against: other runs, an autoencoder's for example.
         per_class: labels per class.
         seeds: repetitions.
-        finetune_steps: updates of each fine-tuning; 0 leaves it out.
-        test_sentences: measure with the first so many.
+        finetune_steps: updates of each fine-tuning; 0 skips it.
+        test_sentences: number of test sentences, from the first.
         checkpoint: of ``run``; by default its model at the end.
-        report: told what is being done.
+        report: called with what is being done.
 
     Raises:
         ConfigError: too few sentences, or the same name for two runs.
@@ -130,28 +130,28 @@ def classify_run(
 
 
 def write_classification(
-    found: Classification, corpus: LabelledCorpus, target: Path, *, options: dict[str, Any]
+    curve: Classification, corpus: LabelledCorpus, target: Path, *, options: dict[str, Any]
 ) -> list[Path]:
     """Write TARGET.json with everything and TARGET.png with the curves; return the files."""
     record = {
         **options,
-        "labels": found.names,
-        "test_sentences": found.test_sentences,
-        "majority": found.majority,
+        "labels": curve.names,
+        "test_sentences": curve.test_sentences,
+        "majority": curve.majority,
         "skipped": describe_skipped(corpus.skipped),
-        "seconds": round(found.seconds, 1),
-        "summaries": [_plain(row) for row in summarize(found.results)],
-        "results": [row._asdict() for row in found.results],
+        "seconds": round(curve.seconds, 1),
+        "summaries": [_plain(row) for row in summarize(curve.results)],
+        "results": [row._asdict() for row in curve.results],
         **provenance(),
     }
     files = [target.with_name(target.name + ending) for ending in (".json", ".png")]
     write_atomic(files[0], (json.dumps(record, indent=1) + "\n").encode())
-    write_atomic(files[1], _picture(found))
+    write_atomic(files[1], _picture(curve))
     return files
 
 
 def _plain(row: Summary) -> dict[str, Any]:
-    """A summary for JSON, which knows no NaN."""
+    """Return a summary for JSON, which has no NaN."""
     values = row._asdict()
     return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
 
@@ -166,18 +166,20 @@ def _difference(row: Summary) -> str:
     return f"{row.per_class} labels {100 * row.mean:+.1f}{span}"
 
 
-def _picture(found: Classification) -> bytes:
-    """The curves with their intervals, as a PNG."""
+def _picture(curve: Classification) -> bytes:
+    """Draw the curves with their intervals; return a PNG."""
     figures = require("matplotlib.figure", purpose="drawing curves")
     require("matplotlib.backends.backend_agg", purpose="drawing curves")
     figure = figures.Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    summaries = summarize(found.results)
+    summaries = summarize(curve.results)
     for number, arm in enumerate(dict.fromkeys(row.arm for row in summaries)):
         rows = [row for row in summaries if row.arm == arm]
         reach = [0.0 if math.isnan(row.low) else 100 * (row.high - row.mean) for row in rows]
         axes.errorbar(
-            [row.per_class * 1.03**number for row in rows],  # side by side, where intervals overlap
+            [
+                row.per_class * 1.03**number for row in rows
+            ],  # shifted a little, so that error bars do not overlap
             [100 * row.mean for row in rows],
             yerr=reach,
             color=COLORS[number % len(COLORS)],
@@ -188,7 +190,7 @@ def _picture(found: Classification) -> bytes:
             capsize=2,
             label=arm,
         )
-    axes.axhline(100 * found.majority, color="grey", linewidth=0.8, linestyle=":")
+    axes.axhline(100 * curve.majority, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_xlabel("labels per class", fontsize=8)
     axes.set_ylabel("accuracy, %", fontsize=8)

@@ -1,7 +1,7 @@
-"""How good and how varied responses are: BLEU precision, recall and F1 over samples, distinct n-grams.
+"""Measures of dialog responses: BLEU precision, recall and F1 over samples, and distinct n-grams.
 
-Source: arXiv 2004.04092, section 4.3; the definitions are those of "DialogWAE", arXiv 1805.12352, with more
-than one reference where there is more than one.
+Source: arXiv 2004.04092, section 4.3, with the definitions of "DialogWAE", arXiv 1805.12352, extended to
+several references.
 """
 
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ class SampleBleu(NamedTuple):
 
 
 def sample_bleu(samples: Sequence[str], references: Sequence[str]) -> SampleBleu:
-    """Compare the samples for a context with its references, by sentence BLEU of sacrebleu.
+    """Compare the samples for a context with its references by the sentence BLEU of sacrebleu.
 
     Args:
         samples: at least one.
         references: at least one.
 
     Raises:
-        ValueError: none of one of them.
+        ValueError: no samples or no references.
         MissingExtraError: sacrebleu is not installed.
 
     Example:
@@ -59,7 +59,7 @@ def sample_bleu(samples: Sequence[str], references: Sequence[str]) -> SampleBleu
 
 
 def f1(precision: float, recall: float) -> float:
-    """Harmonic mean, 0 where both are 0."""
+    """Return the harmonic mean ``2 P R / (P + R)``; 0 if both are 0."""
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -71,7 +71,7 @@ class DialogFigures(NamedTuple):
     bleu_f1: of these two means.
     intra_dist1, intra_dist2: different words, and pairs of words, within a response.
     inter_dist1, inter_dist2: within all samples for a context together.
-    right: share of the samples that are right answers; None where not all right ones are known.
+    right: share of the samples that are right answers; None unless all right answers are known.
     found: share of a context's right answers that are among its samples; None likewise.
     right_from_mean: share of contexts whose response from the mean is right; None likewise.
     contexts: measured.

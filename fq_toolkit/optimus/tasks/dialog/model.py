@@ -1,4 +1,4 @@
-"""Dialog responses from a latent space that contexts and responses share.
+"""Dialog responses from a latent space shared by contexts and responses.
 
 Source: arXiv 2004.04092, section 4.3 (dialog response generation), after "Jointly Optimizing Diversity and
 Relevance in Neural Response Generation" (SpaceFusion), arXiv 1902.11205.
@@ -18,18 +18,20 @@ from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 
 
 class DialogBatch(NamedTuple):
-    """Contexts and their responses; of a context only what the encoder reads is used."""
+    """Contexts and their responses; the decoder's ids of a context are not used."""
 
     context: TextBatch
     response: TextBatch
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "DialogBatch":
-        """The same batch on a device."""
+        """Return the batch on a device."""
         return DialogBatch(*(part.to(device, non_blocking=non_blocking) for part in self))
 
 
 def kl_between(q: Posterior, p: Posterior) -> Tensor:
-    """``KL(q || p)`` in nats per dimension, (B, nz), of two diagonal Gaussians.
+    """Compute ``KL(q || p)`` in nats per dimension, (B, nz), of two diagonal Gaussians.
+
+    ``((mean_q - mean_p)^2 / var_p + var_q / var_p - 1 - log(var_q / var_p)) / 2``.
 
     Example:
         >>> import torch
@@ -42,15 +44,22 @@ def kl_between(q: Posterior, p: Posterior) -> Tensor:
 
 
 class DialogVAE(nn.Module):
-    """A response's posterior ``q(z|r)``, a context's ``q(z|c)``, one encoder, one decoder, one space.
+    """Posteriors ``q(z|r)`` of responses and ``q(z|c)`` of contexts with one encoder, decoder and space.
 
-    The loss is ``-log p(r|z_r) + fusion * -log p(r|u z_c + (1 - u) z_r) + beta (KL(q(z|r) || q(z|c)) +
-    context_kl * KL(q(z|c) || N(0, I)))`` with u uniform in [0, 1]: the response's latents come to lie where
-    those of its context do, and what is between the two is a response as well. A response to a context is
-    decoded from a draw of ``q(z|c)``, so that several draws are several responses.
+    The loss of a pair, with u uniform in [0, 1], is
+
+        -log p(r | z_r) - fusion * log p(r | u z_c + (1 - u) z_r)
+        + beta (KL(q(z|r) || q(z|c)) + context_kl * KL(q(z|c) || N(0, I)))
+
+    so that the latents of a response lie close to those of its context, and latents between the two decode to
+    the response as well. A response to a context is decoded from a draw of ``q(z|c)``: several draws give
+    several responses.
+
+    Source: arXiv 2004.04092, section 4.3 (dialog response generation); the second term is that of
+    SpaceFusion, arXiv 1902.11205.
 
     Args:
-        base: the sentence VAE; its projection makes the response's posterior.
+        base: the sentence VAE; its projection gives the posterior of responses.
         fusion: weight of the second term.
         context_kl: weight of the last one.
     """
@@ -62,18 +71,8 @@ class DialogVAE(nn.Module):
         self.context = nn.Linear(like.shape[1], like.shape[0], bias=False).to(like)
         nn.init.normal_(self.context.weight, std=float(like.detach().std()))
 
-    @property
-    def encoder(self) -> Any:
-        """The encoder of the sentence VAE."""
-        return self.base.encoder
-
-    @property
-    def decoder(self) -> Any:
-        """The decoder of the sentence VAE."""
-        return self.base.decoder
-
     def context_posterior(self, ids: Tensor, mask: Tensor) -> Posterior:
-        """``q(z|c)`` of token ids (B, S) and their mask (B, S)."""
+        """Compute ``q(z|c)`` of token ids (B, S) with their mask (B, S)."""
         vector = self.base.sentence_vector(ids, mask)
         return Posterior(*self.context(vector).float().chunk(2, dim=-1))
 
@@ -86,10 +85,11 @@ class DialogVAE(nn.Module):
         length_weighted: bool = False,
         deterministic: bool = False,
     ) -> VAEOutput:
-        """The training loss of each pair; arguments as those of `SentenceVAE`.
+        """Compute the training loss of each pair; arguments as of `SentenceVAE.forward`.
 
         Returns:
-            Loss, NLL of the response from its own latent, KL to the context's posterior, tokens.
+            The loss, the NLL of the response from its own latent, the KL to the posterior of the context, and
+            the number of tokens.
         """
         context, response = batch
         q = self.base.posterior(response.encoder_ids, response.encoder_mask)
@@ -97,7 +97,7 @@ class DialogVAE(nn.Module):
         z_r, z_c = (d.mean if deterministic else d.sample() for d in (q, p))
         share = torch.rand(len(z_r), 1, device=z_r.device)
         between = share * z_c + (1 - share) * z_r
-        # both at once: the decoder runs over twice the rows
+        # Both decodings in one call, over twice the rows: one pass through the decoder is quicker than two.
         ids, mask = (part.repeat(2, 1) for part in (response.decoder_ids, response.decoder_mask))
         nll, fused = self.base.nll(torch.cat([z_r, between]), ids, mask).chunk(2)
         tokens = response.decoder_mask.sum(1) - 1

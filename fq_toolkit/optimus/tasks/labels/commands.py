@@ -39,11 +39,11 @@ __all__ = [
     "train_command",
 ]
 
-TRAIN_HELP = """Train a sentence VAE that is told a label: the decoder reads latent + label embedding.
+TRAIN_HELP = """Train a sentence VAE with labels: the decoder reads the sum of latent and label embedding.
 
 With no options: the embedded grammar with its sentiment. --data takes a table LABEL-tab-TEXT (.tsv), JSON
 lines (.jsonl), a folder of STEM.PART.LABEL files, or the beginning of the names of one file per label. At its
-end a run measures whether sentences have the label they were asked for, BLEU and self-BLEU."""
+end a run measures whether sentences have the label that was asked for, BLEU and self-BLEU."""
 
 
 def train_command(arguments: list[str]) -> int:

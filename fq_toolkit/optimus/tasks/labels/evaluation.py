@@ -1,4 +1,4 @@
-"""How good label-conditional generation is: is the label right, is the text good, is it varied."""
+"""Measures of label-conditional generation: right labels, quality and variety of the texts."""
 
 from typing import Any, NamedTuple
 
@@ -18,17 +18,17 @@ _TRAIN_ROWS, _REFERENCES, _COMPARED = 20_000, 100, 100
 class LabelFigures(NamedTuple):
     """One measurement of a label-conditional model; shares from 0 to 1, BLEU from 0 to 100.
 
-    accuracy: of sentences from the prior, the share that the judge gives the label they were asked for.
-    judge_accuracy: of the judge itself, on real sentences.
-    bleu: of sentences from the prior, against real sentences of the label.
-    self_bleu: among sentences from the prior, mean over labels; lower is more varied.
-    rewrite_accuracy: of sentences that were rewritten with another label, the share with the label asked for.
-    rewrite_bleu: of these, against the sentence they were made of: what is kept.
-    reconstruction_bleu: of sentences rewritten with their own label, against themselves.
-    known_accuracy: as ``accuracy``, by the grammar itself: the share that are sentences of the language and
-        have the label; None elsewhere.
-    known_rewrites: share of rewritten sentences in which the label changed and every other factor is kept;
-        None outside the grammar.
+    accuracy: share of sentences from the prior to which the judge gives the label that was asked for.
+    judge_accuracy: accuracy of the judge itself on real sentences.
+    bleu: BLEU of sentences from the prior against real sentences of the label.
+    self_bleu: self-BLEU of sentences from the prior, mean over labels; lower is more varied.
+    rewrite_accuracy: as ``accuracy``, of sentences that were rewritten with another label.
+    rewrite_bleu: BLEU of these against their originals: how much is kept.
+    reconstruction_bleu: BLEU of sentences rewritten with their own label, against their originals.
+    known_accuracy: as ``accuracy``, judged by the grammar: sentences of the language with the label; None
+        without the grammar.
+    known_rewrites: share of rewritten sentences in which the label changed and nothing else; None without the
+        grammar.
     rows: sentences behind each figure.
     """
 
@@ -101,7 +101,7 @@ class Judge:
         self.accuracy = self.share(test.texts, test.labels)
 
     def share(self, texts: list[str], labels: np.ndarray) -> float:
-        """Share of texts that get these labels."""
+        """Return the share of texts that get these labels."""
         return float((self.model.predict(texts) == labels).mean())
 
 
@@ -130,6 +130,7 @@ class LabelEvaluator:
         z = torch.randn(count, model.base.latent_size, generator=generator).to(model.base.device)
         options: dict[str, Any] = {"max_new_tokens": model.base.max_length}
         written = model.write(z, torch.from_numpy(asked), **options)
+        # Another label for each sentence: all others in turn, never its own.
         other = (sources.labels + 1 + np.arange(count) % (classes - 1)) % classes
         rewritten = model.rewrite(sources.texts, torch.from_numpy(other), **options)
         same = model.rewrite(sources.texts, torch.from_numpy(sources.labels), **options)
@@ -161,7 +162,7 @@ class LabelEvaluator:
         )
 
     def _every(self) -> range:
-        """At most 5,000 rows to measure the judge with."""
+        """Return at most 5,000 rows to measure the judge with."""
         return range(min(5000, len(self.corpus.valid.texts)))
 
 

@@ -1,4 +1,4 @@
-"""A sentence VAE that is told a label: the decoder reads latent + label embedding.
+"""A sentence VAE with labels: the decoder reads the sum of latent and label embedding.
 
 Source: arXiv 2004.04092, section 4.3 (label-conditional text generation).
 """
@@ -23,19 +23,25 @@ class LabelledBatch(NamedTuple):
     labels: Tensor
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "LabelledBatch":
-        """The same batch on a device."""
+        """Return the batch on a device."""
         return LabelledBatch(
             self.text.to(device, non_blocking=non_blocking), self.labels.to(device, non_blocking=non_blocking)
         )
 
 
 class LabelVAE(nn.Module):
-    """``p(x | z + e_y)`` with the posterior ``q(z|x)`` and the prior N(0, I), whatever the label.
+    """A decoder ``p(x | z + e_y)``, the posterior ``q(z|x)`` and the prior N(0, I), the same for all labels.
 
-    Since the label costs no KL and what is in z does, the label moves out of z. An adversary hurries that: a
-    classifier learns to read the label from z, and the encoder learns to leave it undecided: to bring the
-    classifier's answer close to a uniform one, which has a bound, unlike a reversed gradient. (The release
-    has such terms and multiplies them by 0.)
+    The label y costs no KL and everything in z does, so that the label moves out of z. An adversary speeds
+    that up: a classifier c learns to read the label from z, and the encoder learns to bring its answer close
+    to a uniform one. The loss of a sentence is
+
+        L_VAE(x, y) - log c(y | stop(z)) + adversary * KL(uniform || stop(c)(. | z))
+
+    The last term is bounded below, unlike a reversed gradient. (The release has such terms and multiplies
+    them by 0.)
+
+    Source: arXiv 2004.04092, section 4.3 (label-conditional text generation).
 
     Args:
         base: the sentence VAE.
@@ -51,16 +57,6 @@ class LabelVAE(nn.Module):
         if adversary:
             self.reader = nn.Sequential(nn.Linear(base.latent_size, 64), nn.ReLU(), nn.Linear(64, classes))
 
-    @property
-    def encoder(self) -> Any:
-        """The encoder of the sentence VAE."""
-        return self.base.encoder
-
-    @property
-    def decoder(self) -> Any:
-        """The decoder of the sentence VAE."""
-        return self.base.decoder
-
     def forward(
         self,
         batch: LabelledBatch,
@@ -70,7 +66,7 @@ class LabelVAE(nn.Module):
         length_weighted: bool = False,
         deterministic: bool = False,
     ) -> VAEOutput:
-        """The training loss of each sentence; arguments as those of `SentenceVAE`."""
+        """Compute the training loss of each sentence; arguments as of `SentenceVAE.forward`."""
         text = batch.text
         q = self.base.posterior(text.encoder_ids, text.encoder_mask)
         z = q.mean if deterministic else q.sample()
@@ -79,6 +75,8 @@ class LabelVAE(nn.Module):
         out = vae_loss(nll, q.kl(), tokens, beta=beta, threshold=free_bits, length_weighted=length_weighted)
         if self.reader is None:
             return out
+        # One backward for both sides of the game: the classifier does not see where z comes from, and for the
+        # encoder the classifier's weights are constants.
         learning = F.cross_entropy(self.reader(z.detach()), batch.labels, reduction="none")
         fixed = {name: weight.detach() for name, weight in self.reader.named_parameters()}
         logits = torch.func.functional_call(self.reader, fixed, (z,)).float()

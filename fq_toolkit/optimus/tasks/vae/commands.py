@@ -24,10 +24,9 @@ TRAIN_HELP = """Train a sentence VAE (Optimus): an encoder, a latent, and a deco
 With no options: the embedded grammar, a small BERT and GPT-2 from scratch. At its end it prints ten
 interpolations, ten analogies and the share of analogies on held-out combinations that are right. The run
 folder then holds config.json, metrics.csv, checkpoints/, model/, examples.txt, curves.png and
-evaluation.json. Ctrl-C saves; --resume goes on bit by bit. --preset captions --data FILE trains on any file
-of one sentence a line; --init RUN goes on from a trained model, on other sentences; --encoder
-bert-base-cased --decoder gpt2 starts from pretrained networks. --task trains something else than the VAE
-itself."""
+evaluation.json. Ctrl-C saves; --resume continues bit for bit. --preset captions --data FILE trains on any
+file of one sentence per line; --init RUN continues from a trained model, on other sentences; --encoder
+bert-base-cased --decoder gpt2 starts from pretrained networks. --task trains one of the other tasks."""
 
 
 def train_command(arguments: list[str]) -> int:
@@ -94,13 +93,13 @@ def sample_command(run: Path, arguments: list[str]) -> int:
         max_new_tokens: int = 40,
         checkpoint: str | None = None,
     ) -> int:
-        """Write sentences from latents that are drawn from the prior.
+        """Write sentences from latents drawn from the prior.
 
         Args:
-            count: How many.
+            count: Number of sentences.
             seed: Of the latents and, with a temperature, of the words.
-            temperature: 0 takes the likeliest word each time; 1 draws words as the decoder weighs them.
-            top_p: With a temperature: draw from the likeliest words that have this share together.
+            temperature: 0 always takes the likeliest word; 1 draws words with the decoder's probabilities.
+            top_p: With a temperature, draw only from the likeliest words with this probability together.
             max_new_tokens: Longest sentence.
             checkpoint: best (the lowest -ELBO), last or a step; by default the model at the end of the run.
         """

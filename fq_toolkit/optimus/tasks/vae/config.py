@@ -22,13 +22,13 @@ class OptimusConfig(VAEConfig):
     valid: str | None = None
     """Sentences to measure with; by default every twentieth of data, or the grammar's held-out ones."""
     init: str | None = None
-    """Start from the model of this run, or a saved one, with its tokenizers and sizes; by default afresh."""
+    """Start from the model of this run, or a saved one, with its tokenizers and sizes."""
     text_key: str = "text"
     """Where the text is in a JSON line or a row of a dataset."""
     steps: Positive[int] = 2400
     """Updates; beta and the learning rate follow schedules of this length."""
     free_bits: NotNegative[float] = 0.5
-    """Nats of KL per dimension that cost nothing; the paper's lambda."""
+    """Nats of KL per dimension that are free; the paper's lambda."""
     autoencoder_warmup: Share = 0.2
     """Share of the run, at its start, as an autoencoder: no noise on the latent, and beta 0."""
     evaluate_every: NotNegative[int] = 600

@@ -1,4 +1,4 @@
-"""How good a sentence VAE is: language, latent space, and analogies where they can be scored."""
+"""Measures of a sentence VAE: language, latent space, and analogies if they can be scored."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -33,9 +33,9 @@ _ANALOGIES = {f"analogy/{name}": name for name in ("accuracy", "changed", "kept"
 class Evaluation(NamedTuple):
     """One measurement of a model.
 
-    language: likelihood, perplexities, and what the latents do.
-    latent_size: against which the active units count.
-    analogies: scored ones on held-out combinations of factors; None outside the grammar.
+    language: likelihood, perplexities, and the use of the latents.
+    latent_size: of which the active units are a part.
+    analogies: scores on held-out combinations of factors; None without the grammar.
     """
 
     language: LanguageScores
@@ -77,19 +77,20 @@ class Evaluation(NamedTuple):
 
 
 def _not_comparable(unknown: float) -> str:
-    """What must stand beside a perplexity per word when words are unknown: each is an easy guess."""
+    """Return what to add to a perplexity per word when words are unknown, which are easy to predict."""
     return f" (not comparable: {100 * unknown:.2g} % of the tokens are unknown words)" if unknown else ""
 
 
 class Evaluator:
-    """Measures models of one run, always on the same sentences and analogies and with the same draws.
+    """Measures models of one run, always with the same sentences, analogies and draws.
 
     Args:
-        config: how many sentences, draws and analogies.
-        corpus: with the sentences kept for measuring.
+        config: numbers of sentences, draws and analogies.
+        corpus: with the sentences to measure with.
     """
 
     def __init__(self, config: OptimusConfig, corpus: Corpus) -> None:
+        # Spread over the corpus: its beginning may be of one kind.
         every = max(1, len(corpus.valid) // config.eval_sentences)
         self.texts = corpus.valid[::every][: config.eval_sentences]
         self.draws = config.iw_samples
@@ -99,7 +100,7 @@ class Evaluator:
         self.columns = [*_COLUMNS.values(), *(_ANALOGIES if self.questions else [])]
 
     def check(self, vae: SentenceVAE, source: str) -> None:
-        """Refuse sentences that a model cannot be measured with: before it is trained, not after.
+        """Refuse sentences that cannot be measured before the model is trained, not after.
 
         Args:
             vae: the model.

@@ -25,7 +25,7 @@ def reconstruct_command(run: Path, arguments: list[str]) -> int:
         max_new_tokens: int = 40,
         checkpoint: str | None = None,
     ) -> int:
-        """Encode sentences and write what their latents say.
+        """Encode sentences and decode their latents.
 
         Args:
             texts: Sentences, each in quotes; without any, the lines of the standard input.
@@ -61,8 +61,8 @@ def interpolate_command(run: Path, arguments: list[str]) -> int:
         Args:
             a: A sentence, in quotes.
             b: Another one.
-            steps: How many sentences, those of A and B among them.
-            kind: Straight, or on an arc that keeps the length of the latents.
+            steps: Number of sentences, including those of A and B.
+            kind: A straight line, or an arc that keeps the length of the latents.
             max_new_tokens: Longest sentence.
             checkpoint: best, last or a step; by default the model at the end of the run.
         """
@@ -87,12 +87,12 @@ def analogy_command(run: Path, arguments: list[str]) -> int:
         max_new_tokens: int = 40,
         checkpoint: str | None = None,
     ) -> int:
-        """Write what is to C as B is to A.
+        """Write the sentence that is to C as B is to A.
 
         Args:
             a: A sentence, in quotes.
-            b: What it becomes.
-            c: What is to become something likewise.
+            b: What A becomes.
+            c: What is to change in the same way.
             degree: How far to go; 0 writes C again.
             max_new_tokens: Longest sentence.
             checkpoint: best, last or a step; by default the model at the end of the run.
@@ -111,7 +111,7 @@ def play_command(run: Path, arguments: list[str]) -> int:
     tyro = require("tyro", purpose="the command line")
 
     def session(seed: int = 0, checkpoint: str | None = None) -> int:
-        """Type sentences: see what comes back, interpolate, try analogies. /help in it tells more.
+        """Type sentences: see what comes back, interpolate, try analogies. /help explains more.
 
         Args:
             seed: Of /sample.
@@ -126,7 +126,7 @@ def play_command(run: Path, arguments: list[str]) -> int:
 
 
 def load_vae_for(run: Path, checkpoint: str | None, texts: Sequence[str]) -> SentenceVAE:
-    """Read the model of a run, and tell which words of the texts it does not know."""
+    """Load the sentence VAE of a run, and warn about words in the texts that it does not know."""
     if texts:
         with user_errors():
             check_texts(texts)

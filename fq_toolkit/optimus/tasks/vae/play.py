@@ -18,11 +18,11 @@ HELP = """Type a sentence to see what comes back from its latent. Or:
 
 
 class Session:
-    """What was set, and the answers to lines.
+    """The settings of a session, and the answers to what is typed.
 
     Args:
         vae: the model.
-        seed: of the samples.
+        seed: of ``/sample``.
     """
 
     def __init__(self, vae: SentenceVAE, *, seed: int = 0) -> None:
@@ -41,7 +41,7 @@ class Session:
         """Return what to print for a line.
 
         Raises:
-            ValueError: for a line that is not understood; the session goes on.
+            ValueError: for a line that is not understood; the session continues.
         """
         if not line.startswith("/"):
             return self._reconstruct(line)
@@ -98,7 +98,7 @@ def play(vae: SentenceVAE, lines: Iterable[str], out: TextIO, *, prompt: str = "
         lines: what is typed, or a pipe.
         out: where answers go.
         prompt: written before each line is read; empty for pipes.
-        seed: of the samples.
+        seed: of ``/sample``.
     """
     session = Session(vae, seed=seed)
     out.write((HELP + "\n" if prompt else "") + prompt)

@@ -1,4 +1,4 @@
-"""What a run shows at its end: sentences between sentences, and analogies."""
+"""Examples at the end of a run: interpolations and analogies."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ _POOL = 500
 
 
 class ShownAnalogy(NamedTuple):
-    """a : b = c : answer; ``right`` is None where nobody knows the right answer."""
+    """An analogy a : b = c : answer; ``right`` is None if the right answer is not known."""
 
     a: str
     b: str
@@ -36,11 +36,11 @@ class ShownAnalogy(NamedTuple):
 
 @dataclass(frozen=True)
 class Showcase:
-    """The figures of a run with examples; its ``str`` is what the command line prints.
+    """The figures of a run and examples; its ``str`` is what the command line prints.
 
     Args:
         figures: the last measurement.
-        interpolations: each the sentences on the way between two, which are its ends as decoded.
+        interpolations: each a list of sentences, from the reconstruction of one to that of another.
         analogies: with answers.
     """
 
@@ -65,10 +65,10 @@ class Showcase:
 
 
 def make_showcase(vae: SentenceVAE, corpus: Corpus, figures: Evaluation) -> Showcase:
-    """Write ten interpolations and ten analogies with a model, always from the same sentences.
+    """Make ten interpolations and ten analogies with a model, always from the same sentences.
 
-    Those of the grammar have held-out answers that are scored; elsewhere sentences are drawn from those kept
-    for measuring, and nobody knows the right answer.
+    Analogies on the grammar have known answers. Elsewhere their sentences are random held-out ones, and the
+    right answers are not known.
     """
     random = np.random.default_rng(_SEED)
     pool = readable(vae, corpus.valid)[1][:_POOL]
