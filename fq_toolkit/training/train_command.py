@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fq_toolkit.training.config import load_config, to_json
 from fq_toolkit.training.errors import ConfigError, require
+from fq_toolkit.training.reporting.progress import format_duration, make_reporter
 from fq_toolkit.training.session import Trainer, draw_curves, dry_run, train
 from fq_toolkit.training.storage.measured_data import measured_line
 from fq_toolkit.training.storage.run_folder import RunFolder
@@ -46,8 +47,6 @@ def run_train_command(
         report = dry_run(trainer, options.config, out=options.out, resume=options.resume)
         sys.stdout.write(report + "\n" if report else "")
         return 0
-    from fq_toolkit.training.reporting.progress import format_duration, make_reporter
-
     reporter = make_reporter(sys.stderr)
     result = train(trainer, options.config, out=options.out, resume=options.resume, reporter=reporter)
     if not result.is_main_process:

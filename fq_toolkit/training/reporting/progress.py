@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
+from fq_toolkit.training.errors import require
 from fq_toolkit.training.reporting.output import Outlet, printable
 
 log = logging.getLogger("fq_toolkit")
@@ -161,6 +162,7 @@ class BarReporter:
     """A live bar with the newest metrics and the time left, for terminals."""
 
     def __init__(self, stream: TextIO) -> None:
+        # rich only where a bar is drawn: a log file does without it
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -208,7 +210,5 @@ def make_reporter(stream: TextIO | None = None) -> Reporter:
     terminal = stream.terminal if isinstance(stream, Outlet) else stream if stream.isatty() else None
     if terminal is None:
         return LineReporter(stream)
-    from fq_toolkit.training.errors import require
-
     require("rich.progress", purpose="the progress bar")
     return BarReporter(terminal)
