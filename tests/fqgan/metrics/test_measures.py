@@ -202,7 +202,7 @@ def test_density_and_coverage_of_equal_and_of_collapsed_sets() -> None:
     # Naeem et al., equation 8: 1 - 2^-k for equal distributions of many rows
     assert equal.coverage == pytest.approx(1 - 2**-5, abs=0.02)
     collapsed = pr.density_coverage(Manifold(real, neighbours=5), real.mean(0).repeat(1500, 1))
-    assert collapsed.density > 1.5
+    assert collapsed.density > 1.2
     assert collapsed.coverage < 0.1
 
 
