@@ -44,7 +44,8 @@ def results(model: PrevalentModel, read: Tensor, *inputs: Tensor | None, **optio
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+        # Relative too: a text without a token has gradients in the thousands.
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-11)
 
 
 @settings(deadline=None, max_examples=25)
