@@ -142,7 +142,7 @@ def test_hanna_submissions_are_scored_officially(runs: dict[str, Path], tmp_path
 
 def test_the_best_speaker_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = iter([{"val_unseen": 7.0}, {"val_unseen": 3.0}, {"val_unseen": 7.0}])
-    monkeypatch.setattr(SpeakerTask, "measure", lambda self: next(found))
+    monkeypatch.setattr(SpeakerTask, "measure", lambda self, speaker: next(found))
     trainer, config = RUNS["speaker"]
     result = train(trainer, config, out=tmp_path / "run")
     assert (result.evaluation.kept_step, result.evaluation.bleu) == (2, {"val_unseen": 7.0})

@@ -38,10 +38,7 @@ def load_run(path: Path, *, checkpoint: Which = "last") -> PretrainedRun:
         checkpoint: ``"best"``, ``"last"`` or a step.
 
     Raises:
-        RunError: when it is no run folder.
-        CheckpointError: when the checkpoint is missing, damaged, of another model or of other data.
-        ConfigError: when it is a run of another trainer.
-        DataError: when what it was trained on is not there any more.
+        RunError: as `fq_toolkit.prevalent.tasks.runs.load_navigator`.
     """
     saved = open_saved(PretrainingConfig, TRAINER, path, checkpoint=checkpoint)
     config = saved.config

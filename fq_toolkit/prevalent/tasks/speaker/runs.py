@@ -68,10 +68,7 @@ def load_speaker(path: Path, *, checkpoint: Which = "best") -> SpeakerRun:
         checkpoint: ``"best"``, ``"last"`` or a step.
 
     Raises:
-        RunError: when it is no run folder.
-        CheckpointError: when the checkpoint is missing, damaged, of another model or of other data.
-        ConfigError: when it is a run of another trainer.
-        DataError: when what it was trained on is not there any more.
+        RunError: as `fq_toolkit.prevalent.tasks.runs.load_navigator`.
     """
     folder = RunFolder.open(path)
     config = load_config(SpeakerConfig, folder.config, trainer=TRAINER)
@@ -89,14 +86,16 @@ def load_speaker(path: Path, *, checkpoint: Which = "best") -> SpeakerRun:
         of_checkpoint = "last" if checkpoint == "best" else checkpoint
         saved = open_saved(SpeakerConfig, TRAINER, path, checkpoint=of_checkpoint)
         task = SpeakerTask(config, data, make_accelerator(config))
+        speaker, step, seconds, cut = task.speaker, saved.step, saved.seconds, {"train": task.cut}
         with saved.fitting():
             task.load_state(saved.state)
-        speaker, step, seconds = task.speaker, saved.step, saved.seconds
-        cut = {"train": task.cut}
-        if checkpoint == "best" and (best := task.best(folder)) is not None:
-            with saved.fitting():
-                speaker.load_state_dict(best.weights)
-            step = best.step
+            if checkpoint == "best":
+                best = task.best(folder)
+                if best is None:  # nothing was measured yet
+                    checkpoint = "last"
+                else:
+                    task.speaker.load_state_dict(best.weights)
+                    step = best.step
     return SpeakerRun(folder, config, data, speaker.eval(), step, seconds, cut, checkpoint)
 
 
@@ -132,20 +131,9 @@ def evaluate_run(run: SpeakerRun) -> str:
 
 
 def evaluate_another(run: SpeakerRun, another: Another) -> str:
-    """Measure a run on another split or file than its own; ``evaluation.json`` stays as it is.
+    """Measure a run on another split or file, as `fq_toolkit.prevalent.tasks.runs.evaluate_another` does.
 
-    Figures go to ``evaluation-STEM-HASH.json`` and what the speaker says to ``instructions-STEM-HASH.json``.
-
-    Args:
-        run: the run.
-        another: what to measure on.
-
-    Returns:
-        The figures and what they were measured on, for people.
-
-    Raises:
-        DataError: for an annotation file that cannot be used, or views without features.
-        ConfigError: for a split that there is not.
+    What the speaker says goes to ``instructions-STEM-HASH.json``.
     """
     config, train = run.config, run.data.train
     split = open_another(another, config, R2R, {"train": train, **run.data.validation})

@@ -1,5 +1,6 @@
 """The speaker's trainer: teacher forcing; the checkpoint with the best BLEU becomes ``speaker/``."""
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.evaluation import write_evaluation
 from fq_toolkit.training.storage.measured_data import MeasuredSet
 from fq_toolkit.training.storage.run_folder import RunFolder
-from fq_toolkit.training.task import LoopResult, TrainingTask
+from fq_toolkit.training.task import LoopResult, TrainingTask, count_weights
 
 SHOWN_PATHS = 20
 
@@ -79,7 +80,7 @@ class SpeakerTask(TrainingTask):
             self.speaker.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
         self.wrapped, self.optimizer = accelerator.prepare(self.speaker, self.optimizer)
-        # With nothing to validate on, nothing can be chosen: the newest weights are those that count.
+        # Without validation there is nothing to choose by, and the newest weights count.
         if data.validation:
             self.selection = Selection(f"BLEU/{selecting_split(data)}", highest=True)
         self.inherited: Kept | None = None
@@ -91,7 +92,7 @@ class SpeakerTask(TrainingTask):
         return fingerprint([self.speaker.vocabulary.tokens, *split_parts(self.data.train)])
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Do one update on a batch of paths under one mask of environment dropout."""
+        """Do one update: teacher forcing on a batch of paths under one mask of environment dropout."""
         config, rows = self.config, self.order.next()
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * (1 - step / config.steps)
@@ -118,7 +119,7 @@ class SpeakerTask(TrainingTask):
         counts = ", ".join(f"{len(split.items)} {split.name}" for split in splits)
         noise = " (features synthesised)" if self.data.train.synthesised else ""
         lost = f", cut at their end to {self.config.token_limit} tokens: {self.cut} train" if self.cut else ""
-        size = sum(weight.numel() for weight in self.speaker.parameters())
+        size = count_weights(self.speaker)
         return (
             f"instructions: {counts}{noise}{lost}; speaker of {size:,} weights, "
             f"{len(self.speaker.vocabulary)} words; {self.accelerator.device}"
@@ -136,14 +137,14 @@ class SpeakerTask(TrainingTask):
         """Return the validation splits."""
         return measured_splits(self.data)
 
-    def measure(self) -> dict[str, float]:
-        """Return the BLEU of each validation split; the random state stays as it was."""
+    def measure(self, speaker: Speaker) -> dict[str, float]:
+        """Return the BLEU of a speaker on each validation split; the random state stays as it was."""
         with isolated_rng(0):
-            return {name: bleu(tell(self.speaker, split)) for name, split in self.data.validation.items()}
+            return {name: bleu(tell(speaker, split)) for name, split in self.data.validation.items()}
 
     def evaluate(self) -> dict[str, float]:
-        """Measure; the loop keeps the checkpoint if it is the best so far."""
-        scores = self.measure()
+        """Measure; the loop keeps the checkpoint if its BLEU is the best so far."""
+        scores = self.measure(self.speaker)
         self.last_evaluation = self._report(scores, 0)
         return {f"BLEU/{name}": score for name, score in scores.items()}
 
@@ -157,9 +158,9 @@ class SpeakerTask(TrainingTask):
         )
 
     def best(self, run: RunFolder) -> "Kept | None":
-        """Return the best weights of a run: of its best checkpoint, or older ones that a state brought along.
+        """Return the best weights of a run, or None before its first evaluation.
 
-        None when no evaluation has been done.
+        They are those of the best checkpoint, unless the state of an older version carries better ones.
         """
         best = run.checkpoints().best()
         kept = self.inherited
@@ -169,35 +170,31 @@ class SpeakerTask(TrainingTask):
 
     def finish(self, run: RunFolder, result: LoopResult, *, complete: bool) -> None:
         """Write ``speaker/``, ``instructions.txt`` and, when complete, ``evaluation.json``."""
-        best, newest = self.best(run), dict(self.speaker.state_dict())
+        # A copy: the weights of the task stay those of the newest step.
+        speaker, best = copy.deepcopy(self.speaker), self.best(run)
         if best is not None:
-            self.speaker.load_state_dict(best.weights)
-        training = self.speaker.training
-        self.speaker.eval()
-        try:
-            self.speaker.save_pretrained(run.path / "speaker")
-            write_atomic(run.path / "instructions.txt", self._examples().encode())
-            if complete and self.data.validation:
-                scores = self.measure()
-                self.last_evaluation = self._report(scores, result.step if best is None else best.step)
-                write_speaker_evaluation(
-                    run,
-                    self.config,
-                    self.last_evaluation,
-                    seconds=result.seconds,
-                    measured_on=self.measured_on(),
-                    instructions_cut={"train": self.cut},
-                )
-        finally:
-            self.speaker.load_state_dict(newest)
-            self.speaker.train(training)
+            speaker.load_state_dict(best.weights)
+        speaker.eval()
+        speaker.save_pretrained(run.path / "speaker")
+        write_atomic(run.path / "instructions.txt", self._examples(speaker).encode())
+        if complete and self.data.validation:
+            step = result.step if best is None else best.step
+            self.last_evaluation = self._report(self.measure(speaker), step)
+            write_speaker_evaluation(
+                run,
+                self.config,
+                self.last_evaluation,
+                seconds=result.seconds,
+                measured_on=self.measured_on(),
+                instructions_cut={"train": self.cut},
+            )
 
-    def _examples(self) -> str:
-        """Return what the speaker says of some held-out paths, beside what people said."""
+    def _examples(self, speaker: Speaker) -> str:
+        """Return what a speaker says of some held-out paths, beside what people said."""
         lines = []
         for name, split in self.data.validation.items():
-            env, items = split.env(self.speaker.device), split.items[:SHOWN_PATHS]
-            for item, told in zip(items, retell(self.speaker, env, items), strict=True):
+            env, items = split.env(speaker.device), split.items[:SHOWN_PATHS]
+            for item, told in zip(items, retell(speaker, env, items), strict=True):
                 lines += [
                     f"{name} {item.instr_id}",
                     f"  says: {told.instruction}",
@@ -218,14 +215,14 @@ class SpeakerTask(TrainingTask):
         return {"order": self.order}
 
     def extra_state(self) -> dict[str, Any]:
-        """Return the best weights of a run that an older version began: its states brought them along."""
+        """Return the best weights that the state of an older version carried, so that they are not lost."""
         if self.inherited is None:
             return {}
         step, value, weights = self.inherited
         return {"best": {"step": step, "scores": {selecting_split(self.data): value}, "weights": weights}}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore these."""
+        """Restore what `extra_state` returned."""
         best = state.get("best")
         if best is not None:
             value = float(best["scores"].get(selecting_split(self.data), 0.0))
@@ -251,7 +248,7 @@ def selecting_split(data: R2RData) -> str:
 
 
 def check_ways(split: Split) -> None:
-    """Check that a speaker can describe every annotated path: neighbours all along, and not too many.
+    """Check that a speaker can describe every annotated path: along edges, and of at most 100 steps.
 
     Raises:
         DataError: naming source and item.
