@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fq_toolkit.cli import main
 from fq_toolkit.prevalent import BatchedNavEnv, DataError, FeatureStore, MiniWorld, load_r2r, sample_paths
 from fq_toolkit.prevalent.model.speaker import Speaker, retell
 from fq_toolkit.prevalent.tasks.speaker.augment import (
@@ -19,6 +20,7 @@ from fq_toolkit.prevalent.tasks.speaker.augment import (
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
 from fq_toolkit.prevalent.world.environment_dropout import draw_feature_mask
 from fq_toolkit.prevalent.world.items import NavItem
+from tests.prevalent.tasks.small_runs import RUNS
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,16 @@ def test_back_translation_tells_through_the_shared_mask(mini: MiniWorld, speaker
     masked = store.panorama(np.arange(len(store))) * mask.numpy()
     blurred = BatchedNavEnv(mini, FeatureStore(store.keys, masked), device="cpu")
     assert told == retell(speaker, blurred, items)
+
+
+def test_augment_writes_training_data(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "more.json"
+    assert main(["augment", str(runs["speaker"]), "--out", str(out), "--paths", "6", "--seed", "3"]) == 0
+    assert f"{out}: 6 paths, 6 instructions" in capsys.readouterr().out
+    config = RUNS["speaker"][1]
+    world = MiniWorld(config.world_seed, num_scans=config.scans)
+    assert len(load_r2r(out, world=world)) == 6
+    assert main(["augment", str(runs["speaker"]), "--out", str(out), "--paths", "0"]) == 2
+    assert "paths and instructions must be at least 1" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Runs of the R2R trainer: resume, submission, decoding, exploration, an episode told and drawn; mistakes."""
+"""Runs of the R2R trainer: resume, submission, decoding, exploration, an episode told and drawn."""
 
 import dataclasses
 import json
@@ -8,25 +8,19 @@ import pytest
 import torch
 
 from fq_toolkit.cli import main
-from fq_toolkit.prevalent import DataError, MiniWorld, NavWorld, score_r2r
+from fq_toolkit.prevalent import NavWorld, score_r2r
 from fq_toolkit.prevalent.model.follower import FollowerAgent
 from fq_toolkit.prevalent.model.speaker import Speaker
 from fq_toolkit.prevalent.tasks.navigate import choose_item, narrate, walk
-from fq_toolkit.prevalent.tasks.r2r.config import R2RConfig, preset
-from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data, shuffle_instructions
+from fq_toolkit.prevalent.tasks.r2r.data import load_r2r_data
 from fq_toolkit.prevalent.tasks.r2r.evaluation import Decoder
 from fq_toolkit.prevalent.tasks.r2r.training import R2R_TRAINER, R2RTask, fine_tune
 from fq_toolkit.prevalent.tasks.runs import NavigatorRun, evaluate_run, load_navigator
 from fq_toolkit.prevalent.tasks.top_view import draw_top_view
 from fq_toolkit.prevalent.text.vocabulary import Vocabulary
-from fq_toolkit.training.errors import ConfigError, RunError
+from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.session import make_accelerator, train
-
-TINY = R2RConfig(
-    steps=4, batch_size=4, scans=2, train_items=12, validation_items=4, hidden_size=16, max_steps=5,
-    feature_dim=8, cross_modal=True, a2c_weight=0.5, feature_dropout=0.2, log_every=1, checkpoint_every=2,
-    device="cpu",
-)  # fmt: skip
+from tests.prevalent.tasks.r2r.small import TINY
 
 
 @pytest.fixture(scope="module")
@@ -153,65 +147,6 @@ def test_exploring_trains_on_what_the_speaker_says_of_the_unseen_world(
         read.clear()
         task.step(step)
         assert bool(set(read) & unseen) == bool(step)
-
-
-def test_ablations_change_only_what_they_name() -> None:
-    plain = load_r2r_data(TINY)
-    blind = load_r2r_data(dataclasses.replace(TINY, blind=True))
-    mixed = load_r2r_data(dataclasses.replace(TINY, shuffle_instructions=True))
-    for name, split in plain.validation.items():
-        assert blind.validation[name].items == split.items
-        store = blind.validation[name].features
-        assert not store.panorama(torch.arange(len(store)).numpy()).any()
-        shuffled = mixed.validation[name].items
-        assert [item.path for item in shuffled] == [item.path for item in split.items]
-        assert sorted(item.instruction for item in shuffled) == sorted(
-            item.instruction for item in split.items
-        )
-    items = MiniWorld(3).items(9)
-    pairs = zip(items, shuffle_instructions(items, seed=1), strict=True)
-    assert all(a.instruction != b.instruction for a, b in pairs)
-
-
-def test_validation_paths_are_not_trained_on() -> None:
-    data = load_r2r_data(TINY)
-    known = {(item.scan, item.path) for item in data.train.items}
-    for split in data.validation.values():
-        assert not known & {(item.scan, item.path) for item in split.items}
-    assert not set(data.train.world.names) & set(data.validation["val_unseen"].world.names)
-
-
-def test_mistakes_are_named(tmp_path: Path) -> None:
-    world = MiniWorld(4, num_scans=1)
-    train_file = world.write(tmp_path / "data", 6, instructions=1).rename(tmp_path / "data/R2R_train.json")
-    config = R2RConfig(data=str(tmp_path / "data"), connectivity=str(tmp_path / "data"), feature_dim=8)
-    (tmp_path / "data/R2R_val_unseen.json").write_text(train_file.read_text())
-    with pytest.raises(DataError, match=r"R2R_train\.json: item '.*_0' has the path of the held-out item"):
-        load_r2r_data(config)
-    (tmp_path / "data/R2R_val_unseen.json").unlink()
-    assert load_r2r_data(config).train.synthesised
-    short = dataclasses.replace(config, max_tokens=3)
-    with pytest.raises(
-        DataError, match=r"R2R_train\.json: instruction '.*_0' has .* more than the limit of 3"
-    ):
-        R2RTask(short, load_r2r_data(short), make_accelerator(short))
-    with pytest.raises(DataError, match=r"missing|no scan|scans\.txt|nowhere"):
-        load_r2r_data(dataclasses.replace(config, connectivity=str(tmp_path / "nowhere")))
-    train_file.write_text(train_file.read_text()[:-40])
-    with pytest.raises(DataError, match=r"R2R_train\.json"):
-        load_r2r_data(config)
-    for wrong, message in (
-        ({"a2c_from": 2.0}, "a2c_from"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"connectivity": "x"}, "connectivity belongs"),
-        ({"speaker": "x", "shuffle_instructions": True}, "do not go together"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            R2RConfig(**wrong)
-    with pytest.raises(ConfigError, match="unknown preset 'min'"):
-        preset("min")
-    with pytest.raises(RunError, match="not a run folder"):
-        load_navigator(R2R_TRAINER, tmp_path)
 
 
 def test_real_graphs_and_texts_go_through(real_world: NavWorld, tasks: Path, shared_data: Path) -> None:
