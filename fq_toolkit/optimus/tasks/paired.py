@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
@@ -64,21 +64,3 @@ class TokenTable:
     def lengths(self, rows: Iterable[int]) -> list[int]:
         """Return the decoder's tokens of these rows."""
         return [len(self.rows.decoder[i]) for i in rows]
-
-
-def check_measurable(rows: Any, source: str, *, max_length: int) -> None:
-    """Refuse rows to measure with of which the model can read none: before it is trained, not after.
-
-    Args:
-        rows: with ``kept``, those that are not too long.
-        source: where they come from.
-        max_length: most tokens of a text.
-
-    Raises:
-        ConfigError: when all are too long.
-    """
-    if not len(rows.kept):
-        raise ConfigError(
-            f"nothing can be measured: no text of at most {max_length} tokens in {source}; "
-            "--valid names others"
-        )

@@ -36,12 +36,14 @@ class HeldOut(NamedTuple):
 
     source: where it comes from, for people.
     rows: all of it, as JSON can hold it.
+    usable: how many of the texts are not too long for the model.
     trained, measured: texts that were trained on and texts that are measured with; what is in both is a leak.
     noun: what these texts are.
     """
 
     source: str
     rows: list[Any]
+    usable: int
     trained: Sequence[str]
     measured: Sequence[str]
     noun: str = "sentences"
@@ -57,12 +59,13 @@ class SentenceTask(TrainingTask):
         data: what to train on: ``batch(rows)``, ``lengths()``, ``fingerprint()``, ``too_long``.
         evaluator: model -> figures with ``values()``, whose names are its ``columns``, and ``record()``.
         held_out: what the evaluator measures with.
+        sentence_vae: the model itself, or the sentence VAE inside.
         skipped: reason -> lines that were left out.
         accelerator: an ``accelerate.Accelerator``.
         autoencoder_share: share of the run, at its start, without noise and KL term.
 
     Raises:
-        ConfigError: when the rows do not fill a batch.
+        ConfigError: when the rows do not fill a batch, or all rows to measure with are too long.
     """
 
     trained_on = "the sentences"
@@ -75,12 +78,19 @@ class SentenceTask(TrainingTask):
         evaluator: Any,
         *,
         held_out: HeldOut,
+        sentence_vae: SentenceVAE,
         skipped: dict[str, int],
         accelerator: Any,
         autoencoder_share: float = 0.0,
     ) -> None:
+        if not held_out.usable:  # now, and not after the training
+            raise ConfigError(
+                f"nothing can be measured: no text of at most {config.max_length} tokens in "
+                f"{held_out.source}; --valid names others"
+            )
         self.config, self.accelerator = config, accelerator
         self.vae: Any = model.to(accelerator.device)
+        self.sentence_vae = sentence_vae
         self.data, self.evaluator, self.held_out, self.skipped = data, evaluator, held_out, skipped
         self._fingerprint: str = data.fingerprint()
         rank, world = accelerator.process_index, accelerator.num_processes
@@ -93,11 +103,6 @@ class SentenceTask(TrainingTask):
         self.wrapped, self.optimizer = accelerator.prepare(self.vae, self.optimizer)
         self.vae.train()
         seed_everything(rank_seed(config.seed, rank))  # other noise on every process
-
-    @property
-    @abstractmethod
-    def sentence_vae(self) -> SentenceVAE:
-        """Return the sentence VAE: the model itself, or the one inside."""
 
     @abstractmethod
     def describe(self) -> str:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from fq_toolkit.optimus.data.dialogs import DialogCorpus, Dialogs, load_dialogs
 from fq_toolkit.optimus.model.batch import Tokenizers
-from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
 from fq_toolkit.optimus.tasks.dialog.evaluation import BLEU_F1, DialogEvaluator
 from fq_toolkit.optimus.tasks.dialog.model import DialogBatch, DialogVAE
 from fq_toolkit.optimus.tasks.networks import build_vae
-from fq_toolkit.optimus.tasks.paired import PairedConfig, TokenTable, check_measurable
+from fq_toolkit.optimus.tasks.paired import PairedConfig, TokenTable
 from fq_toolkit.optimus.tasks.sentence_task import HeldOut, SentenceTask, held_out_source
 from fq_toolkit.training.bounds import NotNegative, Positive
 from fq_toolkit.training.seeding import seed_everything
@@ -100,11 +99,7 @@ class DialogTask(SentenceTask):
             base = build_vae(config, [*train.contexts, *train.responses])
         model = DialogVAE(base, fusion=config.fusion, context_kl=config.context_kl)
         data = DialogRows(train, base.tokenizers, max_length=config.max_length)
-        check_measurable(
-            DialogRows(valid, base.tokenizers, max_length=config.max_length),
-            source,
-            max_length=config.max_length,
-        )
+        measured = DialogRows(valid, base.tokenizers, max_length=config.max_length)
         super().__init__(
             config,
             model,
@@ -113,19 +108,15 @@ class DialogTask(SentenceTask):
             held_out=HeldOut(
                 source,
                 rows=list(zip(*valid, strict=True)),
+                usable=len(measured.kept),
                 trained=train.contexts,
                 measured=list(dict.fromkeys(valid.contexts)),  # its responses are measured together
                 noun="contexts",
             ),
+            sentence_vae=base,
             skipped=corpus.skipped,
             accelerator=accelerator,
         )
-
-    @property
-    def sentence_vae(self) -> SentenceVAE:
-        """Return the sentence VAE inside the model."""
-        base: SentenceVAE = self.vae.base
-        return base
 
     def describe(self) -> str:
         """Return pairs, contexts and weights."""

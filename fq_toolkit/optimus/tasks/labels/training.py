@@ -12,12 +12,11 @@ from torch import Tensor
 from fq_toolkit.optimus.data.corpus import GRAMMAR
 from fq_toolkit.optimus.data.labels import Labelled, LabelledCorpus, load_labelled
 from fq_toolkit.optimus.model.batch import Tokenizers
-from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
 from fq_toolkit.optimus.tasks.labels.evaluation import RIGHT_LABELS, LabelEvaluator
 from fq_toolkit.optimus.tasks.labels.model import LabelledBatch, LabelVAE
 from fq_toolkit.optimus.tasks.networks import build_vae
-from fq_toolkit.optimus.tasks.paired import EMBEDDED, PairedConfig, TokenTable, check_measurable
+from fq_toolkit.optimus.tasks.paired import EMBEDDED, PairedConfig, TokenTable
 from fq_toolkit.optimus.tasks.sentence_task import HeldOut, SentenceTask, held_out_source
 from fq_toolkit.training.bounds import NotNegative
 from fq_toolkit.training.seeding import seed_everything
@@ -98,27 +97,18 @@ class LabelTask(SentenceTask):
             base = build_vae(config, corpus.train.texts)
         model = LabelVAE(base, len(names), adversary=config.adversary)
         data = LabelledRows(corpus.train, base.tokenizers, max_length=config.max_length)
-        check_measurable(
-            LabelledRows(valid, base.tokenizers, max_length=config.max_length),
-            source,
-            max_length=config.max_length,
-        )
+        measured = LabelledRows(valid, base.tokenizers, max_length=config.max_length)
         rows = [(names[label], text) for label, text in zip(valid.labels, valid.texts, strict=True)]
         super().__init__(
             config,
             model,
             data,
             LabelEvaluator(corpus, config.eval_rows),
-            held_out=HeldOut(source, rows, corpus.train.texts, valid.texts),
+            held_out=HeldOut(source, rows, len(measured.kept), corpus.train.texts, valid.texts),
+            sentence_vae=base,
             skipped=corpus.skipped,
             accelerator=accelerator,
         )
-
-    @property
-    def sentence_vae(self) -> SentenceVAE:
-        """Return the sentence VAE inside the model."""
-        base: SentenceVAE = self.vae.base
-        return base
 
     def describe(self) -> str:
         """Return sentences, labels and weights."""

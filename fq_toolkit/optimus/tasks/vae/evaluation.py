@@ -99,18 +99,21 @@ class Evaluator:
             self.questions = draw_analogies(corpus.grammar, config.eval_analogies, seed=EVALUATION_SEED)
         self.columns = [*_COLUMNS.values(), *(_ANALOGIES if self.questions else [])]
 
-    def check(self, vae: SentenceVAE, source: str) -> None:
+    def check(self, vae: SentenceVAE, source: str) -> int:
         """Refuse sentences that cannot be measured before the model is trained, not after.
 
         Args:
             vae: the model.
             source: where the sentences come from.
 
+        Returns:
+            How many of the sentences the model can read.
+
         Raises:
             ConfigError: when fewer than two of them are short enough for the model.
         """
         try:
-            readable(vae, self.texts)
+            return len(readable(vae, self.texts)[1])
         except ValueError as error:
             raise ConfigError(
                 f"nothing can be measured: {error} in {source}; --valid names others"

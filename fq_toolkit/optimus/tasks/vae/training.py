@@ -5,7 +5,6 @@ from typing import Any
 
 from fq_toolkit.optimus.data.corpus import Corpus, load_corpus
 from fq_toolkit.optimus.data.tokenized import tokenize_corpus
-from fq_toolkit.optimus.model.sentence_vae import SentenceVAE
 from fq_toolkit.optimus.tasks.config import FREE_ON_RESUME
 from fq_toolkit.optimus.tasks.networks import build_vae, describe_tokenizer
 from fq_toolkit.optimus.tasks.sentence_task import HeldOut, SentenceTask, held_out_source
@@ -47,23 +46,17 @@ class VAETask(SentenceTask):
             vae = build_vae(config, corpus.train, init=config.init)
             data = tokenize_corpus(corpus.train, vae.tokenizers, max_length=config.max_length)
         evaluator = Evaluator(config, corpus)
-        evaluator.check(vae, source)
         super().__init__(
             config,
             vae,
             data,
             evaluator,
-            held_out=HeldOut(source, corpus.valid, corpus.train, corpus.valid),
+            held_out=HeldOut(source, corpus.valid, evaluator.check(vae, source), corpus.train, corpus.valid),
+            sentence_vae=vae,
             skipped=corpus.skipped,
             accelerator=accelerator,
             autoencoder_share=config.autoencoder_warmup,
         )
-
-    @property
-    def sentence_vae(self) -> SentenceVAE:
-        """Return the model."""
-        vae: SentenceVAE = self.vae
-        return vae
 
     def describe(self) -> str:
         """Return sentences, networks and tokenizer."""
