@@ -32,6 +32,7 @@ def _read_python_batch(path: Path, key: bytes, classes: int) -> tuple[np.ndarray
     if b"data" not in batch or key not in batch:
         raise ConfigError(f"{path} has the entries {sorted(map(repr, batch))}; expected b'data' and {key!r}")
     data, numbers = batch[b"data"], batch[key]
+    # By type: numpy would take booleans and floats, and round the latter.
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
         raise ConfigError(f"{path}: {key!r} is no list of numbers")
     try:
@@ -53,6 +54,7 @@ def _read_binary_batch(path: Path, label_bytes: int, classes: int) -> tuple[np.n
             f"and fewer than {LARGEST:,}"
         )
     try:
+        # Not more than was checked: the file may have grown since.
         rows = np.fromfile(path, dtype=np.uint8, count=size).reshape(-1, record)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error

@@ -53,6 +53,7 @@ def load_digits() -> ImageDataset:
     """
     raw = require("sklearn.datasets", purpose="the digits dataset").load_digits()
     images = torch.from_numpy(raw.images).float().unsqueeze(1) / 16  # 0..16 -> 0..1
+    # Twice the size, so that the networks have more than one block to be quantized.
     images = functional.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
     labels = torch.from_numpy(raw.target).long()
     return ImageDataset("digits", images * 2 - 1, labels, 10, "digits-cnn")
@@ -139,6 +140,7 @@ def _load_path(path: Path, reading: _ReadOptions) -> ImageDataset:
         return _load_file(path, reading)
     if reading.nested:
         return _load_pictures(path, reading)
+    # All formats are looked for: what two of them would read is the user's to decide.
     cifar, idx = find_cifar(path), find_idx(path)
     archives = sorted(below for below in path.iterdir() if below.suffix == ".npz")
     kinds = [
@@ -174,6 +176,7 @@ def _load_file(path: Path, reading: _ReadOptions) -> ImageDataset:
         return _from_bytes(path, read_idx_dataset(path), reading, "data-cnn")
     if path.suffix == ".npz":
         data = read_npz(path)
+        # Such arrays are most likely a part of CIFAR-10; the classifier is trained on them in any case.
         cifar = data.images.shape[1:] == (3, 32, 32) and data.num_classes == 10
         return _from_bytes(path, data, reading, "cifar-cnn" if cifar else "data-cnn")
     if path.suffix.lower() == ".zip":
@@ -186,6 +189,7 @@ def _load_file(path: Path, reading: _ReadOptions) -> ImageDataset:
 
 
 def _from_bytes(path: Path, data: LabelledBytes, reading: _ReadOptions, extractor: str) -> ImageDataset:
+    # A single stray label would ask for a network with that many classes.
     if len(data.labels) and data.num_classes > max(100, len(data.labels)):
         raise ConfigError(
             f"{path} has the label {data.num_classes - 1} but {len(data.labels)} images; "

@@ -69,8 +69,9 @@ def read_image_folder(
     packed = not folder.is_dir()
     kind = "zip archive" if packed else "image folder"
     has_file = not packed and (folder / FILE_NAME).is_file()
+    # Classes are one folder deep; one level more tells whether the path is a level too high.
     tree = zip_tree(folder) if packed else folder_tree(folder, depth=0 if nested or has_file else 3)
-    label_file = tree.others.pop((FILE_NAME,), None)
+    label_file = tree.others.pop((FILE_NAME,), None)  # not one of the files that are left out
     if nested or label_file is not None:
         if not tree.pictures:
             raise ConfigError(f"{folder} holds no images")
@@ -90,6 +91,7 @@ def read_image_folder(
         names_of_classes = () if list(by_class) == [""] else tuple(by_class)
         what = "" if names_of_classes else "without classes"
     classes = len(names_of_classes) or max(labels) + 1
+    # A single stray label would ask for a network with that many classes.
     if classes > max(100, len(labels)):
         raise ConfigError(
             f"{label_file} has the label {classes - 1} but {len(labels)} images; "
@@ -97,7 +99,7 @@ def read_image_folder(
         )
     read = read_images(sources, size=size, fit=fit, skip_damaged=skip_damaged)
     skipped = f", {len(read.damaged)} damaged and skipped" if read.damaged else ""
-    kept = torch.tensor(labels)[read.kept]
+    kept = torch.tensor(labels)[read.kept]  # labels of damaged pictures go with them
     there = len(kept.unique())
     if there < classes:
         log.warning(

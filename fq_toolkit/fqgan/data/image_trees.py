@@ -49,6 +49,7 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
         >>> sorted(["class10", "class2", "b"], key=natural)
         ['b', 'class2', 'class10']
     """
+    # The flag keeps numbers and text apart, which do not compare; the text itself orders 01 and 1.
     parts = re.split(r"(\d+)", name)
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 

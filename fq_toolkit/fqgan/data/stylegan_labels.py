@@ -59,6 +59,7 @@ def match_labels(source: "Path | ZipEntry", labels: dict[str, Any], names: list[
     Raises:
         ConfigError: when pictures have no label, labels no picture, or one is not the number of a class.
     """
+    # Both ways: labels without a picture tell that a part of the dataset is missing.
     there = set(names)
     missing = [name for name in names if name not in labels]
     if missing:
@@ -73,6 +74,7 @@ def match_labels(source: "Path | ZipEntry", labels: dict[str, Any], names: list[
             "bring them back, or give --nested to use none of its labels"
         )
     for name in names:
+        # By type: JSON's true is no class 1.
         if type(labels[name]) is not int or not 0 <= labels[name] < 2**31:
             raise ConfigError(
                 f"{source}: the label of {name[:80]!r} is {str(labels[name])[:60]}; expected a number, "

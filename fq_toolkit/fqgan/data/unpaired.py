@@ -80,7 +80,7 @@ def load_unpaired(
     if packed and path.suffix.lower() != ".zip":
         raise ConfigError(f"{path} is no folder or zip archive; expected one with trainA and trainB in it")
     pictures = _by_part(path, packed=packed, nested=nested)
-    larger = loading_size(size)
+    larger = loading_size(size)  # room for random crops, which only training takes
 
     def read(part: str, side: int) -> ReadImages:
         return read_images(pictures[part], size=side, fit=fit, skip_damaged=skip_damaged)
@@ -106,24 +106,24 @@ def _by_part(path: Path, *, packed: bool, nested: bool) -> dict[str, list[Source
     Raises:
         ConfigError: when a domain has nothing to train on.
     """
+    # One level deeper than needed, to notice that --nested would find more.
     tree = zip_tree(path) if packed else folder_tree(path, depth=0 if nested else 3)
     pictures: dict[str, list[Source]] = {}
-    deeper = dict.fromkeys(PARTS, 0)
+    deeper: dict[str, None] = {}  # parts with pictures that are not used, in order
     for parts, source in _with_archives(tree):
         if parts[0] in PARTS and (len(parts) == 2 or (nested and len(parts) > 2)):
             pictures.setdefault(parts[0], []).append(source)
         elif parts[0] in PARTS:
-            deeper[parts[0]] += 1
+            deeper[parts[0]] = None
     tell_left_out(tree)
-    there = {part: count for part, count in deeper.items() if count}
     if not {"trainA", "trainB"} <= pictures.keys():
-        hint = f"; the images of {', '.join(there)} lie deeper: give --nested" if there else ""
+        hint = f"; images in folders of {', '.join(deeper)} are taken with --nested" if deeper else ""
         raise ConfigError(
             f"{path} has the folders {', '.join(tree.folders) or 'none'}; "
             f"expected trainA and trainB with images in them, and testA and testB for images to test on{hint}"
         )
-    for part, count in there.items():
-        log.warning("%s: %d image(s) deeper in %s are not used; --nested takes them", path, count, part)
+    if deeper:
+        log.warning("%s: images in folders of %s are not used; --nested takes them", path, ", ".join(deeper))
     return {part: pictures[part] for part in PARTS if part in pictures}
 
 
@@ -154,7 +154,7 @@ def digits_and_negatives(size: int) -> UnpairedDataset:
     No digit is in both domains; every fifth is for testing.
     """
     images = load_digits().images[:]
-    halves = {"A": images[0::2], "B": -images[1::2]}
+    halves = {"A": images[0::2], "B": -images[1::2]}  # in [-1, 1] the negative is the sign
     held = {name: torch.arange(len(half)) % 5 == 4 for name, half in halves.items()}
     train = [_sized(half[~held[name]], loading_size(size)) for name, half in halves.items()]
     test = [_sized(half[held[name]], size) for name, half in halves.items()]

@@ -14,7 +14,7 @@ from fq_toolkit.training.atomic import write_atomic
 from fq_toolkit.training.errors import ConfigError, require
 from fq_toolkit.training.seeding import isolated_rng
 
-_BATCH = 100
+_BATCH = 100  # images in a forward
 
 
 class CodedFeatures(NamedTuple):
@@ -58,6 +58,7 @@ def code_features(
         for part, part_labels in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
             seen.clear()
             discriminator(part.to(device), part_labels.to(device))
+            # On the CPU at once: features of all images are larger than the images.
             features.append(seen[0].float().cpu())
             codes.append(layer.quantize(seen[0]).indices.cpu())
     finally:
@@ -76,7 +77,9 @@ def shared_codes(real: Tensor, fake: Tensor, *, num_codes: int, count: int) -> l
         count: how many codes to return at most.
     """
     of_real, of_fake = (torch.bincount(codes.flatten(), minlength=num_codes) for codes in (real, fake))
-    meeting = torch.minimum(of_real, of_fake)
+    meeting = torch.minimum(
+        of_real, of_fake
+    )  # a code with many of one kind and few of the other shows little
     order = torch.argsort(meeting, descending=True, stable=True)[:count].tolist()
     return [SharedCode(c, int(of_real[c]), int(of_fake[c])) for c in order if meeting[c] > 0]
 
@@ -103,13 +106,14 @@ def typical_patches(
     cell = images.shape[2] // height
     side = min(images.shape[2], max(8, 3 * cell))
     distances = (coded.features - centroid.cpu()[:, None, None]).square().sum(1)
-    distances = distances.where(coded.codes == code, torch.inf).flatten(1)
+    distances = distances.where(coded.codes == code, torch.inf).flatten(1)  # other codes are never nearest
     nearest, places = distances.min(1)
     patches = []
     for i in nearest.argsort(stable=True)[:count].tolist():
         if nearest[i].isinf():
             break
         row, column = divmod(int(places[i]), width)
+        # The middle of the patch on that of the cell, as far as the border allows.
         top, left = (
             min(max(0, place * cell + cell // 2 - side // 2), images.shape[2] - side)
             for place in (row, column)
@@ -148,7 +152,9 @@ def plot_meeting(
             rows = coded.features.movedim(1, -1)[coded.codes == shared.code]
             groups.append((place, is_real, rows[torch.randperm(len(rows), generator=draws)[:per_code]]))
     points = torch.cat([rows for _, _, rows in groups])
-    perplexity = min(30.0, max(1.0, (len(points) - 1) / 4))
+    perplexity = min(
+        30.0, max(1.0, (len(points) - 1) / 4)
+    )  # scikit-learn wants it below the number of points
     flat = manifold.TSNE(init="pca", perplexity=perplexity, random_state=seed % 2**32).fit_transform(
         points.numpy()
     )
@@ -218,6 +224,7 @@ def codebook_pictures(
         chosen = torch.randperm(len(run.data.images))[:images]
         labels = run.data.labels[chosen]
         pictures = run.data.images[chosen].cpu()
+        # Of the same classes: else the two kinds would differ by what they show.
         made = torch.cat([sampler(part).cpu() for part in labels.split(_BATCH)])
     real = code_features(run.discriminator, layer, pictures, labels)
     fake = code_features(run.discriminator, layer, made, labels)

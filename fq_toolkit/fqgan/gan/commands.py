@@ -43,6 +43,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
     """Run ``sample RUN``."""
     tyro = require("tyro", purpose="the command line")
 
+    # Tyro makes the options of a command from the signature and the docstring of the function inside it.
     def sample(
         rows: int = 8,
         classes: tuple[int, ...] = (),
@@ -69,6 +70,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
                 folder.
             images: Also write every image as a file of its own into this folder.
         """
+        # Each of these draws something else; the last writes files beside the grid of samples.
         chosen = [interpolate is not None, bool(truncation_sweep), images is not None]
         if sum(chosen) > 1:
             raise ConfigError("--interpolate, --truncation-sweep and --images do different things: give one")

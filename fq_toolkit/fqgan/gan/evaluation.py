@@ -194,6 +194,7 @@ class RealStatistics:
         draws = torch.Generator().manual_seed(
             0
         )  # the floor is that of the data, whatever the seed of the run
+        # Masks for all splits first: the images, which may lie on a disk, are gone through only once.
         in_half = torch.zeros(FLOOR_SPLITS, count, dtype=torch.bool)
         for mask in in_half:
             mask[torch.randperm(count, generator=draws).chunk(2)[0]] = True
@@ -246,7 +247,8 @@ class Evaluator:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         position = torch.arange(samples)[rank::world]
         labels = position % self.num_classes
-        fake = Statistics(self.extractor.dim, rows=-(-PAIRED_ROWS // world))
+        fake = Statistics(self.extractor.dim, rows=-(-PAIRED_ROWS // world))  # its share of the rows
+        # Logits alone do not tell: those of Inception are of other classes.
         knows_classes = self.extractor.holdout_accuracy is not None and self.num_classes > 1
         hits = 0
         with isolated_rng(rank_seed(EVALUATION_SEED, rank)):

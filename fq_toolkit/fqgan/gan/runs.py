@@ -81,9 +81,11 @@ def load_run(path: Path, *, checkpoint: Which = "last") -> TrainedRun:
     """
     saved = open_saved(FQGANConfig, TRAINER, path, checkpoint=checkpoint)
     config = saved.config
+    # The networks' sizes follow from the images: without them a run cannot be read back.
     data = load_dataset(config.data, **config.reading())
     generator, discriminator = build_networks(config, data, quantizer_factory(config))
     with saved.fitting():
+        # Only the average is sampled; the generator that was trained is not needed.
         generator.load_state_dict(saved.state["average"]["model"])
         discriminator.load_state_dict(saved.state["discriminator"])
     device = make_accelerator(config).device
@@ -192,6 +194,7 @@ def interpolate_run(
     if steps < 2:
         raise ConfigError(f"a strip has {steps} images; expected at least 2")
     sampler = run.sampler(truncation=truncation)
+    # A strip keeps its class: between two classes the networks have nothing to interpolate.
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(rows)])
     with isolated_rng(seed):
         images = interpolation_strips(sampler, labels, steps=steps)
@@ -219,7 +222,7 @@ def sweep_truncation(
     rows = []
     for truncation in truncations:
         sampler = run.sampler(truncation=truncation)
-        with isolated_rng(seed):
+        with isolated_rng(seed):  # the same noise for each row
             rows.append(class_columns(sampler, chosen, 1))
     make_folder(out.parent)
     save_grid(torch.cat(rows), out, columns=len(chosen), titles=class_titles(run, chosen))
@@ -318,6 +321,7 @@ def evaluate_truncations(
     """
     count = _sample_count(run, samples)
     _checked_images(run)
+    # All samplers first: a wrong truncation is refused before minutes of measuring.
     samplers = [run.sampler(truncation=truncation) for truncation in truncations]
     evaluator = make_evaluator(run, extractor=extractor)
     results = [evaluator(sampler, samples=count) for sampler in samplers]

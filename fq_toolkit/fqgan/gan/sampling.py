@@ -47,6 +47,7 @@ class Sampler:
     def noise(self, count: int) -> Tensor:
         """Return noise (count, latent_size) on the generator's device."""
         z = torch.empty(count, self.latent_size, device=self.device)
+        # Styles are truncated instead of noise, after the mapping.
         if self.truncation is None or self._has_styles:
             return z.normal_()
         return nn.init.trunc_normal_(z, a=-self.truncation, b=self.truncation)
@@ -186,7 +187,7 @@ def save_grid(images: Tensor, path: Path, *, columns: int, titles: "list[str] | 
 
     pixels = to_bytes(images)
     count, height, width, channels = pixels.shape
-    zoom = max(1, 64 // height)
+    zoom = max(1, 64 // height)  # whole pixels, so that nothing is smoothed
     gap, head = 4, 16 if titles else 0
     rows = -(-count // columns)
     cell_h, cell_w = height * zoom + gap, width * zoom + gap
@@ -198,6 +199,7 @@ def save_grid(images: Tensor, path: Path, *, columns: int, titles: "list[str] | 
     if titles:
         draw = drawing.Draw(picture)
         for i, title in enumerate(titles):
+            # Letters of pillow's own font are about 6 pixels wide.
             draw.text((gap + i * cell_w + cell_w // 2 - 3 * len(title), 3), title, fill=0)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")

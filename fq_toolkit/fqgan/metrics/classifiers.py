@@ -61,7 +61,7 @@ class ImageCNN(nn.Module):
         self.holdout_accuracy: float | None = 0.0
         widths, side, inputs, stage = (32, 64, 128), size, channels, 0
         layers: list[nn.Module] = []
-        while stage < len(widths) or side >= 8:
+        while stage < len(widths) or side >= 8:  # three convolutions at least, and down to less than 8 pixels
             outputs = widths[min(stage, len(widths) - 1)]
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
             if side >= 8:
@@ -85,6 +85,7 @@ def random_cnn(*, channels: int, size: int) -> ImageCNN:
     model = ImageCNN("random-cnn", channels=channels, size=size, num_classes=0)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
+            # Keeps the variance through ReLUs; biases make features other than linear in the images.
             nn.init.orthogonal_(module.weight, gain=2**0.5)
             nn.init.normal_(module.bias, std=0.1)  # type: ignore[arg-type]
     return model.eval().requires_grad_(False)

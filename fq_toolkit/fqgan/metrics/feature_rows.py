@@ -83,7 +83,7 @@ class FeatureRows:
             return
         parts = gather_object([self.tensor()])
         self._parts, self.count = [], 0
-        self.limit *= accelerator.num_processes
+        self.limit *= accelerator.num_processes  # each process kept its share
         for part in parts:
             self.update(part)
 

@@ -42,6 +42,7 @@ class ClassScores:
         log_p = finite_rows(logits.cpu(), self.num_classes, what="logits").log_softmax(1)
         self.count += len(log_p)
         self.probabilities += log_p.exp().sum(0)
+        # xlogy has 0 log 0 = 0 where a probability underflows.
         self.negative_entropy += float(torch.special.xlogy(log_p.exp(), log_p.exp()).sum())
 
     def merge(self, other: "ClassScores") -> None:

@@ -104,5 +104,6 @@ def _as_dataset(data: UnpairedDataset, domain: str, images: Images) -> ImageData
         raise ConfigError(
             f"{data.name}: domain {domain} has {len(images)} images to test on; expected 4 or more"
         )
+    # A domain has no classes, so only an extractor that needs none fits.
     labels = torch.zeros(len(images), dtype=torch.long)
     return ImageDataset(f"{data.name} {domain}", images, labels, 1, "random-cnn")

@@ -33,6 +33,8 @@ class Judgement(NamedTuple):
     logits: Tensor
 
 
+# Reflection pads as the release does; zeros would show as a frame in translated images. The norms that follow
+# take a bias away again, so there is none.
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
     return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(inputs, outputs, kernel, stride, bias=False)]
 
@@ -90,6 +92,7 @@ class UGATITGenerator(nn.Module):
             down += [*_conv(inputs, 2 * inputs, 3, 2), nn.InstanceNorm2d(2 * inputs), nn.ReLU()]
         self.down = nn.Sequential(*down, *(ResidualBlock(inner) for _ in range(blocks)))
         self.attention = ClassActivationMap(inner, nn.ReLU())
+        # The first layer below has nine tenths of a full generator's weights.
         inputs = inner if light else inner * (size // 4) ** 2
         self.style = nn.Sequential(
             *(nn.Linear(inputs, inner, bias=False), nn.ReLU()),
@@ -106,7 +109,7 @@ class UGATITGenerator(nn.Module):
     def forward(self, images: Tensor) -> Translation:
         """Translate images (B, channels, size, size) in [-1, 1]."""
         x, logits = self.attention(self.down(images))
-        heatmap = x.sum(1, keepdim=True)
+        heatmap = x.sum(1, keepdim=True)  # attended features are not negative
         style = self.style(x.mean(dim=(2, 3)) if self.light else x.flatten(1))
         gamma, beta = self.gamma(style), self.beta(style)
         for block in self.blocks:
@@ -186,6 +189,7 @@ class Translators(nn.Module):
         """Go there and back from both domains; images (B, C, H, W)."""
         to_b, to_a = self.a_to_b(real_a), self.b_to_a(real_b)
         back_a, back_b = self.b_to_a(to_b.images).images, self.a_to_b(to_a.images).images
+        # In one forward: DDP counts on a single one before a backward.
         return Round(to_b, to_a, back_a, back_b, self.a_to_b(real_b), self.b_to_a(real_a))
 
 

@@ -60,6 +60,7 @@ def translate_folder(
     targets = {(out / name).resolve().parent for name in names}
     if targets & {picture.resolve().parent for _, picture in pictures if isinstance(picture, Path)}:
         raise ConfigError(f"the pictures lie in {out}: translations would replace them; give another --out")
+    # What was checked so far needs no picture: nothing is half done when it is refused.
     generator = run.translators.a_to_b if to == "B" else run.translators.b_to_a
     channels = int(generator.down[1].in_channels)  # type: ignore[arg-type]
     read = read_images(

@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,17 @@ def write_image(path: Path, size: tuple[int, int] = (8, 8), mode: str = "RGB", s
     rgb = pixels(seed, size[1], size[0], 3)
     Image.fromarray(rgb).convert(mode).save(path)
     return rgb
+
+
+def write_zip(folder: Path, path: Path, inside: str = "", method: int = zipfile.ZIP_STORED) -> Path:
+    """Pack the content of a folder, below the folder ``inside`` of the archive, and return its path."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, f"{inside}{file.relative_to(folder)}")
+    return path
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a picture."""
+    with Image.open(path) as picture:
+        return picture.size

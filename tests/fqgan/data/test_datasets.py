@@ -18,7 +18,7 @@ from PIL import Image
 from fq_toolkit.fqgan.data import image_files
 from fq_toolkit.fqgan.data.augmentation import jitter, random_crop, random_flip
 from fq_toolkit.fqgan.data.cifar_files import read_pickle
-from fq_toolkit.fqgan.data.datasets import load_dataset
+from fq_toolkit.fqgan.data.datasets import load_dataset, load_digits
 from fq_toolkit.fqgan.data.pixels import StoredImages, resize_and_crop, to_floats
 from fq_toolkit.fqgan.data.unpaired import load_unpaired, loading_size
 from fq_toolkit.training.errors import ConfigError, RunError
@@ -435,3 +435,13 @@ def test_labels_with_gaps_are_warned_about(tmp_path: Path, caplog: pytest.LogCap
     assert not caplog.records
     load_dataset(str(tmp_path / "from1.npz"))
     assert "labels go from 0 to 3, but only 3 of them have images" in caplog.text
+
+
+def test_digits() -> None:
+    data = load_digits()
+    assert data.images.shape == (1797, 1, 16, 16)
+    assert (float(data.images.min()), float(data.images.max())) == (-1, 1)
+    assert data.labels.bincount().min() > 170
+    assert load_dataset("digits").name == "digits"
+    with pytest.raises(ConfigError, match="unknown dataset 'digit'; did you mean 'digits'"):
+        load_dataset("digit")

@@ -18,7 +18,7 @@ from fq_toolkit.fqgan.data.unpaired import load_unpaired
 from fq_toolkit.fqgan.gan.config import FQGANConfig
 from fq_toolkit.fqgan.ugatit.config import UGATITConfig
 from fq_toolkit.training.errors import ConfigError
-from tests.fqgan.data.image_data import write_image
+from tests.fqgan.data.image_data import write_image, write_zip
 
 
 def shards(folder: Path, labels: Any = "numbers") -> list[int]:
@@ -31,13 +31,6 @@ def shards(folder: Path, labels: Any = "numbers") -> list[int]:
         labels = [list(pair) for pair in zip(names, numbers, strict=True)][::-1]  # in whatever order
     (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     return numbers
-
-
-def packed(folder: Path, path: Path, inside: str = "", method: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for file in sorted(folder.rglob("*")):
-            archive.write(file, inside + str(file.relative_to(folder)))
-    return path
 
 
 def same(a: ImageDataset, b: ImageDataset) -> bool:
@@ -53,7 +46,7 @@ def test_labels_of_a_dataset_json_in_folder_and_archive(tmp_path: Path, inside: 
     assert (data.num_classes, data.class_names, data.extractor) == (3, (), "data-cnn")
     assert data.found == "image folder with labels in dataset.json: 6 images 3x8x8, 3 classes"
     before = sorted(tmp_path.rglob("*"))
-    path = packed(tmp_path / "in", tmp_path / "a.zip", inside, method)
+    path = write_zip(tmp_path / "in", tmp_path / "a.zip", inside, method)
     archive = load_dataset(str(path))
     assert same(archive, data)
     assert archive.found == "zip archive with labels in dataset.json: 6 images 3x8x8, 3 classes"
@@ -66,13 +59,13 @@ def test_archives_of_class_folders_and_of_pictures(tmp_path: Path, monkeypatch: 
     for i, name in enumerate(("cat/1.png", "cat/2.png", "dog/1.png")):
         write_image(tmp_path / "in" / name, seed=i)
     folder = load_dataset(str(tmp_path / "in"))
-    path = packed(tmp_path / "in", tmp_path / "a.zip", "pets/")
+    path = write_zip(tmp_path / "in", tmp_path / "a.zip", "pets/")
     archive = load_dataset(str(path))
     assert same(archive, folder)
     assert archive.class_names == ("cat", "dog")
     monkeypatch.setattr(image_files, "MEMORY_LIMIT", 0)
     assert same(load_dataset(str(path)), folder)
-    flat = packed(tmp_path / "in" / "cat", tmp_path / "b.zip")
+    flat = write_zip(tmp_path / "in" / "cat", tmp_path / "b.zip")
     assert load_dataset(str(flat)).found == "zip archive without classes: 2 images 3x8x8, one class"
 
 
@@ -191,7 +184,7 @@ def test_archives_with_links_passwords_and_names_twice(tmp_path: Path) -> None:
 def test_damaged_entries_of_an_archive_are_named(tmp_path: Path) -> None:
     for i in range(3):
         write_image(tmp_path / "in" / f"{i}.png", seed=i)
-    path = packed(tmp_path / "in", tmp_path / "a.zip")
+    path = write_zip(tmp_path / "in", tmp_path / "a.zip")
     raw = bytearray(path.read_bytes())
     raw[raw.index(b"IDAT") + 20] ^= 255  # the checksum of the entry tells
     path.write_bytes(raw)

@@ -1,6 +1,5 @@
 """Two domains in folders and archives: the same images from either, and a sentence where there are none."""
 
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from fq_toolkit.fqgan.data.datasets import load_dataset
 from fq_toolkit.fqgan.data.unpaired import UnpairedDataset, load_unpaired
 from fq_toolkit.training.errors import ConfigError
-from tests.fqgan.data.image_data import write_image
+from tests.fqgan.data.image_data import write_image, write_zip
 
 COUNTS = {"trainA": 3, "trainB": 4, "testA": 2, "testB": 1}
 
@@ -22,13 +21,6 @@ def write_domains(folder: Path, below: str = "") -> Path:
     return folder
 
 
-def pack(folder: Path, path: Path, inside: str = "") -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(folder.rglob("*")):
-            archive.write(file, f"{inside}{file.relative_to(folder)}")
-    return path
-
-
 def assert_same(a: UnpairedDataset, b: UnpairedDataset) -> None:
     for one, other in zip(a[1:5], b[1:5], strict=True):
         assert torch.equal(one[:], other[:])  # type: ignore[index]
@@ -38,7 +30,7 @@ def assert_same(a: UnpairedDataset, b: UnpairedDataset) -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_an_archive_is_read_as_its_folder(tmp_path: Path, inside: str, nested: bool) -> None:
     folder = write_domains(tmp_path / "d", "part" if nested else "")
-    packed = load_unpaired(str(pack(folder, tmp_path / "d.zip", inside)), size=16, nested=nested)
+    packed = load_unpaired(str(write_zip(folder, tmp_path / "d.zip", inside)), size=16, nested=nested)
     assert_same(packed, load_unpaired(str(folder), size=16, nested=nested))
     assert packed.found.startswith("unpaired zip archive: trainA 3, trainB 4, testA 2, testB 1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "d.zip"]  # nothing is unpacked
@@ -48,7 +40,7 @@ def test_an_archive_for_each_part(tmp_path: Path) -> None:
     folder = write_domains(tmp_path / "d")
     (tmp_path / "packed").mkdir()
     for part in COUNTS:
-        pack(folder / part, tmp_path / "packed" / f"{part}.zip")
+        write_zip(folder / part, tmp_path / "packed" / f"{part}.zip")
     assert_same(load_unpaired(str(tmp_path / "packed"), size=16), load_unpaired(str(folder), size=16))
 
 
@@ -65,7 +57,7 @@ def test_what_lies_deeper_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     write_image(folder / "trainA" / "more" / "x.png")
     (folder / "trainB" / "notes.txt").write_text("x")
     assert len(load_unpaired(str(folder), size=16).train_a) == 3
-    assert "1 image(s) deeper in trainA are not used; --nested takes them" in caplog.text
+    assert "images in folders of trainA are not used; --nested takes them" in caplog.text
     assert "files that are not read as images: .txt 1" in caplog.text
     with pytest.raises(ConfigError, match=r"expected trainA and trainB with images in them.*--nested"):
         load_unpaired(str(write_domains(tmp_path / "deep", "shard")), size=16)
@@ -77,7 +69,7 @@ def test_damaged_pictures_are_skipped_and_named(
 ) -> None:
     folder = write_domains(tmp_path / "d")
     (folder / "trainB" / "bad.png").write_bytes(b"x")
-    source = str(folder if kind == "folder" else pack(folder, tmp_path / "d.zip"))
+    source = str(folder if kind == "folder" else write_zip(folder, tmp_path / "d.zip"))
     with pytest.raises(ConfigError, match=r"1 image\(s\) cannot be read.*--skip-damaged:\n.*trainB/bad\.png"):
         load_unpaired(source, size=16)
     data = load_unpaired(source, size=16, skip_damaged=True)
@@ -94,7 +86,7 @@ def test_other_archives_are_refused(tmp_path: Path) -> None:
         load_unpaired(str(path), size=16)
     for file in (folder / "trainB").iterdir():
         file.unlink()
-    pack(folder, path)
+    write_zip(folder, path)
     with pytest.raises(
         ConfigError, match=r"has the folders testA, testB, trainA; expected trainA and trainB"
     ):
@@ -108,7 +100,7 @@ def test_other_archives_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_two_domains_are_no_classes(tmp_path: Path, kind: str) -> None:
     folder = write_domains(tmp_path / "d")
-    source = folder if kind == "folder" else pack(folder, tmp_path / "d.zip")
+    source = folder if kind == "folder" else write_zip(folder, tmp_path / "d.zip")
     with pytest.raises(ConfigError, match=f"they are for: fq-toolkit train ugatit --data {source}"):
         load_dataset(str(source))
     assert len(load_dataset(str(source), size=8, nested=True).images) == sum(COUNTS.values())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fq_toolkit.fqgan.gan.config import PRESETS, FQGANConfig, in_steps
+from fq_toolkit.fqgan.gan.networks.quantization import warmup_strength
 from fq_toolkit.fqgan.gan.training import GAN_TRAINER, train
 from fq_toolkit.training.config import load_config, save_config
 from fq_toolkit.training.errors import ConfigError
@@ -73,3 +75,37 @@ def test_a_warmup_that_nothing_follows_is_not_looked_at(tiny: FQGANConfig, fq: s
 def test_a_length_that_is_none(length: float) -> None:
     with pytest.raises(ConfigError, match=r"fq_warmup is .*; expected 0 or more, and finite"):
         FQGANConfig(fq_warmup=length)
+
+
+def test_warm_up_is_a_ramp() -> None:
+    steps = (0, 1, 2, 4, 9)
+    assert [warmup_strength(step, warmup=4, strength=1.0) for step in steps] == [0, 0.25, 0.5, 1, 1]
+    assert [warmup_strength(step, warmup=4, strength=0.5) for step in steps] == [0, 0.125, 0.25, 0.5, 0.5]
+    assert warmup_strength(0, warmup=0, strength=1.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps is 0; expected at least 1"),
+        ({"decay": 1.0}, "decay is 1.0; expected 0 <= decay < 1"),
+        ({"fq_strength": 1.5}, "fq_strength is 1.5; expected 0 < fq_strength <= 1"),
+        ({"g_lr": 0.0}, "g_lr is 0.0"),
+        ({"g_lr": float("nan")}, "g_lr is nan"),
+        ({"commitment": -1.0}, "commitment is -1.0; expected 0 or more"),
+        ({"commitment": math.inf}, "commitment is inf; expected 0 or more, and finite"),
+        ({"r1_weight": math.nan}, "r1_weight is nan; expected 0 or more, and finite"),
+        ({"commitment": float("nan")}, "commitment is nan"),
+        ({"betas": (0.0, 1.0)}, "betas are"),
+        ({"batch_size": 1}, "at least 2"),
+        ({"eval_samples": 1}, "at least 2"),
+        ({"fq_layers": (1, 1)}, "distinct block numbers"),
+        ({"accumulate": 0}, "accumulate is 0; expected at least 1"),
+        ({"style_mixing": 1.5}, "style_mixing is 1.5; expected 0 to 1"),
+        ({"path_weight": 2.0}, "path_weight needs a generator with styles"),
+        ({"image_size": 24}, "image_size is 24; expected 0 or 8, 16"),
+    ],
+)
+def test_options_out_of_range(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FQGANConfig(**options)

@@ -102,7 +102,7 @@ def test_a_run_that_dies_goes_on_from_its_checkpoint(
 
 @pytest.mark.slow
 def test_kill_nine_at_a_random_moment(config: FQGANConfig, tmp_path: Path) -> None:
-    longer = dataclasses.replace(config, steps=40, checkpoint_every=5)
+    longer = dataclasses.replace(config, steps=40, checkpoint_every=5, evaluate_every=7)
     assert_a_kill_changes_nothing(GAN_TRAINER.name, longer, tmp_path)
 
 

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,15 @@ from accelerate import Accelerator
 from fq_toolkit import collect_commitment
 from fq_toolkit.fqgan.data.datasets import load_digits
 from fq_toolkit.fqgan.gan.config import FQGANConfig
-from fq_toolkit.fqgan.gan.runs import evaluate_run, load_run, sample_run
+from fq_toolkit.fqgan.gan.runs import load_run
 from fq_toolkit.fqgan.gan.training import GAN_TRAINER, GANTask, train
 from fq_toolkit.training.config import load_config
 from fq_toolkit.training.errors import CheckpointError, ConfigError, DivergedError, RunError
 from fq_toolkit.training.reporting.metrics_log import read_metrics
 from fq_toolkit.training.session import dry_run
-from fq_toolkit.training.storage.checkpoints import Checkpoints
-from fq_toolkit.training.storage.packing import pack
+from tests.fqgan.gan.whole_runs import assert_same_state, last_state, rows_without_clock
 
 pytestmark = pytest.mark.usefixtures("small_and_plain")
-
-
-def last_state(run: Path, *without: str) -> tuple[dict[str, torch.Tensor], Any]:
-    """Return tensors and JSON of the newest checkpoint, without the clock."""
-    state = Checkpoints(run / "checkpoints").load().state
-    return pack({name: value for name, value in state.items() if name not in ("seconds", *without)})
-
-
-def assert_same_state(a: Path, b: Path, *without: str) -> None:
-    (tensors, rest), (others, other_rest) = last_state(a, *without), last_state(b, *without)
-    assert tensors.keys() == others.keys()
-    for name, value in tensors.items():
-        assert torch.equal(value, others[name]), name
-    assert rest == other_rest
 
 
 def make(config: FQGANConfig) -> GANTask:
@@ -78,11 +62,7 @@ def test_resume_is_bit_exact(tiny: FQGANConfig, tmp_path: Path, fq: str, stop: i
     assert resumed.step == 4
     assert_same_state(straight.run, resumed.run)
     assert resumed.evaluation == straight.evaluation
-    without_clock = [
-        [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run / "metrics.csv")]
-        for run in (straight.run, resumed.run)
-    ]
-    assert without_clock[0] == without_clock[1]
+    assert rows_without_clock(straight.run) == rows_without_clock(resumed.run)
 
 
 def test_training_longer_equals_training_long(tiny: FQGANConfig, tmp_path: Path) -> None:
@@ -332,67 +312,3 @@ def test_dry_run_writes_nothing(tiny: FQGANConfig, tmp_path: Path, monkeypatch: 
     assert "s a step" in text
     assert "fq regularize, K 8, after block 0 (4 channels)" in text
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny: FQGANConfig, small_and_plain: None) -> Path:
-    return train(tiny, out=tmp_path_factory.mktemp("runs") / "run").run
-
-
-def draw(run: Path, out: Path, **options: Any) -> bytes:
-    arguments: dict[str, Any] = {"seed": 0, "rows": 2, "classes": ()} | options
-    sample_run(load_run(run), out=out, **arguments)
-    return out.read_bytes()
-
-
-def test_samples_repeat_and_vary(finished: Path, tmp_path: Path) -> None:
-    first = draw(finished, tmp_path / "a.png")
-    assert draw(finished, tmp_path / "b.png") == first
-    assert draw(finished, tmp_path / "c.png", seed=1) != first
-    images = tmp_path / "new" / "images"
-    draw(finished, tmp_path / "sub" / "d.png", classes=(3, 7), single_images=images)
-    names = ["class3_0000.png", "class3_0001.png", "class7_0000.png", "class7_0001.png"]
-    assert sorted(path.name for path in images.iterdir()) == names
-
-
-@pytest.mark.parametrize(
-    ("use", "error", "message"),
-    [
-        (
-            lambda run, tmp: draw(run, tmp / "x.png", classes=(3, 10)),
-            ConfigError,
-            r"classes \[10\] do not exist",
-        ),
-        (lambda run, tmp: draw(run, tmp / "x.png", rows=0), ConfigError, "rows is 0"),
-        (lambda run, tmp: draw(run, tmp / "x.png", truncation=0.0), ConfigError, "truncation is 0.0"),
-        (
-            lambda run, tmp: load_run(run, checkpoint=3),
-            CheckpointError,
-            r"no checkpoint of step 3 .* \[2, 4\]",
-        ),
-        (lambda run, tmp: load_run(tmp), RunError, "not a run folder"),
-        (lambda run, tmp: draw(run, run / "config.json" / "x.png"), RunError, "cannot write"),
-    ],
-)
-def test_wrong_requests(
-    finished: Path, tmp_path: Path, use: Callable[[Path, Path], Any], error: type, message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        use(finished, tmp_path)
-
-
-def test_evaluating_again_gives_the_same_figures(finished: Path) -> None:
-    before = json.loads((finished / "evaluation.json").read_text())
-    again = evaluate_run(load_run(finished))
-    assert (again.fid, again.accuracy, again.floor) == (before["fid"], before["accuracy"], before["floor"])
-
-
-def test_a_checkpoint_of_another_model(finished: Path, tmp_path: Path, tiny: FQGANConfig) -> None:
-    import shutil
-
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    record = json.loads((run / "config.json").read_text()) | {"channels": 8}
-    (run / "config.json").write_text(json.dumps(record))
-    with pytest.raises(CheckpointError, match=r"checkpoint of step 4 .* does not fit"):
-        load_run(run)

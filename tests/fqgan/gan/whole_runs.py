@@ -20,24 +20,31 @@ class Killed(BaseException):
     """Ends a run as a kill does: nobody catches it, nothing is saved."""
 
 
-def last_state(run: Path) -> tuple[dict[str, torch.Tensor], Any]:
-    """Return tensors and JSON of the newest checkpoint, without the clock."""
+def last_state(run: Path, *without: str) -> tuple[dict[str, torch.Tensor], Any]:
+    """Return tensors and JSON of the newest checkpoint, without the clock and other parts."""
     state = Checkpoints(run / "checkpoints").load().state
-    return pack({name: value for name, value in state.items() if name != "seconds"})
+    return pack({name: value for name, value in state.items() if name not in ("seconds", *without)})
 
 
-def assert_same_run(a: Path, b: Path) -> None:
-    """Compare the last checkpoints and all metrics of two runs, bit by bit."""
-    (tensors, rest), (others, other_rest) = last_state(a), last_state(b)
+def assert_same_state(a: Path, b: Path, *without: str) -> None:
+    """Compare the last checkpoints of two runs, bit by bit."""
+    (tensors, rest), (others, other_rest) = last_state(a, *without), last_state(b, *without)
     assert tensors.keys() == others.keys()
     for name, value in tensors.items():
         assert torch.equal(value, others[name]), name
     assert rest == other_rest
-    rows = [
-        [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run / "metrics.csv")]
-        for run in (a, b)
-    ]
-    assert rows[0] == rows[1]
+
+
+def rows_without_clock(run: Path) -> list[dict[str, float]]:
+    """Return the metrics of a run, without the seconds."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run / "metrics.csv")]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Compare the last checkpoints, which one is the best, and all metrics of two runs, bit by bit."""
+    assert_same_state(a, b)
+    assert Checkpoints(a / "checkpoints").best() == Checkpoints(b / "checkpoints").best()
+    assert rows_without_clock(a) == rows_without_clock(b)
 
 
 def assert_a_kill_changes_nothing(trainer: str, config: Any, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,3 +62,24 @@ def test_a_decay_that_ends_before_it_starts(start: float, end: float) -> None:
         ConfigError, match=r"lr_decay_start is .*, lr_decay_end .*; expected 0 <= start < end"
     ):
         UGATITConfig(lr_decay_start=start, lr_decay_end=end, steps=300)
+
+
+def test_the_learning_rate_falls_linearly() -> None:
+    config = dataclasses.replace(TINY, lr=1e-3, lr_decay_start=10, lr_decay_end=20)
+    rates = [learning_rate(config, step) for step in (0, 10, 15, 20, 25)]
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image_size": 24}, "image_size is 24; expected a power of two"),
+        ({"fq_layers": (0, 3)}, "a global discriminator has convolutions 0 to 2"),
+        ({"num_codes": (4,)}, r"num_codes are \(4,\); expected one size for each of \(0, 1\)"),
+        ({"global_layers": 6}, "global_layers is 6; .* 16 pixels, halved 4 times, leave 4"),
+        ({"lr_decay_start": 9}, "lr_decay_start is 9, lr_decay_end 5"),
+    ],
+)
+def test_options_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(TINY, **changed)

@@ -1,6 +1,5 @@
 """Pictures of a user's through a trained generator: files, folders, archives, damaged ones."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from fq_toolkit.fqgan.ugatit.training import UGATIT_TRAINER
 from fq_toolkit.fqgan.ugatit.translate import translate_folder
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.session import train
-from tests.fqgan.data.image_data import write_image
+from tests.fqgan.data.image_data import write_image, write_zip
 from tests.fqgan.ugatit.small import TINY
 
 pytestmark = pytest.mark.usefixtures("small_and_plain")
@@ -31,13 +30,6 @@ def pictures(tmp_path: Path) -> Path:
     for i, name in enumerate(("0.png", "1.png", "x/0.png", "y/z/0.png")):
         write_image(folder / name, (16 + 4 * i, 20), "RGB" if i % 2 else "L", seed=i)
     return folder
-
-
-def pack(folder: Path, path: Path, inside: str = "") -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            archive.write(file, f"{inside}{file.relative_to(folder)}")
-    return path
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -75,7 +67,7 @@ def test_an_archive_is_translated_as_its_folder(
     finished: Path, pictures: Path, tmp_path: Path, inside: str, nested: bool
 ) -> None:
     run = load_translators(finished)
-    packed = pack(pictures, tmp_path / "in.zip", inside)
+    packed = write_zip(pictures, tmp_path / "in.zip", inside)
     counts = [
         translate_folder(run, source, tmp_path / out, to="B", nested=nested)
         for source, out in ((pictures, "a"), (packed, "b"))
@@ -89,7 +81,7 @@ def test_an_archive_is_translated_as_its_folder(
 def test_an_archive_of_one_folder_of_pictures(finished: Path, tmp_path: Path) -> None:
     for i in range(2):
         write_image(tmp_path / "in" / f"{i}.png", seed=i)
-    packed = pack(tmp_path / "in", tmp_path / "in.zip", "photos/")
+    packed = write_zip(tmp_path / "in", tmp_path / "in.zip", "photos/")
     assert translate_folder(load_translators(finished), packed, tmp_path / "out", to="A") == 2
     assert written(tmp_path / "out").keys() == {"0.png", "1.png"}
 
@@ -121,7 +113,7 @@ def test_damaged_pictures_are_skipped_counted_and_named(
     (pictures / "00.png").write_bytes(b"x")
     half = (pictures / "1.png").read_bytes()
     (pictures / "1.png").write_bytes(half[: len(half) // 2])
-    source = pictures if kind == "folder" else pack(pictures, tmp_path / "in.zip")
+    source = pictures if kind == "folder" else write_zip(pictures, tmp_path / "in.zip")
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match=r"1 image\(s\) cannot be read.*give --skip-damaged:\n.*00\.png"):
         commands.translate_command(finished, [str(source), "--out", str(out)])

@@ -109,7 +109,7 @@ class BigGANGenerator(nn.Module):
             GeneratorBlock(inputs, outputs, make_norm, conv) for inputs, outputs in itertools.pairwise(widths)
         )
         self.attention = nn.ModuleDict(
-            {
+            {  # block i makes maps of 8 * 2^i pixels
                 str(i): SelfAttention(widths[i + 1], start=start)
                 for i in range(blocks)
                 if 8 * 2**i == attention
@@ -166,6 +166,7 @@ def build_biggan(config: FQGANConfig, shape: ImageShape, make_quantizer: MakeQua
         down=down,
         image_channels=shape.channels,
         quantizers=make_quantizers(config, make_quantizer, {i: widths[i] for i in numbers}),
+        # After the block that reaches the size; blocks that keep it have none.
         attention=tuple(i for i, size in enumerate(sizes) if down[i] and size == config.attention),
         start=start,
     )

@@ -30,6 +30,7 @@ def make_quantizer(
         ema=ema,
         init=config.fq_init,
         revive=config.fq_revive,
+        # Counted in forwards, of which an update has `accumulate`.
         update_every=config.accumulate if config.fq_update_per == "update" else 1,
     )
 

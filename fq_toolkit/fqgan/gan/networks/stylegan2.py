@@ -106,7 +106,7 @@ class StyleGAN2Generator(nn.Module):
         self.latent_size, self.num_classes, self.mixing = latent_size, num_classes, mixing
         self.mapping = Mapping(latent_size, num_classes)
         sizes = list(widths)
-        self.constant = nn.Parameter(torch.randn(1, widths[4], 4, 4))
+        self.constant = nn.Parameter(torch.randn(1, widths[4], 4, 4))  # the start of every image
         self.convs = nn.ModuleList([StyledConv(widths[4], widths[4], latent_size, up=False)])
         for size in sizes[1:]:
             self.convs.append(StyledConv(widths[size // 2], widths[size], latent_size, up=True))
@@ -127,6 +127,7 @@ class StyleGAN2Generator(nn.Module):
             with torch.no_grad():
                 self.running_style.lerp_(w.mean(0).to(self.running_style.dtype), 1 - RUNNING_STYLE_DECAY)
         styles = w[:, None].expand(-1, self.num_styles, -1)
+        # Drawn on the CPU: a number from the device would have to be waited for.
         if self.training and self.mixing and float(torch.rand(())) < self.mixing:
             other = self.mapping(torch.randn_like(z), labels)[:, None]
             first = (
@@ -182,7 +183,7 @@ class StyleGAN2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, inputs, H, W) to (B, outputs, H / 2, W / 2)."""
-        return (self.conv2(self.conv1(x)) + self.shortcut(x)) / math.sqrt(2)
+        return (self.conv2(self.conv1(x)) + self.shortcut(x)) / math.sqrt(2)  # keeps the variance of the sum
 
 
 class StyleGAN2Discriminator(nn.Module):
