@@ -135,7 +135,8 @@ def baseline(trainer: Trainer[Any], config: Any, name: str) -> Any:
         {
             split.name: task.score(split, baseline_records(name, split, max_steps=config.max_steps))
             for split in task.validation.values()
-        }
+        },
+        {name: len(split.items) for name, split in task.validation.items()},
     )
 
 

@@ -74,6 +74,7 @@ def shuffle_instructions(items: Sequence[NavItem], *, seed: int) -> list[NavItem
         DataError: for fewer items.
 
     Example:
+        >>> from fq_toolkit.prevalent import MiniWorld
         >>> items = MiniWorld(0).items(5)
         >>> exchanged = shuffle_instructions(items, seed=0)
         >>> any(a.instruction == b.instruction for a, b in zip(items, exchanged))
