@@ -210,7 +210,10 @@ class FeatureQuantizer(MovingDictionary):
     @strength.setter
     def strength(self, value: float | Callable[[int], float]) -> None:
         self._strength.set(value)
-        self.host.counts_commits = self._strength.schedule is not None
+        scheduled = self._strength.schedule is not None
+        if scheduled and not self.host.counts_commits and not self.num_updates.is_meta:
+            self.host.commits_now.fill_(int(self.num_updates))  # nobody has counted until now
+        self.host.counts_commits = scheduled
 
     # --- forward --------------------------------------------------------------------------------------------
 

@@ -218,3 +218,23 @@ def test_functional_form_takes_any_codebook_and_gives_it_no_gradient(backend: st
     broken[3] = float("nan")
     assert (quantize(x, broken).indices != 3).all()
     assert (quantize(x, torch.full((2, 4), float("nan"))).indices == -1).all()
+
+
+def test_a_schedule_that_is_set_later_is_told_of_all_updates() -> None:
+    layer, x, asked = FeatureQuantizer(4, 8), torch.randn(20, 4), []
+
+    def schedule(step: int) -> float:
+        asked.append(step)
+        return 0.5
+
+    for _ in range(3):
+        layer(x)
+    layer.strength = schedule
+    for _ in range(2):
+        layer(x)
+    layer.strength = 1.0
+    layer(x)
+    layer.strength = schedule
+    layer(x)
+    layer.eval()(x)
+    assert asked == [3, 4, 6, 7]
