@@ -55,6 +55,17 @@ class Entry(NamedTuple):
 
 _C = LaunchConfig
 
+# What decides each op:
+#
+#   lookup    Accumulators of block_n x block_k take registers, and tiles of (block_n + block_k) x block_d,
+#             times the stages, shared memory. Few rows are cut into 32: 8192 of them are 256 programs,
+#             about two for each multiprocessor of a large device. block_d is also the length of one
+#             tensor-core sum: a longer one loosens the error bound, and more rows need a second look.
+#   sums      block_k is how many codes share one reading of the indices; the sums of a tile take registers.
+#   rescore   Hardly any row has work, and one that has sweeps all codes by itself: large tiles of codes.
+#   commit    Bound by memory, and every program reads all counts: few, wide programs.
+#   backward  Bound by memory: as many elements as keep the loads of a program in flight.
+#
 # op -> device family -> lines; the first line that fits is taken.  Family 80 serves every device from compute
 # capability 8.0 on that has no family of its own and therefore stays within the 99 KiB of shared memory of
 # the small ones.  Family 0 is the interpreter: small tiles, so that small inputs still cross tile borders.

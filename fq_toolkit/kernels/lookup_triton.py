@@ -107,6 +107,8 @@ def _coarse_kernel(
         b_x = tl.where(m_tile & m_finite, raw - b_mu.to(work)[None, :], 0.0).to(tl.float32)
         b_bad += tl.sum(m_finite.to(tl.int32) ^ 1, axis=1)
         b_square += tl.sum(b_x * b_x, axis=1)
+    # The radius alpha |x'||c'| + beta |c'|^2/2 + (gamma |x'|^2 + tiny ...): the part that differs from code
+    # to code is taken off each score below; what is the same for all codes of a row is added at the end.
     b_norm = tl.sqrt(b_square + tiny)
     b_slope = alpha * b_norm + tiny
 
@@ -283,6 +285,8 @@ def _rescore_kernel(
     b_mark = tl.load(indices + i_n + o_n, mask=i_n + o_n < num_rows, other=0)
     i_row = tl.min(tl.where(b_mark <= -3, o_n, BLOCK_N), axis=0)
     while i_row < BLOCK_N:
+        # The candidate's own distance gives a ceiling to start from, so that few codes pass even in the first
+        # tile.
         seed = tl.max(tl.where(o_n == i_row, -3 - b_mark, 0), axis=0)
         n = i_n + i_row
         p_x = x + row_offset(n, size_p, size_q, x_b, x_p, x_q)
@@ -305,6 +309,8 @@ def _rescore_kernel(
             m_candidate = m_valid & (lower <= ceiling)
             if tl.max(m_candidate.to(tl.int32), axis=0) > 0:
                 b_distance = tl.zeros([BLOCK_K], tl.float64)
+                # Channel by channel, as the definition adds: another order would round to another winner of a
+                # tie.
                 for d in range(0, dim):
                     b_x = tl.load(p_x + tl.cast(d, tl.int64) * x_c).to(tl.float64)
                     b_c = tl.load(p_codes + d, mask=m_candidate, other=0.0).to(tl.float64)

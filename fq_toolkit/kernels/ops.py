@@ -134,6 +134,7 @@ def _quantize_forward(
     # On the CPU, so that reading it waits for no device. None is 1, as nearly always.
     blend = 1.0 if strength is None else float(strength)
     if backend == "triton":
+        # Not cleared here: the lookup does it in passing, and saves the sums a launch.
         segments = _triton("segment_sums")
         tickets = torch.empty(segments.TICKETS, dtype=torch.int32, device=x.device)
         out, indices, row_error = _triton("lookup").lookup(
@@ -243,13 +244,21 @@ def _(
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, codebook, *_ = inputs
+    # Not q, which is as large as x: the backward pass gathers it again by index. The codebook is a copy where
+    # the layer goes on to move it.
     ctx.save_for_backward(x, codebook, output[1])
+    # Undefined gradients stay None, so that "no gradient of the loss" costs no zeros and no kernel.
     ctx.set_materialize_grads(False)
 
 
 def _forward_gradient(
     ctx: Any, grad_out: Tensor | None, _indices: Any, grad_error: Tensor | None, *_: Any
 ) -> Any:
+    """Pass the gradient of the output straight through, and add that of the squared error.
+
+    ``dx = grad_out + 2 grad_error (x - q)``: the straight-through estimator of VQ-VAE (arXiv 1711.00937,
+    section 3.2), beside the gradient of the commitment term, in which ``q`` is a constant.
+    """
     x, codebook, indices = ctx.saved_tensors
     if grad_error is None:
         gradient = grad_out  # straight through, and nothing else

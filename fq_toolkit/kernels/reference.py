@@ -102,6 +102,8 @@ def nearest_code(rows: Tensor, codebook: Tensor, center: Tensor, exact: bool) ->
         check_exact(rows.device)
     live = torch.isfinite(codebook).all(dim=1)
     codes = torch.where(live[:, None], codebook, torch.zeros_like(codebook))
+    # Centred before they are multiplied: with a common offset the squares would cancel in |c|^2/2 - <x, c>,
+    # and leave nothing of the digits that tell codes apart.
     working = torch.float64 if exact else torch.float32
     origin = torch.nan_to_num(center, nan=0.0, posinf=0.0, neginf=0.0).to(working)
     centred_codes = codes.to(working) - origin

@@ -64,7 +64,11 @@ def _add_compensated(total, lost, value):
 
 @triton.jit
 def _subtract_pieces(total, lost, b_minus, b_x, EXACT_IN_TF32: tl.constexpr, DOT: tl.constexpr):
-    """Subtract the product of ``b_minus`` (entries 0 and -1) and ``b_x``, piece by exact piece."""
+    """Subtract the product of ``b_minus`` (entries 0 and -1) and ``b_x``, piece by exact piece.
+
+    The product is negative and subtracted, which keeps the compiler from accumulating it into the running sum
+    inside the tensor cores, where the compensation would see nothing.
+    """
     if EXACT_IN_TF32:
         return _add_compensated(total, lost, tl.dot(b_minus, b_x, input_precision=DOT))
     else:

@@ -1,4 +1,5 @@
-// One moving-average step of the dictionary.
+// One moving-average step of the dictionary, in the order of operations of the reference: float32 for what is stored,
+// double for totals over codes or rows.
 #pragma once
 
 #include <cmath>
@@ -19,12 +20,13 @@ struct CommitArguments {
 void commit(const CommitArguments& a) {
   double batch_rows = 0;  // float would stop counting at 2^24
   for (int64_t k = 0; k < a.num_codes; k++) batch_rows += a.counts[k];
-  if (!(batch_rows > 0)) return;
+  if (!(batch_rows > 0)) return;  // also for NaN: a batch without rows leaves no trace, not even in the count of updates
   ++*a.num_updates;
   const float keep = static_cast<float>(a.decay), take = static_cast<float>(1 - a.decay);
   const float eps = static_cast<float>(a.eps);
   // 1 - decay^t in double: with a decay near 1 float would lose most of its digits.
   const float scale = a.debias ? static_cast<float>(1 / (1 - std::pow(a.decay, *a.num_updates))) : 1.0f;
+  // All counts first, as every code is divided by a share of their total.
   double sum = 0;
   for (int64_t k = 0; k < a.num_codes; k++) {
     a.ema_counts[k] = keep * a.ema_counts[k] + take * a.counts[k];

@@ -78,6 +78,7 @@ struct Finish {
       for (int j = 0; j < 16; j++) total += lanes[j];
       row_error[first + r] = total;
       if (!target) continue;
+      // Full strength is the code itself: x + (q - x) would round twice.
       if (strength == 1)
         for (int64_t c = 0; c < shape.channels; c++) narrow(static_cast<W>(code[c]), target[c]);
       else
@@ -116,6 +117,7 @@ struct Finish {
         }
       store(out, to, c * out_strides.channel, count, result);
     }
+    // Chosen and not multiplied: the error of a row with a NaN is one.
     for (int r = 0; r < count; r++) row_error[first + r] = valid.lane[r] ? total[r] : 0;
   }
 

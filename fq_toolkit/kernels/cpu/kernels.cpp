@@ -45,6 +45,7 @@ void forward(const ForwardArguments& a) {
                          static_cast<T*>(a.out),
                          row_error.data()};
   look_up(x, shape, strides, a.codebook, a.num_codes, a.center, a.mask, a.exact != 0, a.indices, finish, a.threads);
+  // Here and not in the threads: errors and counts are then the same for any number of them.
   for (int64_t b = 0; b < shape.batch; b++) {
     double total = 0;
     for (int64_t i = 0; i < shape.positions(); i++) total += row_error[b * shape.positions() + i];
@@ -93,7 +94,7 @@ void backward(const BackwardArguments& a) {
 
 }  // namespace
 
-// Each returns 0, 1 when memory ran out, or 2 when an index belongs to no code.
+// Each returns 0, 1 when memory ran out, or 2 when an index belongs to no code.  No exception may pass into ctypes.
 extern "C" int fq_quantize_forward(const ForwardArguments* arguments) {
   try {
     forward<FEATURE>(*arguments);

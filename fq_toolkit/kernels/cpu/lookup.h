@@ -46,6 +46,8 @@ constexpr float LARGE = 1e36f;  // squared norms above it could overflow a score
 constexpr int64_t CHUNK_TILES = (1024 + CODES - 1) / CODES;  // scores kept of each row
 constexpr int64_t WORKING_BYTES = 448 << 10;  // panels and scores of one thread leave room in the second-level cache
 
+// From how much work on pairs pay, although crowded codes are then packed a second time without them; and from how many
+// channels on scores are kept rather than computed again.
 constexpr int64_t PAIRED_WORK = 1 << 15;  // codes times channels
 constexpr int64_t KEEPING_CHANNELS = 64;
 
@@ -109,6 +111,7 @@ struct Codes {
     bool finite = true;
     uint64_t hash = 14695981039346656037ull;
     for (int64_t c = 0; c < channels; c++) {
+      // The shift in double: what float32 would round here, the bounds would have to cover.
       double value = static_cast<double>(code[c]) - static_cast<double>(center[c]);
       finite = finite && std::isfinite(code[c]);
       squares += value * value;
@@ -132,6 +135,8 @@ struct Codes {
       if (finite) bias[k] = -INF, offset[k] = INF;  // always the best bound, and never certain
       return hash;
     }
+    // The bias is a lower bound of |c'|^2 / 2, and the slope rides as one more channel against the reach of the row:
+    // together the product yields <x', c'> + <reach, slope> - bias = -(score - radius).
     const double half = squares / 2, norm = std::sqrt(squares);
     offset[k] = static_cast<float>(8 * unit * half + smallest * (1 + norm));
     bias[k] = static_cast<float>(half - offset[k]);
@@ -183,6 +188,7 @@ void compete(const float* panel, const float* tile, int64_t depth, const float* 
   for (int j = 0; j < COUNT; j++) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
+      // The loser of best and value is what may be second: three selections for both places, without a branch.
       Floats value = sum[half][j] - bias[j];
       Ints better = value > best.value[half];
       Floats loser = better ? best.value[half] : value;
@@ -227,6 +233,7 @@ NO_CONTRACTION void direct_distances(const double* row, const float* const* code
   std::copy(sum, sum + 8, totals);
 }
 
+// In float32, in any order: the caller allows for (C + 4) u of it.
 inline float direct_distance(const float* row, const float* code, int64_t channels) {
   float lanes[16] = {};
   const int64_t whole = channels / 16 * 16;
@@ -410,6 +417,8 @@ struct Lookup {
     for (int r = 0; r < panel.count; r++) {
       const int32_t index = panel.best.index[r / LANES][r % LANES];
       if (index < 0 || panel.state[r] < 0 || panel.forced[r]) continue;
+      // The best value is -(score - radius) of its code, so -(value) + 2 radius bounds the score of that code, and thus
+      // of the nearest, from above.  A code whose lower bound lies above that, value below the ceiling, is out.
       const double radius = static_cast<double>(codes.offset[index]) +
                             static_cast<double>(codes.slope[0][index]) * panel.reach[0][r] +
                             static_cast<double>(codes.slope[1][index]) * panel.reach[1][r];
@@ -421,7 +430,7 @@ struct Lookup {
     }
     if (only_chunk && settled) return;
     if (!KEEP) {
-      Best again = panel.best;
+      Best again = panel.best;  // a copy, as the same codes compete a second time
       for (int64_t tile = first_tile; tile < last_tile; tile++) score_tile<true>(panel, tile, first_tile, again);
     }
     Floats ceiling[2];
@@ -460,12 +469,14 @@ struct Lookup {
         candidate.value = direct_distance(scratch.row.data(), codebook + candidate.code * channels, channels);
         nearest = std::min(nearest, candidate.value);
       }
+      // Without `exact` the nearest in float32 is the answer, and no second code is kept beside it.
       const float relative = exact ? (channels + 4) * 1.2e-7f : 0, absolute = exact ? channels * 1.2e-38f : 0;
       const float reached = nearest * (1 + relative) + absolute;
       auto high = [=](const Candidate& candidate) { return candidate.value * (1 - relative) - absolute > reached; };
       candidates.erase(std::remove_if(candidates.begin(), candidates.end(), high), candidates.end());
     }
     if (candidates.size() == 1 || (!exact && !candidates.empty())) return candidates[0].code;
+    // In ascending order of codes and strictly nearer: the lowest code wins a tie.
     for (int64_t c = 0; c < channels; c++) scratch.wide_row[c] = static_cast<double>(wide(from[c * strides.channel]));
     double nearest = 0;
     int32_t winner = NONFINITE_ROW;
@@ -511,6 +522,7 @@ struct Lookup {
     std::vector<Scratch> scratches(threads);
     for (auto& scratch : scratches) prepare(scratch);
     bool failed = false;  // exceptions must not leave a parallel region
+    // Dynamic, as groups with many open rows take longer; a row's result does not depend on who computes it.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t g = first; g < last; g++) {
       try {
@@ -538,7 +550,7 @@ void look_up(const T* x, const Shape& shape, const Strides& strides, const float
     const Codes codes(codebook, num_codes, shape.channels, center, true, threads);
     const Lookup<T, true, true> lookup{x, shape, strides, codebook, center, mask, codes, exact, indices, finish};
     const int64_t probed = std::min(lookup.panels_at_once() * ROWS, shape.rows());
-    const int64_t compared = lookup.run(0, 1, 1);
+    const int64_t compared = lookup.run(0, 1, 1);  // its results are kept either way
     if (compared <= probed * (8 + num_codes / 64)) {
       lookup.run(1, lookup.groups(), threads);
       return;

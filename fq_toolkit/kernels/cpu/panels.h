@@ -26,11 +26,11 @@ inline int thread_index() {
 #if defined(__AVX512F__)
 constexpr int LANES = 16, CODES = 12;  // 24 accumulators, 2 features and a broadcast fill the 32 registers
 #elif defined(__AVX__)
-constexpr int LANES = 8, CODES = 6;
+constexpr int LANES = 8, CODES = 6;  // likewise 12 + 2 + 1 of 16
 #elif defined(__aarch64__)
-constexpr int LANES = 4, CODES = 12;
+constexpr int LANES = 4, CODES = 12;  // 24 + 2 + 1 of 32
 #else
-constexpr int LANES = 4, CODES = 6;
+constexpr int LANES = 4, CODES = 6;  // 12 + 2 + 1 of 16
 #endif
 constexpr int ROWS = 2 * LANES;  // rows of a panel
 
@@ -61,6 +61,7 @@ inline void narrow(float v, BFloat16& out) {
   std::memcpy(&bits, &v, 4);
   bool nan = v != v;
   bits += 0x7FFFu + ((bits >> 16) & 1u);  // to nearest, ties to even
+  // Rounded like a number, some NaN would become an infinity or a zero.
   out.bits = nan ? 0x7FC0 : static_cast<uint16_t>(bits >> 16);
 }
 template <class T>
@@ -91,7 +92,7 @@ struct RowOffsets {
         if (++p == shape.height) p = 0, b++;
       }
     }
-    for (int r = count; r < ROWS; r++) at[r] = at[0];
+    for (int r = count; r < ROWS; r++) at[r] = at[0];  // loads of missing rows read something legal, to be ignored
   }
 };
 
@@ -103,6 +104,7 @@ inline void prefetch(const T* from, int64_t stride) {
   for (size_t byte = 0; byte < ROWS * sizeof(T); byte += 64) __builtin_prefetch(ahead + byte);
 }
 
+// Room for `count` values from the start of a cache line: a vector that crosses a border costs two loads.
 template <class T>
 T* aligned(std::vector<T>& storage, size_t count) {
   storage.resize(count + 64 / sizeof(T));

@@ -53,7 +53,7 @@ struct Backward {
     using W = Wide<T>;
     RowOffsets from(shape, strides, first, count), through(shape, grad_strides, first, count),
         to(shape, out_strides, first, count);
-    const W factor = 2 * static_cast<W>(grad_error[sample]);
+    const W factor = 2 * static_cast<W>(grad_error[sample]);  // one for the sample: blocks never cross a border
     for (int r = 0; r < count; r++) {
       const T* row = x + from.at[r];
       T* target = out + to.at[r];
@@ -101,6 +101,7 @@ struct Backward {
 template <class T, int WIDTH>
 void sum_channels(const T* x, const Shape& shape, const Strides& strides, const int32_t* indices, int64_t num_codes,
                   int64_t first, int count, double* totals, float* sums) {
+  // WIDTH channels of all codes stay in the cache, while the rows pass once for each such block.
   std::fill(totals, totals + num_codes * WIDTH, 0.0);
   int64_t n = 0;
   for (int64_t b = 0; b < shape.batch; b++)
