@@ -1,7 +1,6 @@
 """Held-out items are found in what is trained on, however they are written."""
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fq_toolkit.cli import main
-from fq_toolkit.prevalent import DataError, MiniWorld, NavWorld, check_disjoint, load_r2r, sample_paths
+from fq_toolkit.prevalent import DataError, NavWorld, check_disjoint, load_r2r
 from fq_toolkit.prevalent.data.leak_guard import LeakGuard
-from fq_toolkit.prevalent.tasks.speaker.augment import sample_new_paths
 from fq_toolkit.prevalent.world.items import NavItem
-from fq_toolkit.prevalent.world.paths import distinct_paths
 from tests.prevalent.world.worlds import line_world, write_json
 
 LINE = line_world(*[1.0] * 11)  # a to l
@@ -105,56 +102,9 @@ def test_a_joined_training_file_is_refused(tmp_path: Path) -> None:
         load_r2r(write_json(tmp_path / "t.json", [record]), world=LINE, held_out=[HELD])
 
 
-def test_distinct_paths_are_all_of_them_once() -> None:
-    world = MiniWorld(5, num_scans=2)
-    everything = {(scan, *path) for scan, path in distinct_paths(world, None)}
-    drawn = {(scan, *path) for scan, path in sample_paths(world, 4000, seed=1)}
-    assert drawn <= everything
-    assert len(drawn) > 0.95 * len(everything)
-    for scan, *path in everything:
-        assert path == world.shortest_path(scan, path[0], path[-1])
-        assert 5 <= len(path) <= 7
-        assert world.distance(scan, path[0], path[-1]) >= 5
-    few = distinct_paths(world, 40, seed=3)
-    assert few == distinct_paths(world, 40, seed=3) != distinct_paths(world, 40, seed=4)
-    assert len({(scan, *path) for scan, path in few}) == 40
-    assert len(distinct_paths(world, 10**6)) == len(everything)
-
-
-def test_fewer_paths_than_asked_for_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    world = MiniWorld(5, num_scans=1)
-    everything = sample_new_paths(world, None, seed=0)
-    assert "exist" not in caplog.text
-    assert sorted(sample_new_paths(world, 10**5, seed=0)) == sorted(everything)
-    assert f"100000 paths were asked for; only {len(everything)} different ones" in caplog.text
-
-
-def test_no_path_inside_a_new_one_is_held_out() -> None:
-    world = MiniWorld(5, num_scans=1)
-    paths = sample_new_paths(world, None, seed=0)
-    held = [NavItem(str(n), scan, 0.0, tuple(p), (p[-1],), "") for n, (scan, p) in enumerate(paths[:20])]
-    for scan, path in sample_new_paths(world, None, seed=1, held_out=held):
-        text = " ".join(path)
-        assert not any(scan == other.scan and " ".join(other.path) in text for other in held)
-
-
 def test_r2rs_own_splits_are_disjoint(real_world: NavWorld, tasks: Path) -> None:
     held = [i for s in ("val_seen", "val_unseen") for i in load_r2r(tasks / f"R2R_{s}.json")]
     check_disjoint(load_r2r(tasks / "R2R_train.json"), held, world=real_world)
     bare = [i._replace(path=(i.path[0], i.path[-1]), instruction="") for i in held]
     guard = LeakGuard(held, world=real_world)
     assert all(guard.find(entry) for entry in bare)
-
-
-def test_augment_writes_all_paths_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "--steps 1 --batch-size 2 --scans 1 --train-items 4 --validation-items 2 --feature-dim 8"
-    run, out = tmp_path / "run", tmp_path / "more.json"
-    assert main(["train", "speaker", "--out", str(run), "--device", "cpu", *words.split()]) == 0
-    counts = []
-    for paths in ("all", "100000"):
-        assert main(["augment", str(run), "--out", str(out), "--paths", paths]) == 0
-        records = json.loads(out.read_text())
-        counts.append(len({tuple(record["path"]) for record in records}))
-        assert counts[-1] == len(records)
-    assert counts[0] == counts[1]
-    assert "all that there are; 100000 were asked for" in capsys.readouterr().out

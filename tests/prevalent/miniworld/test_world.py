@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fq_toolkit.prevalent import DataError, FeatureStore, MiniWorld, NavWorld, sample_paths
+from fq_toolkit.prevalent import FeatureStore, MiniWorld, NavWorld
 from fq_toolkit.prevalent.miniworld.landmarks import LANDMARKS, landmark_vectors, place_landmarks, turn_words
-from tests.prevalent.world.worlds import line_world
 
 SEEDS = st.integers(0, 10**6)
 
@@ -78,18 +77,6 @@ def test_a_landmark_looks_the_same_in_every_world() -> None:
     assert len(set(LANDMARKS)) == len(LANDMARKS) == len(landmark_vectors(4))
 
 
-@given(seed=SEEDS, count=st.integers(1, 10))
-@settings(max_examples=20, deadline=None)
-def test_sampled_paths_are_shortest_and_neither_short_nor_long(seed: int, count: int) -> None:
-    world = MiniWorld(seed % 20)
-    paths = sample_paths(world, count, seed=seed)
-    assert len(paths) == count
-    for scan, path in paths:
-        assert 4 <= len(path) - 1 <= 6
-        assert world.distance(scan, path[0], path[-1]) >= 5
-        assert world.shortest_path(scan, path[0], path[-1]) == path
-
-
 def test_a_written_world_is_the_world(tmp_path: Path, mini: MiniWorld) -> None:
     mini.write(tmp_path, 3)
     world, store = NavWorld.from_connectivity(tmp_path), FeatureStore.from_npz(tmp_path / "features.npz")
@@ -113,10 +100,6 @@ def test_mistakes_are_named() -> None:
         MiniWorld(0, num_scans=0)
     with pytest.raises(ValueError, match="noise at least 0"):
         MiniWorld(0, noise=-1)
-    with pytest.raises(DataError, match="the scans are too small"):
-        sample_paths(line_world(1.0), 1)
-    with pytest.raises(ValueError, match="min_edges"):
-        sample_paths(line_world(1.0), 1, min_edges=3, max_edges=2)
     crowd = NavWorld.from_networkx({"star": __star()}).scan("star")
     with pytest.raises(ValueError, match="needs more than 24 landmarks"):
         place_landmarks(crowd, np.random.default_rng(0))

@@ -126,3 +126,34 @@ def test_augment_writes_training_data(
     assert len(load_r2r(out, world=world)) == 6
     assert main(["augment", str(runs["speaker"]), "--out", str(out), "--paths", "0"]) == 2
     assert "paths and instructions must be at least 1" in capsys.readouterr().err
+
+
+def test_fewer_paths_than_asked_for_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    world = MiniWorld(5, num_scans=1)
+    everything = sample_new_paths(world, None, seed=0)
+    assert "exist" not in caplog.text
+    assert sorted(sample_new_paths(world, 10**5, seed=0)) == sorted(everything)
+    assert f"100000 paths were asked for; only {len(everything)} different ones" in caplog.text
+
+
+def test_no_path_inside_a_new_one_is_held_out() -> None:
+    world = MiniWorld(5, num_scans=1)
+    paths = sample_new_paths(world, None, seed=0)
+    held = [NavItem(str(n), scan, 0.0, tuple(p), (p[-1],), "") for n, (scan, p) in enumerate(paths[:20])]
+    for scan, path in sample_new_paths(world, None, seed=1, held_out=held):
+        text = " ".join(path)
+        assert not any(scan == other.scan and " ".join(other.path) in text for other in held)
+
+
+def test_augment_writes_all_paths_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--steps 1 --batch-size 2 --scans 1 --train-items 4 --validation-items 2 --feature-dim 8"
+    run, out = tmp_path / "run", tmp_path / "more.json"
+    assert main(["train", "speaker", "--out", str(run), "--device", "cpu", *words.split()]) == 0
+    counts = []
+    for paths in ("all", "100000"):
+        assert main(["augment", str(run), "--out", str(out), "--paths", paths]) == 0
+        records = json.loads(out.read_text())
+        counts.append(len({tuple(record["path"]) for record in records}))
+        assert counts[-1] == len(records)
+    assert counts[0] == counts[1]
+    assert "all that there are; 100000 were asked for" in capsys.readouterr().out
