@@ -153,11 +153,11 @@ def measured_set(split: Split, parts: Sequence[Any] | None = None) -> MeasuredSe
     )
 
 
-def another_line(measured: MeasuredSet, step: int, path: Path) -> str:
+def another_line(measured: MeasuredSet, step: int, path: Path, *, verb: str = "measured") -> str:
     """Return the line that says what was measured with which checkpoint, and where the figures are."""
     about = measured.record()
     return (
-        f"measured on {about['file']} ({about['items']:,} items, hash {about['hash']}) with the checkpoint "
+        f"{verb} on {about['file']} ({about['items']:,} items, hash {about['hash']}) with the checkpoint "
         f"of step {step}: {path}\n"
     )
 

@@ -132,4 +132,7 @@ def evaluate_another(run: NavigatorRun, another: Another) -> str:
     write_evaluation(
         path, figures, step=run.step, seconds=run.seconds, measured_on={split.name: measured}, seed=seed
     )
-    return f"{said}\n{another_line(measured, run.step, path)}predictions: {predictions}\n"
+    if cut := task.cut.get(split.name):
+        said += f"\n{task.side_cut} to {task.agent.max_tokens} tokens: {cut} of {count}"
+    line = another_line(measured, run.step, path, verb="predicted" if secret else "measured")
+    return f"{said}\n{line}predictions: {predictions}\n"
