@@ -32,6 +32,7 @@ def build_follower(
     feature_dim = config.synthetic_dim if feature_dim is None else feature_dim
     width = feature_dim + ANGLES
     if config.pretrained is not None:
+        # The vocabulary lies beside the weights, because the rows of the embeddings are its words.
         model = PrevalentModel.from_pretrained(config.pretrained)
         words = Path(config.pretrained) / FOLDER / VOCABULARY
         vocabulary = Vocabulary.from_file(words)
@@ -47,6 +48,7 @@ def build_follower(
             )
         model, vocabulary = add_words(model, vocabulary, texts)
     else:
+        # Only texts to train on: words of validation must be unknown, as they would be at test time.
         vocabulary = Vocabulary.train(texts)
         sizes = PrevalentConfig.tiny(vocab_size=len(vocabulary), vision_size=width)
         model = PrevalentModel(
@@ -54,6 +56,7 @@ def build_follower(
                 sizes,
                 text_layers=config.text_layers,
                 cross_layers=config.cross_layers,
+                # Two positions more than tokens: [CLS] and [SEP].
                 max_positions=max(sizes.max_positions, config.text_limits.token_limit + 2),
             )
         )

@@ -67,6 +67,7 @@ def open_another(another: Another, config: DataConfig, dataset: Dataset, own: Ma
         if another.split not in own:
             raise ConfigError(f"generated worlds have the splits {', '.join(own)}; got {another.split!r}")
         return own[another.split]
+    # Scans first: a missing graph or feature concerns all items of a scan, and is said of all scans at once.
     path = another.annotations or _file_of(str(another.split), Path(config.data), dataset.stem)
     scans = _scans_of(path)
     place = _place_of(path, scans, config, own)
@@ -91,6 +92,7 @@ def _file_of(split: str, folder: Path, stem: str) -> Path:
     path = folder / f"{stem}_{split}.json"
     if path.exists():
         return path
+    # What there is, whatever it was called: splits are only a part of a file name.
     known = sorted(file.stem.removeprefix(f"{stem}_") for file in folder.glob(f"{stem}_*.json"))
     raise ConfigError(f"{folder} has no {path.name}; {nearest(split, known)}")
 
@@ -124,6 +126,8 @@ def shown_in(
     training: Iterable[NavItem], items: Iterable[NavItem], world: NavWorld, *, texts: bool
 ) -> list[NavItem]:
     """Return the items whose path, or whose words where ``texts``, are in what was trained on."""
+    # The guard the other way round: what was trained on is what the items must not show. Longer paths are
+    # other tasks here.
     guard = LeakGuard(training, world=world, longer_by=None, texts=texts)
     return [item for item in items if guard.find(item) is not None]
 

@@ -21,7 +21,7 @@ def random_walk(scan: Scan, item: NavItem, generator: np.random.Generator, max_s
     while len(path) <= max_steps:
         neighbors = scan.neighbors[path[-1]][scan.mask[path[-1]]]
         action = int(generator.integers(len(neighbors) + 1))
-        if action == len(neighbors):
+        if action == len(neighbors):  # one more than there are neighbours: stopping
             break
         path.append(int(neighbors[action]))
     return path
@@ -62,6 +62,7 @@ def baseline_records(name: str, split: Split, *, max_steps: int, seed: int = 0) 
     generator, records = np.random.default_rng(seed), []
     for item in split.items:
         scan = split.world.scan(item.scan)
+        # One generator for all items, in their order: the same seed walks the same ways.
         path = BASELINES[name](scan, item, generator, max_steps)
         poses = [[scan.viewpoints[node], item.heading, 0.0] for node in path]
         records.append({"instr_id": item.instr_id, "trajectory": poses, "agent_ask": [0] * len(path)})

@@ -124,6 +124,7 @@ def evaluate_navigator(
     """
     asked = another.given  # before the data of the run are read
     trained = load_navigator(trainer, run, checkpoint=parse_checkpoint(checkpoint))
+    # Decoding is no option of the run: it is chosen anew for each evaluation.
     for name, value in attributes.items():
         setattr(trained.task, name, value)
     report = evaluate_another(trained, another) if asked else evaluate_run(trained)

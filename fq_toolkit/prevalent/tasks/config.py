@@ -55,6 +55,7 @@ class DataConfig:
                 "connectivity belongs to a data folder, and a data folder needs it; got "
                 f"data {self.data!r} and connectivity {self.connectivity!r}"
             )
+        # Generated worlds have graphs and features of their own, which a file could only contradict.
         check_columns(self.features, self.feature_dim, self.feature_columns)
         if self.data == MINI and self.features != SYNTHETIC:
             raise ConfigError(f"mini makes its own features; leave out features {self.features!r}")

@@ -45,6 +45,7 @@ def load_splits(config: DataConfig, dataset: Dataset) -> Splits:
 def _generated(config: DataConfig, dataset: Dataset) -> Splits:
     width, count = config.synthetic_dim, config.validation_items
     seen = MiniWorld(config.world_seed, num_scans=config.scans, feature_dim=width)
+    # At least six buildings: with fewer, the figures of one decide those of the split.
     unseen = MiniWorld(config.world_seed + UNSEEN, num_scans=max(6, config.scans // 2), feature_dim=width)
     inside, outside = (f"MiniWorld({world.seed})" for world in (seen, unseen))
     items = dataset.generate(seen, config.train_items, 1)
@@ -71,6 +72,7 @@ def _annotated(config: DataConfig, dataset: Dataset) -> Splits:
             folder,
             " nor ".join(files[name].name for name in VALIDATION),
         )
+    # Last, so that it is checked against everything that is held out.
     items = dataset.read(files["train"], world, validation)
     features = open_features(
         config.features,
@@ -79,6 +81,7 @@ def _annotated(config: DataConfig, dataset: Dataset) -> Splits:
         synthetic_dim=config.synthetic_dim,
         columns=config.feature_columns,
     )
+    # All splits share one world and one store of features; both load a building when it is first asked for.
     train = Split("train", items, world, features, config.features == SYNTHETIC, str(files["train"]))
     return Splits(
         train,

@@ -87,11 +87,11 @@ def walk(task: NavigatorTask, split: Split, item: NavItem) -> Journey:
             (
                 scan.viewpoints[int(scan.neighbors[here, slot])],
                 float(wrap(scan.headings[here, slot] - heading)),
-                chances[1 + slot],
+                chances[1 + slot],  # action 0 is stopping
             )
             for slot in range(int(scan.mask[here].sum()))
         )
-        target = poses[number + 1][0] if number + 1 < len(poses) else None
+        target = poses[number + 1][0] if number + 1 < len(poses) else None  # stopping adds no pose
         distance = float(scan.distances[here, goals].min(initial=math.inf))
         choices.append(Choice(viewpoint, options, chances[0], target, distance, told))
     path = tuple(pose[0] for pose in poses)

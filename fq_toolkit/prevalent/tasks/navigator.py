@@ -101,10 +101,10 @@ class NavigatorTask(TrainingTask):
         device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
         self.networks = nn.ModuleDict({"agent": agent, **(extra or {})}).to(device)
         self.agent = agent
-        self.env = train.env(device)
+        self.env = train.env(device)  # kept: its tables are built once per building
         self.order = ShuffledIndices(
             len(train.items),
-            min(config.batch_size, len(train.items)),
+            min(config.batch_size, len(train.items)),  # a trial may have fewer items than a batch
             seed=config.seed,
             rank=rank,
             world=world,
@@ -118,6 +118,7 @@ class NavigatorTask(TrainingTask):
         optimizer = torch.optim.AdamW(
             [{"params": weights, "lr": lr} for weights, lr in parts], weight_decay=config.weight_decay
         )
+        # Only the optimizer is prepared, for the scaler of fp16: the networks are called in pieces.
         self.optimizer = accelerator.prepare(optimizer)
         self.rates = [lr for _, lr in parts]
         self.predictions: dict[str, list[dict[str, Any]]] = {}
@@ -265,7 +266,7 @@ class NavigatorTask(TrainingTask):
 
     def measure(self) -> dict[str, Figures]:
         """Return the scores of each validation split; weights, modes and random state stay as they were."""
-        self.networks.eval()
+        self.networks.eval()  # step() turns training mode on again
         with isolated_rng(0), torch.no_grad():
             self.predictions = {name: self.predict(split) for name, split in self.validation.items()}
         return {name: self.score(split, self.predictions[name]) for name, split in self.validation.items()}

@@ -98,10 +98,13 @@ def evaluate_another(run: NavigatorRun, another: Another) -> str:
     task, seed = run.task, run.task.config.seed
     own = {"train": task.train, **task.validation}
     split = open_another(another, task.config, task.dataset, own)
+    # By identity: an annotation file may have the name of one of the run's splits.
     if not any(split is one for one in own.values()):
         split = task.adopt(split)
+    # After adopt, because what a helper or planner adds decides the figures too.
     measured = measured_set(split, task.measured_parts(split))
     trained_on = tell_known(split, task.known_items(split))
+    # As in training: an evaluation draws nothing from the streams of the run.
     with isolated_rng(0), torch.no_grad():
         records = task.predict(split)
     predictions = save_predictions(

@@ -98,6 +98,7 @@ class HannaTask(NavigatorTask):
         seed_everything(config.seed)
         check_split(data.train)
         texts = [item.instruction for item in data.train.items]
+        # What is read after help has tags and words of its own; the vocabulary must know them from the start.
         spoken = [f"<ORA> {text} <TAR> {texts[0]}" for text in data.texts]
         agent = build_follower(config, [*texts, *spoken], feature_dim=data.train.features.dim)
         self.asker = AskModule(config.hidden_size)
@@ -153,6 +154,7 @@ class HannaTask(NavigatorTask):
 
     def predict(self, split: Split) -> list[dict[str, Any]]:
         """Let the agent do all requests greedily, and a second time without help."""
+        # The same agent without help shows what asking is worth.
         self.without_help[split.name] = self.score(split, self.records(split, alone=True))
         return self.records(split)
 

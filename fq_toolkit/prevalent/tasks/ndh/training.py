@@ -69,6 +69,7 @@ class NDHTask(NavigatorTask):
             [item.instruction for item in data.train.items],
             feature_dim=data.train.features.dim,
         )
+        # Cut before the base class fits the texts, which would count or refuse what is too long.
         train = cut_dialogs(data.train, agent)
         validation = {name: cut_dialogs(split, agent) for name, split in data.validation.items()}
         self.dataset = ndh_dataset(config)
@@ -87,6 +88,7 @@ class NDHTask(NavigatorTask):
         """Return a split with the oldest words cut, and note where the planner's paths end if it says so."""
         cut = cut_dialogs(super().adopt(split), self.agent)
         self.cut[split.name] = cut.cut
+        # A test split has no planner's path, and without goals there is no score that would need it.
         goals = planner_goals(split) if all(item.goals for item in split.items) else {}
         self.planner[split.name] = goals
         return cut.split

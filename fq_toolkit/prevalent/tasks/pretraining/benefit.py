@@ -55,8 +55,8 @@ def measure_benefit(config: PretrainingConfig, model: PrevalentModel, vocabulary
         device=config.device,
     )
     with isolated_rng(config.seed):
-        fresh = PrevalentModel(model.config)
+        fresh = PrevalentModel(model.config)  # the same sizes, so only the weights differ
         scratch = fine_tune(options, model=fresh, vocabulary=vocabulary)["val_unseen"]
-        start = copy.deepcopy(model)
+        start = copy.deepcopy(model)  # fine-tuning changes it, and the run still writes the pretrained one
         pretrained = fine_tune(options, model=start, vocabulary=vocabulary)["val_unseen"]
     return Benefit(pretrained, scratch, options.steps, options.validation_items)

@@ -78,7 +78,7 @@ def score_steps(
             batch = steps.batch(index)
             ids, labels = masker(batch.ids)
             out = network(batch.to(device), ids.to(device), labels.to(device))
-            hidden = labels[labels >= 0]
+            hidden = labels[labels >= 0]  # in reading order, as the head returns its logits
             words, rows = len(hidden), len(batch.actions)
             totals += torch.tensor(
                 [
@@ -93,7 +93,7 @@ def score_steps(
             )
     network.train(training)
     mlm, action, right_words, right_actions, words, rows = totals.tolist()
-    some = max(1, int(words))
+    some = max(1, int(words))  # few short instructions may have no hidden word at all
     return PretrainingScores(
         mlm / some, action / rows, right_words / some, right_actions / rows, int(words), int(rows)
     )

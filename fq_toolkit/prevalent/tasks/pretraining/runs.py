@@ -71,6 +71,7 @@ def evaluate_run(
         )
     if limit is not None and limit < 1:
         raise ConfigError(f"steps to look at: {limit}; expected at least 1")
+    # Before any work: figures of other held-out paths would not continue the curve of the run.
     check_measured(run.folder.checkpoints(), run.step, run.data.measured_on())
     masker = WordMasker(run.data.vocabulary, share=run.config.mask_share)
     scores = score_steps(run.network, run.data.validation, masker, limit=limit or run.config.eval_steps)

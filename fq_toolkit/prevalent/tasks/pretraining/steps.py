@@ -77,13 +77,15 @@ class PretrainingSteps:
             raise DataError("there are no triplets to train on")
         self.features = features
         self.tokens = torch.tensor([triplet.tokens for triplet in triplets])
-        self._lengths = (self.tokens != 0).sum(dim=1)
+        self._lengths = (self.tokens != 0).sum(dim=1)  # padding is 0
         rows = []
         for triplet in triplets:
             try:
                 rows.append(features.rows((pose.scan, pose.viewpoint) for pose in triplet.path))
             except DataError as error:
                 raise DataError(f"triplet {triplet.instr_id!r}: {error}") from error
+        # From here on a time step is a number: its instruction, features, view and action are looked up in
+        # arrays, so that a batch is a few gathers and no loop.
         self._rows = np.concatenate(rows)
         features.check([features.keys[row] for row in np.unique(self._rows)])
         self._text = torch.repeat_interleave(
@@ -107,6 +109,7 @@ class PretrainingSteps:
 
     def parts(self) -> list[Any]:
         """Return what tells these steps apart; of the features those of some places, see `fingerprint`."""
+        # All features would be gigabytes; those of another network differ everywhere.
         some = np.unique(np.linspace(0, len(self._rows) - 1, 64, dtype=np.int64))
         return [
             self.tokens, self._text, self._view, self._actions, self._rows, self.features.keys,
@@ -123,8 +126,9 @@ class PretrainingSteps:
         """Return some time steps, int64 (B,) of their numbers."""
         steps = index.numpy()
         text = self._text[index]
+        # Cut after the longest instruction of the batch: attention is quadratic in the length.
         ids = self.tokens[text, : int(self._lengths[text].max())]
-        heading = self._view[steps] % 12
+        heading = self._view[steps] % 12  # 12 headings, 3 elevations; directions are relative to the heading
         pictures = self.features.panorama(self._rows[steps])
         views = torch.from_numpy(np.concatenate([pictures, self._view_angles[heading]], axis=-1))
         candidates = mask = None
@@ -143,6 +147,7 @@ class PretrainingSteps:
             layout=LAYOUT,
             dim=ANGLE_DIM,
         )
+        # Slot 0 is stopping and has no view (-1): clip finds any picture, and the mask below zeroes it.
         chosen = pictures[np.arange(len(nodes))[:, None], shown.clip(0)]
         rows = np.concatenate([chosen, angles], axis=-1) * (shown >= 0)[..., None]
         mask = np.arange(shown.shape[1]) < tables.actions[nodes][:, None]
@@ -191,6 +196,7 @@ class WordMasker:
             The ids with words hidden, and labels: the word where it was chosen, -1 elsewhere.
         """
         chosen = (torch.rand(ids.shape) < self.share) & ~self._special[ids]
+        # All three draws have the shape of the batch, so the random stream does not depend on what is chosen.
         fate = torch.rand(ids.shape)
         others = self._words[torch.randint(len(self._words), ids.shape)]
         hidden = torch.where(chosen & (fate < REPLACED), self.mask, ids)

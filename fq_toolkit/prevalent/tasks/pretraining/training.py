@@ -58,6 +58,7 @@ class PretrainingTask(TrainingTask):
         self.masker = WordMasker(data.vocabulary, share=config.mask_share)
         column = {"loss": "held-out loss/total", "accuracy": "held-out accuracy/action"}[config.select_by]
         self.selection = Selection(column, highest=config.select_by == "accuracy")
+        # The head shares the word embeddings with the model; parameters() names them once.
         self.weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             self.weights, lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -78,7 +79,7 @@ class PretrainingTask(TrainingTask):
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step: linear rise over the warm-up, then linear decay to 0."""
         total, warmup = self.config.steps, self.config.warmup * self.config.steps
-        rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        rising = min(1.0, (step + 1) / warmup) if warmup else 1.0  # + 1: the first update is not lost
         return self.config.lr * rising * max(0.0, 1 - step / total)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -92,6 +93,7 @@ class PretrainingTask(TrainingTask):
         with self.accelerator.autocast():
             out = self.wrapped(batch.to(device), ids.to(device), labels.to(device))
         self.accelerator.backward(out.loss)
+        # After backward, before the update: clip_grad_norm_ also undoes the loss scale of fp16.
         self.accelerator.clip_grad_norm_(self.weights, self.config.clip)
         self.optimizer.step()
         return {
@@ -102,14 +104,11 @@ class PretrainingTask(TrainingTask):
 
     def summary(self) -> str:
         """Return one line: data, network, labels, device."""
-        config, device = self.config, self.accelerator.device
-        where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
-        if self.accelerator.num_processes > 1:
-            where += f", {self.accelerator.num_processes} processes"
+        config = self.config
         return (
             f"{self.data.description}; {config.text_layers} text and {config.cross_layers} cross-modal "
             f"layers of width {config.hidden_size}, {count_parameters(self.network):,} weights; actions "
-            f"{config.action_label}; {where}"
+            f"{config.action_label}; {self.where()}"
         )
 
     def gauges(self) -> dict[str, float]:

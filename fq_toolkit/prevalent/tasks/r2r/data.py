@@ -55,6 +55,7 @@ def ablations(config: R2RConfig) -> list[Callable[[Split], Split]]:
 def _blind(split: Split) -> Split:
     store = split.features
     nothing = np.zeros((len(store), 36, store.dim), dtype=np.float16)
+    # Zeros of the same width, so that the network is that of the seeing agent.
     return split._replace(features=FeatureStore(store.keys, nothing))
 
 
@@ -92,7 +93,7 @@ def _augmented(config: R2RConfig, splits: Splits) -> Split | None:
     """Return the items of the file of more instructions, none of whose paths is held out."""
     if config.augmented is None:
         return None
-    items = load_r2r(config.augmented)
+    items = load_r2r(config.augmented)  # unchecked: of the training world, which is looked at next
     check_items(items, splits.train.world, source=config.augmented)
     check_disjoint(
         items,

@@ -131,6 +131,7 @@ def augment_records(
         min_edges=min_edges,
         max_edges=max_edges,
     )
+    # A stream of its own, so that more instructions or other words leave paths and headings as they are.
     headings = np.random.default_rng([seed, 1]).uniform(0, 2 * np.pi, len(paths)).round(3).tolist()
     records = [
         {
@@ -158,6 +159,7 @@ def augment_records(
                     record["instructions"][number] = item.instruction
     finally:
         speaker.train(was_training)
+    # A second look at what is written: paths were drawn around what is held out.
     check_disjoint(
         _bare_items(records), held_out, source="the augmented paths", world=world, longer_by=1, texts=False
     )

@@ -97,6 +97,7 @@ def augment_command(run: Path, arguments: list[str]) -> int:
             )
         if seed < 0:
             raise ConfigError(f"seed is {seed}; expected 0 or more")
+        # Before minutes of work.
         if out.is_dir() or not out.parent.is_dir():
             raise RunError(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "no such folder"))
         trained = load_speaker(run, checkpoint=parse_checkpoint(checkpoint))

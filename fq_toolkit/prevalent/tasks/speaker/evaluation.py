@@ -44,7 +44,7 @@ def tell(speaker: Speaker, split: Split, *, batch_size: int = 64) -> list[Told]:
     references: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     firsts = []
     for item in split.items:
-        key = (item.scan, item.path)
+        key = (item.scan, item.path)  # all instructions of one path are references of one description
         if key not in references:
             firsts.append(item)
         references.setdefault(key, []).append(item.instruction)

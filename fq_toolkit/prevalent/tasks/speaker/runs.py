@@ -83,6 +83,7 @@ def load_speaker(path: Path, *, checkpoint: Which = "best") -> SpeakerRun:
         step, seconds = noted.get("step", config.steps), noted.get("training_seconds", 0.0)
         cut = noted.get("instructions_cut", {})
     else:
+        # Any checkpoint carries what an older version kept as its best; our own best is read below.
         of_checkpoint = "last" if checkpoint == "best" else checkpoint
         saved = open_saved(SpeakerConfig, TRAINER, path, checkpoint=of_checkpoint)
         task = SpeakerTask(config, data, make_accelerator(config))

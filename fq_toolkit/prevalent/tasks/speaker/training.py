@@ -56,6 +56,7 @@ class SpeakerTask(TrainingTask):
             check_split(split)
             check_ways(split)
         seed_everything(config.seed)
+        # Of the training instructions only: a speaker says no word that it did not learn.
         vocabulary = Vocabulary.train(item.instruction for item in items)
         self.speaker = Speaker(
             vocabulary,
@@ -96,7 +97,7 @@ class SpeakerTask(TrainingTask):
         config, rows = self.config, self.order.next()
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * (1 - step / config.steps)
-        mask = None
+        mask = None  # one mask for the batch: every path of it lies in the same altered building
         if config.feature_dropout:
             mask = draw_feature_mask(
                 self.speaker.feature_dim, config.feature_dropout, device=self.accelerator.device
