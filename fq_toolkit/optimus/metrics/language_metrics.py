@@ -39,6 +39,7 @@ class LanguageScores(NamedTuple):
             decoder ignores the latent.
         kl: KL to the prior.
         mutual_information: between sentence and latent, at most log(sentences).
+        mutual_information_analytic: the same with the entropy of posteriors in closed form, as released.
         active_units: dimensions in use.
         ppl_per_bpe_token: the paper's perplexity, ``exp(sum -log p(x) / tokens)``. BOS counts although it is
             not predicted, and the tokens are those of the decoder's tokenizer.
@@ -59,6 +60,7 @@ class LanguageScores(NamedTuple):
     reconstruction_from_other: float
     kl: float
     mutual_information: float
+    mutual_information_analytic: float
     active_units: int
     ppl_per_bpe_token: float
     ppl_per_word: float
@@ -128,6 +130,7 @@ def measure_language(
         reconstruction_from_other=float(other.mean()),
         kl=kl,
         mutual_information=mutual_information(posterior, noise=drawn_for_mi),
+        mutual_information_analytic=mutual_information(posterior, noise=drawn_for_mi, analytic=True),
         active_units=active_units(posterior),
         ppl_per_bpe_token=_exp(total / tokens),
         ppl_per_word=_exp(total / words),

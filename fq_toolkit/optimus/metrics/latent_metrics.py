@@ -19,6 +19,7 @@ def mutual_information(
     *,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
+    analytic: bool = False,
     chunk: int = 512,
 ) -> float:
     """Estimate ``I_q(x; z) = E log q(z|x) - E log q(z)`` in nats, with ``q(z) = 1/N sum_n q(z|x_n)``.
@@ -26,12 +27,18 @@ def mutual_information(
     One z is drawn for each sentence and used in both terms. The estimate is 0 when all posteriors are equal,
     and at most log N, when none overlap: compare only figures of the same N.
 
-    Source: arXiv 2004.04092, section 4.1 (MI); the release takes the aggregate posterior of one batch.
+    With ``analytic`` the first term is exact instead, ``-sum_i (1 + log 2 pi + logvar_i) / 2``, as in the
+    release of Optimus and of He et al. Both have the same mean. But the errors of the draws no longer cancel
+    between the terms: figures scatter more, and equal posteriors give a figure around 0.
+
+    Source: arXiv 2004.04092, section 4.1 (MI), after He et al. (2019), arXiv 1901.05534; the release takes
+    the aggregate posterior of one batch.
 
     Args:
         posterior: of all N sentences, (N, nz).
         generator: source of the draws.
         noise: standard normal numbers (N, nz) for the draws instead.
+        analytic: compute ``E log q(z|x)`` in closed form.
         chunk: draws that are compared with all N at once; bounds the memory.
 
     Returns:
@@ -45,7 +52,10 @@ def mutual_information(
     for start in range(0, z.shape[0], chunk):
         density = _log_densities(z[start : start + chunk], exact)
         # Both terms come from one matrix, so that their rounding errors cancel.
-        parts.append(density.diagonal(start) - density.logsumexp(1))
+        own = density.diagonal(start)
+        if analytic:
+            own = -0.5 * (1 + math.log(2 * math.pi) + logvar[start : start + chunk]).sum(1)
+        parts.append(own - density.logsumexp(1))
     return float(torch.cat(parts).mean()) + math.log(z.shape[0])
 
 

@@ -42,6 +42,7 @@ def convert_optimus(
     step: int | None = None,
     mode: str | None = None,
     tokenizers: Tokenizers | None = None,
+    heads: int | None = None,
 ) -> Path:
     """Convert a released model into ours, or ours into a released one, depending on what ``folder`` holds.
 
@@ -58,6 +59,8 @@ def convert_optimus(
             Only for a released model.
         tokenizers: those of the run; by default those that its command line names, or those of
             ``bert-base-cased`` and ``gpt2``. Only for a released model.
+        heads: attention heads of both networks, which weights do not show, for a checkpoint without its
+            ``config.json``; by default one for every 64 channels. Only for a released model.
 
     Returns:
         ``out``.
@@ -68,24 +71,28 @@ def convert_optimus(
         RunError: tokenizers that are not at hand while offline, or a folder that cannot be written.
     """
     if (Path(folder) / SETTINGS).is_file() or (Path(folder) / "model" / SETTINGS).is_file():
-        if mode is not None or tokenizers is not None:
-            raise ValueError("mode and tokenizers are for released models; ours have their own")
+        if mode is not None or tokenizers is not None or heads is not None:
+            raise ValueError("mode, tokenizers and heads are for released models; ours have their own")
         run = to_original(SentenceVAE.from_pretrained(folder), step=step or 0)
         with whole_folder(out) as part:
             write_run(run, part)
         return Path(out)
-    from_original(read_run(folder, step), mode=mode, tokenizers=tokenizers).save_pretrained(out)
+    from_original(read_run(folder, step), mode=mode, tokenizers=tokenizers, heads=heads).save_pretrained(out)
     return Path(out)
 
 
 def from_original(
-    run: OriginalRun, *, mode: str | None = None, tokenizers: Tokenizers | None = None
+    run: OriginalRun,
+    *,
+    mode: str | None = None,
+    tokenizers: Tokenizers | None = None,
+    heads: int | None = None,
 ) -> SentenceVAE:
     """Return a released model as ours; see `convert_optimus`."""
     from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-    encoder = BertModel(BertConfig(**_bert_config(run)))
-    decoder = GPT2LMHeadModel(GPT2Config(**_gpt2_config(run)))
+    encoder = BertModel(BertConfig(**_bert_config(run, heads)))
+    decoder = GPT2LMHeadModel(GPT2Config(**_gpt2_config(run, heads)))
     state = {name: value for name, value in run.encoder.items() if name != "embeddings.position_ids"}
     if "linear.weight" not in state:
         raise ValueError(
@@ -157,14 +164,14 @@ def to_original(vae: SentenceVAE, *, step: int = 0) -> OriginalRun:
     )
 
 
-def _bert_config(run: OriginalRun) -> dict[str, Any]:
+def _bert_config(run: OriginalRun, heads: int | None) -> dict[str, Any]:
     """Return the settings of the encoder, from its config.json and the shapes of its weights."""
     state = run.encoder
     words, width = _shape(state, "embeddings.word_embeddings.weight")
     given = {name: run.encoder_config[name] for name in _BERT if name in run.encoder_config}
     return {
-        "num_attention_heads": max(1, width // _HEAD),
         **given,
+        "num_attention_heads": _heads("encoder", width, given.get("num_attention_heads"), heads),
         "vocab_size": words,
         "hidden_size": width,
         "max_position_embeddings": _shape(state, "embeddings.position_embeddings.weight")[0],
@@ -174,20 +181,43 @@ def _bert_config(run: OriginalRun) -> dict[str, Any]:
     }
 
 
-def _gpt2_config(run: OriginalRun) -> dict[str, Any]:
+def _gpt2_config(run: OriginalRun, heads: int | None) -> dict[str, Any]:
     """Return the settings of the decoder, from its config.json and the shapes of its weights."""
     state = run.decoder
     words, width = _shape(state, "transformer.wte.weight")
     given = {name: run.decoder_config[name] for name in _GPT2 if name in run.decoder_config}
     return {
-        "n_head": max(1, width // _HEAD),
         **given,
+        "n_head": _heads("decoder", width, given.get("n_head"), heads),
         "vocab_size": words,
         "n_embd": width,
         "n_positions": _shape(state, "transformer.wpe.weight")[0],
         "n_layer": _count(state, "transformer.h."),
         "n_inner": _shape(state, "transformer.h.0.mlp.c_fc.weight")[1],
     }
+
+
+def _heads(role: str, width: int, configured: int | None, asked: int | None) -> int:
+    """Return the attention heads of a network: shapes of weights are the same for any number of them.
+
+    Raises:
+        ValueError: when they cannot be told, do not divide the width, or are not those of ``config.json``.
+    """
+    if configured is not None:
+        if asked is not None and asked != configured:
+            raise ValueError(
+                f"heads is {asked}, and config.json of the {role} has {configured}: leave heads out"
+            )
+        return configured
+    if asked is None and width % _HEAD:
+        raise ValueError(
+            f"the {role} has {width} channels and no config.json, and {width} is no multiple of {_HEAD}: its "
+            "attention heads cannot be told from its weights; pass heads"
+        )
+    heads = width // _HEAD if asked is None else asked
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads is {heads}; expected a divisor of the {width} channels of the {role}")
+    return heads
 
 
 def _mode(args: dict[str, Any]) -> str:

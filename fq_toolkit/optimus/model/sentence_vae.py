@@ -151,6 +151,7 @@ class SentenceVAE(nn.Module):
         free_bits: float = 0.0,
         length_weighted: bool = False,
         deterministic: bool = False,
+        unit_variance: bool = False,
         generator: torch.Generator | None = None,
     ) -> VAEOutput:
         """Compute the training loss of each sentence; see `fq_toolkit.optimus.model.losses.vae_loss`.
@@ -161,12 +162,17 @@ class SentenceVAE(nn.Module):
             free_bits: threshold per dimension, in nats, below which its KL does not count.
             length_weighted: divide the NLL by the number of tokens.
             deterministic: decode from the mean, without noise, as an autoencoder does; usually with beta 0.
+            unit_variance: take ``N(mean, 1)`` for the posterior, whatever variance the encoder gives, so that
+                the KL is ``mean^2 / 2`` per dimension. The release calls it ``use_deterministic_connect``
+                (``fb_mode`` 2), although it adds noise, and has no free bits with it.
             generator: source of the noise.
 
         Returns:
             Loss, NLL, KL and token counts, (B,) each.
         """
         q = self.posterior(batch.encoder_ids, batch.encoder_mask)
+        if unit_variance:
+            q = Posterior(q.mean, torch.zeros_like(q.mean))
         z = q.mean if deterministic else q.sample(generator)
         nll = self.nll(z, batch.decoder_ids, batch.decoder_mask)
         tokens = batch.decoder_mask.sum(1) - 1

@@ -76,6 +76,8 @@ class VAEConfig:
 
     beta: NotNegative[float] = 1.0
     """Largest weight of the KL term."""
+    beta_start: NotNegative[float] = 0.0
+    """cyclical, monotonic: weight where a cycle or the rise begins."""
     schedule: Literal["constant", "monotonic", "cyclical"] = "cyclical"
     """Schedule of beta: constant; a linear rise, then constant; or n_cycle times 0, a rise, then constant."""
     n_cycle: Positive[int] = 1

@@ -33,7 +33,7 @@ class BetaSchedule:
 
     An autoencoder warm-up comes first: no KL term and no noise. The schedule itself covers the other steps:
 
-    - ``"cyclical"``: ``cycles`` times 0, then a linear ramp, then ``beta``; see `cyclical_beta`. The release
+    - ``"cyclical"``: ``cycles`` times ``start``, a linear ramp, ``beta``; see `cyclical_beta`. The release
       has one cycle for fine-tuning and ten for pretraining.
     - ``"monotonic"``: one cycle that starts with the ramp, over ``ratio_increase`` of the steps.
     - ``"constant"``: ``beta`` from the start.
@@ -43,9 +43,10 @@ class BetaSchedule:
         kind: "cyclical", "monotonic" or "constant".
         beta: the largest weight.
         cycles: number of cycles.
-        ratio_zero: share of a cycle with weight 0.
+        ratio_zero: share of a cycle with weight ``start``.
         ratio_increase: share of a cycle in which the weight rises.
         autoencoder_steps: steps of the warm-up.
+        start: the weight where a cycle, or a ramp, begins; not above ``beta``.
 
     Raises:
         ValueError: a value out of range, or a warm-up that leaves no step.
@@ -65,12 +66,14 @@ class BetaSchedule:
     ratio_zero: float = 0.5
     ratio_increase: float = 0.25
     autoencoder_steps: int = 0
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, KINDS)
         at_least_one("steps", self.steps)
         at_least_one("cycles", self.cycles)
         between("beta", self.beta, 0, math.inf)
+        between("start", self.start, 0, self.beta)
         between("ratio_zero", self.ratio_zero, 0, 1)
         between("ratio_increase", self.ratio_increase, 0, 1)
         if self.kind == "cyclical" and self.ratio_zero + self.ratio_increase > 1:
@@ -98,7 +101,7 @@ class BetaSchedule:
             ratio_zero=self.ratio_zero if cyclical else 0.0,
             ratio_increase=self.ratio_increase,
         )
-        return Phase(self.beta * share, False)
+        return Phase(self.start + (self.beta - self.start) * share, False)
 
 
 def cyclical_beta(

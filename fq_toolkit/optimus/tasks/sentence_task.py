@@ -97,6 +97,7 @@ class SentenceTask(TrainingTask):
         self.order = data_order(config, data, rank=rank, world=world)
         self.schedule = beta_schedule(config, autoencoder_share=autoencoder_share)
         self._beta, self._lr = 0.0, 0.0
+        self.forward_options: dict[str, Any] = {}
         self.optimizer = make_optimizer(self.vae, config)
         # The wrapped model is for passes that a backward follows; under DDP it averages gradients. Measuring
         # and saving use the bare one.
@@ -126,6 +127,7 @@ class SentenceTask(TrainingTask):
                         free_bits=config.free_bits,
                         length_weighted=config.length_weighted,
                         deterministic=phase.deterministic,
+                        **self.forward_options,
                     )
                 values = {"loss/total": out.loss, "loss/nll": out.nll, "loss/kl": out.kl}
                 yield out.loss.mean(), {name: value.mean() for name, value in values.items()}
@@ -229,6 +231,7 @@ def beta_schedule(config: VAEConfig, *, autoencoder_share: float = 0.0) -> BetaS
             kind=config.schedule,
             beta=config.beta,
             cycles=config.n_cycle,
+            start=config.beta_start,
             ratio_zero=config.ratio_zero,
             ratio_increase=config.ratio_increase,
             autoencoder_steps=round(autoencoder_share * config.steps),

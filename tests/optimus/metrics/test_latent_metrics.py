@@ -40,6 +40,31 @@ def test_equals_brute_force_over_the_same_draws(seed: int, count: int, chunk: in
     assert math.isclose(found, total / count, rel_tol=1e-9, abs_tol=1e-10)
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), count=st.integers(1, 9), chunk=st.integers(1, 10))
+def test_the_analytic_estimate_is_that_of_the_release(seed: int, count: int, chunk: int) -> None:
+    q = random_posterior(seed, count)
+    noise = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed)).double()
+    mean, logvar = q.mean.double(), q.logvar.double()
+    # He et al.: negative entropy of the posteriors, minus the log density of the aggregate at the draws
+    negative_entropy = (-0.5 * 3 * math.log(2 * math.pi) - 0.5 * (1 + logvar).sum(1)).mean()
+    z = mean + (0.5 * logvar).exp() * noise
+    scaled = (z[:, None] - mean) ** 2 / logvar.exp()
+    log_density = -0.5 * scaled.sum(2) - 0.5 * (3 * math.log(2 * math.pi) + logvar.sum(1))
+    expected = negative_entropy - (log_density.logsumexp(1) - math.log(count)).mean()
+    found = mutual_information(q, noise=noise, analytic=True, chunk=chunk)
+    assert math.isclose(found, float(expected), rel_tol=1e-9, abs_tol=1e-10)
+
+
+def test_both_estimates_have_the_same_mean() -> None:
+    q = random_posterior(0, 8)
+    draws = [torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
+    both = np.array([[mutual_information(q, noise=e, analytic=a) for a in (False, True)] for e in draws])
+    difference = both[:, 0] - both[:, 1]
+    assert abs(difference.mean()) < 4 * difference.std() / len(draws) ** 0.5
+    assert both[:, 1].std() > both[:, 0].std()
+
+
 @given(seed=st.integers(0, 99), count=st.integers(1, 20))
 def test_equal_posteriors_tell_nothing(seed: int, count: int) -> None:
     one = random_posterior(seed, 1)

@@ -184,10 +184,15 @@ def test_without_tokenizers_and_offline_it_says_so(tmp_path: Path, monkeypatch: 
 def test_a_single_file_is_enough(tmp_path: Path) -> None:
     released(tmp_path / "r")
     for number, place in enumerate(("checkpoint-full-31250", "checkpoint-full-31250/training.bin")):
-        # Without config.json, heads have 64 channels, so that this one has a single head.
-        out = convert_optimus(tmp_path / "r" / place, tmp_path / str(number), tokenizers=toy_tokenizers())
+        # Without config.json nothing tells how many heads there are.
+        heads = 1 + number
+        options: dict[str, Any] = {"tokenizers": toy_tokenizers()}
+        for wrong, message in ((None, "heads cannot be told from its weights"), (5, "expected a divisor")):
+            with pytest.raises(ValueError, match=message):
+                convert_optimus(tmp_path / "r" / place, tmp_path / "no", **options, heads=wrong)
+        out = convert_optimus(tmp_path / "r" / place, tmp_path / str(number), **options, heads=heads)
         vae = SentenceVAE.from_pretrained(out)
-        assert vae.encoder.config.num_attention_heads == vae.decoder.config.n_head == 1
+        assert vae.encoder.config.num_attention_heads == vae.decoder.config.n_head == heads
         assert torch.equal(vae.linear.weight.detach(), encoder_state(31250)["linear.weight"])
 
 
@@ -237,7 +242,7 @@ def test_what_the_release_cannot_hold_is_named(tmp_path: Path) -> None:
     fails(SentenceVAE(bert, decoder_of("gpt2"), tokenizers, pooling="cls"), "c", "BERT's pooler")
     two = inject_latent(decoder_of("gpt2"), slots=2)
     fails(SentenceVAE(bert, two, tokenizers), "d", "one slot in every layer")
-    fails(toy_vae(), "e", "mode and tokenizers are for released models", mode="both")
+    fails(toy_vae(), "e", "mode, tokenizers and heads are for released models", mode="both")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x").write_text("")
     fails(toy_vae(), "f", "holds files that must not be lost")

@@ -151,10 +151,21 @@ def test_deterministic_means_without_noise() -> None:
     assert not torch.equal(vae(batch).nll, vae(batch).nll), "otherwise there is noise"
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_every_weight_gets_a_gradient(deterministic: bool) -> None:
+def test_unit_variance_is_the_mode_of_the_release_without_a_learned_variance() -> None:
+    vae = toy_vae()
+    batch = vae.batch(LONG)
+    out = vae(batch, beta=0.7, unit_variance=True, generator=torch.Generator().manual_seed(3))
+    mean = vae.posterior(batch.encoder_ids, batch.encoder_mask).mean
+    z = mean + torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(out.nll, vae.nll(z, batch.decoder_ids, batch.decoder_mask))
+    torch.testing.assert_close(out.kl, 0.5 * mean.square().sum(1))
+    torch.testing.assert_close(out.loss, out.nll + 0.7 * out.kl)
+
+
+@pytest.mark.parametrize("options", [{}, {"deterministic": True}, {"unit_variance": True}])
+def test_every_weight_gets_a_gradient(options: dict[str, bool]) -> None:
     vae = toy_vae("both").train()
-    vae(vae.batch(TEXTS), beta=0.5, deterministic=deterministic).loss.mean().backward()
+    vae(vae.batch(TEXTS), beta=0.5, **options).loss.mean().backward()
     # Distributed training waits for each of them.
     assert [name for name, p in vae.named_parameters() if p.grad is None] == []
     assert float(vae.linear.weight.grad.abs().max()) > 0

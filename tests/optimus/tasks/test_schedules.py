@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 from fq_toolkit.optimus.tasks.schedules import BetaSchedule, cyclical_beta
 
 
-def original(steps: int, cycles: int, ratio_zero: float, ratio_increase: float) -> list[float]:
-    """Ones; then for each cycle zeros, and a value that grows from 0 until it is above 1."""
-    values = [1.0] * steps
+def original(
+    steps: int, cycles: int, ratio_zero: float, ratio_increase: float, start: float = 0.0, stop: float = 1.0
+) -> list[float]:
+    """The stop; then for each cycle the start, and a value that grows from it until it is above the stop."""
+    values = [stop] * steps
     period = Fraction(steps, cycles)  # so that int(i + cycle * period) has no rounding error in it
-    growth = 1 / (float(period) * ratio_increase)
+    growth = (stop - start) / (float(period) * ratio_increase)
     for cycle in range(cycles):
-        value, i = 0.0, 0
-        while value <= 1 and int(i + cycle * period) < steps:
+        value, i = start, 0
+        while value <= stop and int(i + cycle * period) < steps:
             if i < float(period) * ratio_zero:
-                values[int(i + cycle * period)] = 0.0
+                values[int(i + cycle * period)] = start
             else:
                 values[int(i + cycle * period)] = value
                 value += growth
@@ -37,6 +39,27 @@ def test_equals_the_original_loop(steps: int, cycles: int, zero: int, increase: 
     found = [cyclical_beta(step, steps, cycles=cycles, **ratios) for step in range(steps)]
     expected = original(steps, cycles, **ratios)
     assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.integers(2, 120), cycles=st.integers(1, 12), zero=st.integers(0, 99),
+    increase=st.integers(1, 100), start=st.floats(0.01, 1), rise=st.floats(0.1, 2),
+)  # fmt: skip
+def test_a_ramp_that_starts_above_zero_equals_the_original_loop(
+    steps: int, cycles: int, zero: int, increase: int, start: float, rise: float
+) -> None:
+    cycles = min(cycles, steps)
+    ratios = {"ratio_zero": min(zero, 100 - increase) / 100, "ratio_increase": increase / 100}
+    schedule = BetaSchedule(steps=steps, cycles=cycles, beta=start + rise, start=start, **ratios)
+    expected = original(steps, cycles, **ratios, start=start, stop=start + rise)
+    found = [schedule(step).beta for step in range(steps)]
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-9 * (1 + rise)
+
+
+def test_a_start_above_beta_is_refused() -> None:
+    with pytest.raises(ValueError, match="start"):
+        BetaSchedule(steps=10, beta=0.5, start=0.6)
 
 
 def test_the_first_value_of_the_ramp_is_zero_once_more() -> None:

@@ -29,6 +29,8 @@ class OptimusConfig(VAEConfig):
     """Updates; beta and the learning rate follow schedules of this length."""
     free_bits: NotNegative[float] = 0.5
     """Nats of KL per dimension that are free; the paper's lambda."""
+    unit_variance: bool = False
+    """Posteriors of variance 1: the release's use_deterministic_connect, which has no free bits."""
     autoencoder_warmup: Share = 0.2
     """Share of the run, at its start, as an autoencoder: no noise on the latent, and beta 0."""
     evaluate_every: NotNegative[int] = 600

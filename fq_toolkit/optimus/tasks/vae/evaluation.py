@@ -49,7 +49,8 @@ class Evaluation(NamedTuple):
             f"{s.sentences} held-out sentences{left_out}: "
             f"perplexity {s.ppl_per_bpe_token:.2f} per token (the paper's), {s.ppl_per_word:.2f} per word"
             f"{_not_comparable(s.unknown)}, with {s.draws} draws; -ELBO {s.negative_elbo:.2f} nats",
-            f"latent: KL {s.kl:.2f} nats, mutual information {s.mutual_information:.2f} nats, "
+            f"latent: KL {s.kl:.2f} nats, mutual information {s.mutual_information:.2f} nats "
+            f"({s.mutual_information_analytic:.2f} as the release estimates it), "
             f"{s.active_units} of {self.latent_size} dimensions active",
             f"reconstruction {s.reconstruction_from_mean:.2f} nats from a sentence's own latent, "
             f"{s.reconstruction_from_other:.2f} from another's",

@@ -57,6 +57,7 @@ class VAETask(SentenceTask):
             accelerator=accelerator,
             autoencoder_share=config.autoencoder_warmup,
         )
+        self.forward_options = {"unit_variance": config.unit_variance}
 
     def describe(self) -> str:
         """Return sentences, networks and tokenizer."""
