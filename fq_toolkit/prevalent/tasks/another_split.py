@@ -49,6 +49,10 @@ class Another(NamedTuple):
             raise ConfigError("--features belongs to --split or --annotations: a run keeps its own features")
         return asked
 
+    def generated(self, config: DataConfig) -> str | None:
+        """Return the name of a generated split, which has no file; None for what is read from a file."""
+        return self.split if config.data == MINI else None
+
 
 def open_another(another: Another, config: DataConfig, dataset: Dataset, own: Mapping[str, Split]) -> Split:
     """Read a split as its dataset is read, whole: a trial's ``limit`` does not count.
@@ -166,13 +170,19 @@ def another_line(measured: MeasuredSet, step: int, path: Path, *, verb: str = "m
     )
 
 
-def result_path(run: RunFolder, kind: str, measured: MeasuredSet) -> Path:
+def result_path(run: RunFolder, kind: str, measured: MeasuredSet, *, generated: str | None = None) -> Path:
     """Return where something of another split goes: ``KIND-STEM-HASH.json`` in the run folder.
+
+    Args:
+        run: its folder.
+        kind: ``"evaluation"``, ``"predictions"`` or ``"instructions"``.
+        measured: the split; the stem is that of its file.
+        generated: name of the split where there is no file.
 
     Example:
         >>> result_path(RunFolder(Path("run")), "evaluation", MeasuredSet("R2R_test.json", "8c" * 32, 5)).name
         'evaluation-R2R_test-8c8c8c8c8c8c.json'
     """
-    stem = re.sub(r"\.(json|jsonl|ndjson)(\.gz)?$", "", Path(measured.file).name)
+    stem = generated or re.sub(r"\.(json|jsonl|ndjson)(\.gz)?$", "", Path(measured.file).name)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:60].strip("-.") or "items"
     return run.path / f"{kind}-{stem}-{measured.record()['hash']}.json"

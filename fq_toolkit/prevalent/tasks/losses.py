@@ -95,7 +95,7 @@ def a2c_loss(rollout: Rollout, *, gamma: float = 0.9, entropy_weight: float = 0.
     active = rollout.active
     count = active.sum().clamp(min=1)
     returns = discounted_returns(rollout.rewards, active, rollout.final_value, gamma)
-    advantage = (returns - rollout.values).detach()  # the critic learns from its own term alone
+    advantage = (returns - rollout.values).detach()  # only its own term trains the critic
     chosen = rollout.log_probs.gather(-1, rollout.actions[..., None]).squeeze(-1)
     # -inf times a probability of 0 is NaN, also in the gradient: padding is masked before the product.
     possible = rollout.log_probs > -torch.inf

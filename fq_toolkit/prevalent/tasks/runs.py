@@ -103,12 +103,13 @@ def evaluate_another(run: NavigatorRun, another: Another) -> str:
         split = task.adopt(split)
     # After adopt, because what a helper or planner adds decides the figures too.
     measured = measured_set(split, task.measured_parts(split))
+    generated = another.generated(task.config)
     trained_on = tell_known(split, task.known_items(split))
     # As in training: an evaluation draws nothing from the streams of the run.
     with isolated_rng(0), torch.no_grad():
         records = task.predict(split)
     predictions = save_predictions(
-        result_path(run.folder, "predictions", measured), records, id_field=task.id_field
+        result_path(run.folder, "predictions", measured, generated=generated), records, id_field=task.id_field
     )
     count = len(split.items)
     figures: dict[str, Any] = {"checkpoint": run.checkpoint}
@@ -131,7 +132,7 @@ def evaluate_another(run: NavigatorRun, another: Another) -> str:
         "predictions": predictions.name,
         "world_seed": task.config.world_seed,
     }
-    path = result_path(run.folder, "evaluation", measured)
+    path = result_path(run.folder, "evaluation", measured, generated=generated)
     write_evaluation(
         path, figures, step=run.step, seconds=run.seconds, measured_on={split.name: measured}, seed=seed
     )

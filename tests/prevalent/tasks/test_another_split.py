@@ -218,6 +218,8 @@ def test_generated_worlds_have_other_splits_too(
     assert main(["train", "r2r", *options, "--validation-items", "3", "--out", run]) == 0
     assert main(["evaluate", run, "--split", "train"]) == 0
     assert "6 of the 6 items of MiniWorld(0) were trained on" in caplog.text
+    assert list((tmp_path / "run").glob("evaluation-train-*.json"))
+    assert list((tmp_path / "run").glob("predictions-train-*.json"))
     file = MiniWorld(0, num_scans=1).write(tmp_path / "more", 4, seed=9, instructions=1)
     assert main(["evaluate", run, "--annotations", str(file)]) == 0
     assert str(file) in capsys.readouterr().out

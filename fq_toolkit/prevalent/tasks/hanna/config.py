@@ -16,7 +16,7 @@ class HannaConfig(InstructionLimit, NavigatorConfig):
     """Everything that decides a run of ``train hanna``; goes to ``config.json`` and back."""
 
     routes: tuple[str, ...] = ()
-    """Real data: R2R files whose paths and instructions the helper tells; without any nobody helps."""
+    """Real data: R2R files whose paths and instructions the helper tells; without them nobody helps."""
     max_requests: NotNegative[int] = 3
     """Requests for help in an episode."""
     uncertain: Share = 0.6

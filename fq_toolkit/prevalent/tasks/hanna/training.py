@@ -137,7 +137,7 @@ class HannaTask(NavigatorTask):
         }
 
     def trace(self, split: Split, items: list[NavItem], *, alone: bool = False) -> Trace:
-        """Let the agent do some requests greedily, with help or alone."""
+        """Let the agent do some requests greedily, with help unless ``alone``."""
         done = self._walk(split, items, 0 if alone else self.config.max_requests)
         return Trace(done.log_probs, done.records, done.heard)
 

@@ -34,7 +34,7 @@ class PretrainingConfig(InstructionLimit):
     connectivity: str | None = None
     """Folder of SCAN_connectivity.json files; with real data only."""
     features: str = SYNTHETIC
-    """File of view features (.tsv, .hdf5, .npz), or synthetic: noise per viewpoint, for trials only."""
+    """File of view features (.tsv, .hdf5, .npz), or synthetic: noise per viewpoint, only for trials."""
     feature_dim: int | None = None
     """Width of generated and of synthetic features; of a file the width that is expected, by default that of
     the file."""
@@ -71,9 +71,9 @@ class PretrainingConfig(InstructionLimit):
     num_heads: Positive[int] = 4
     """Attention heads."""
     text_layers: Positive[int] = 1
-    """Layers that see the text alone."""
+    """Layers that see only the text."""
     cross_layers: Positive[int] = 1
-    """Layers that join text and views."""
+    """Cross-modal layers."""
     intermediate_size: Positive[int] = 128
     """Width inside the feed-forward blocks."""
     dropout: Fraction = 0.0
@@ -84,11 +84,11 @@ class PretrainingConfig(InstructionLimit):
     """Factor on the initial weights of what cross-modal layers add; near 0 they begin as the identity."""
 
     steps: Positive[int] = 2400
-    """Updates; the learning rate falls to 0 over them."""
+    """Updates; the learning rate decays linearly to 0 over them."""
     batch_size: Positive[int] = 64
     """Time steps of paths per update and process."""
     mask_share: PositiveShare = 0.15
-    """Share of words that are to be guessed."""
+    """Share of words to be predicted."""
     lr: Rate = 3e-3
     """AdamW learning rate at the start."""
     warmup: Fraction = 0.05
@@ -98,7 +98,8 @@ class PretrainingConfig(InstructionLimit):
     clip: Positive[float] = 1.0
     """Largest norm of the gradient."""
     loss_weights: tuple[NotNegative[float], NotNegative[float]] = (0.1, 1.0)
-    """Of words and actions; the released preset has equal ones, small models ground words sooner so."""
+    """Of words and actions. The released preset weighs them equally; small models ground words sooner with
+    less weight on words."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     device: Literal["auto", "cpu"] = "auto"

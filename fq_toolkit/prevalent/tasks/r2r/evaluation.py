@@ -94,7 +94,7 @@ def follow(
         ConfigError: for unknown decoding.
     """
     decoder.check()
-    # A generator of its own: drawing actions leaves the random state of training alone.
+    # A generator of its own: drawing actions does not touch the random state of training.
     env, generator = split.env(agent.device), torch.Generator().manual_seed(decoder.seed)
     was_training = agent.training
     agent.eval()

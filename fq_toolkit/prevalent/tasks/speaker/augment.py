@@ -24,7 +24,7 @@ FIRST_ID = 1_000_000
 
 
 def training_world(world: NavWorld, training: Iterable[NavItem]) -> NavWorld:
-    """Return the scans of the training split alone, in the order of the world.
+    """Return a world with only the scans of the training split, in the order of the world.
 
     Args:
         world: the graphs of all splits.
@@ -50,11 +50,11 @@ def sample_new_paths(
     min_edges: int = 4,
     max_edges: int = 6,
 ) -> list[tuple[str, list[str]]]:
-    """Draw different shortest paths none of which is held out, or has a held-out path inside.
+    """Draw distinct shortest paths, none of which is or contains a held-out path.
 
     Args:
         world: the graphs of the training scans.
-        count: how many; None for all that there are. Where there are fewer, all of them, and it is logged.
+        count: how many; None for all there are. If there are fewer, all are returned and a warning is logged.
         seed: of the draw.
         held_out: items of validation and test splits.
         min_length: metres.

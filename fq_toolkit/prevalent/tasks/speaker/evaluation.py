@@ -21,7 +21,7 @@ class SpeakerEvaluation(NamedTuple):
 
     bleu: split -> BLEU-4.
     counts: split -> paths.
-    selected_by: the split whose BLEU chose the step.
+    selected_by: the split whose BLEU chose the step; empty where a user did.
     kept_step: updates after which the kept weights were taken.
     synthesised: whether the features are noise.
     """
@@ -34,7 +34,8 @@ class SpeakerEvaluation(NamedTuple):
 
     def __str__(self) -> str:
         parts = [f"{name} BLEU {score:.1f} ({self.counts[name]} paths)" for name, score in self.bleu.items()]
-        text = f"{', '.join(parts)}; step {self.kept_step}, chosen by {self.selected_by}"
+        chosen = f", chosen by {self.selected_by}" if self.selected_by else ""
+        text = f"{', '.join(parts)}; step {self.kept_step}{chosen}"
         note = "\nfeatures synthesised: these figures say nothing about vision" if self.synthesised else ""
         return text + note
 

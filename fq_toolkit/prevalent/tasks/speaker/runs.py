@@ -115,7 +115,7 @@ def evaluate_run(run: SpeakerRun) -> str:
     result = SpeakerEvaluation(
         {name: bleu(entries) for name, entries in told.items()},
         {name: len(entries) for name, entries in told.items()},
-        selecting_split(run.data),
+        selecting_split(run.data) if run.checkpoint == "best" else "",
         run.step,
         run.data.train.synthesised,
     )
@@ -142,15 +142,16 @@ def evaluate_another(run: SpeakerRun, another: Another) -> str:
     check_paths(split)
     measured = measured_set(split)
     known = shown_in(train.items, split.items, split.world, texts=config.data != MINI)
+    generated = another.generated(config)
     trained_on = tell_known(split, known)
     told = tell(run.speaker, split)
     result = SpeakerEvaluation(
         {split.name: bleu(told)}, {split.name: len(told)}, "", run.step, split.synthesised
     )
-    spoken = result_path(run.folder, "instructions", measured)
+    spoken = result_path(run.folder, "instructions", measured, generated=generated)
     lines = [{"instr_id": one.instr_id, "instruction": one.said, "read": one.references} for one in told]
     write_atomic(spoken, (json.dumps(lines, indent=1) + "\n").encode())
-    path = result_path(run.folder, "evaluation", measured)
+    path = result_path(run.folder, "evaluation", measured, generated=generated)
     figures: dict[str, Any] = {
         "checkpoint": run.checkpoint,
         "bleu": dict(result.bleu),
