@@ -12,7 +12,7 @@ from fq_toolkit.cli import main
 from fq_toolkit.optimus.tasks.vae.runs import load_model
 from fq_toolkit.training.reporting.metrics_log import read_metrics
 from fq_toolkit.training.storage.checkpoints import Checkpoints
-from tests.optimus.tasks.small_runs import TASKS, TINY, write
+from tests.optimus.tasks.small_runs import TASKS, train, write
 
 OFTEN = ["--steps", "6", "--evaluate-every", "1", "--checkpoint-every", "0", "--keep-checkpoints", "1"]
 # The learning rate is so high that the last step is not always the best one.
@@ -32,11 +32,7 @@ def task(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def run(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp(task)
-    data, valid = write(place, task)
-    options = ["--data", str(data), "--valid", str(valid), *TINY, *TASKS[task][2], *OFTEN, *HIGH]
-    assert main(["train", "optimus", "--task", task, "--out", str(place / "run"), *options]) == 0
-    return place / "run"
+    return train(tmp_path_factory.mktemp(task), task, [*OFTEN, *HIGH])
 
 
 def best_of(run: Path) -> dict[str, Any]:

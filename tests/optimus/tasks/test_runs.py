@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fq_toolkit.cli import main
-from tests.optimus.tasks.small_runs import TASKS, TINY, write
+from tests.optimus.tasks.small_runs import TASKS, TINY, train
 
 FIGURES = {"vae": "negative_elbo", "label-conditional": "bleu", "dialog": "bleu_f1"}
 
@@ -22,9 +22,7 @@ def task(request: pytest.FixtureRequest) -> str:
 def folder(task: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``train``, ``valid`` and a ``run`` that was trained and measured on them."""
     place = tmp_path_factory.mktemp(task)
-    data, valid = write(place, task)
-    options = ["--data", str(data), "--valid", str(valid), "--out", str(place / "run")]
-    assert main(["train", "optimus", "--task", task, *options, *TINY, *TASKS[task][2]]) == 0
+    train(place, task)
     return place
 
 
@@ -149,10 +147,7 @@ def test_a_run_on_the_grammar_is_measured_on_a_file_without_analogies(
 def test_labels_that_the_run_does_not_know_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, valid = write(tmp_path, "label-conditional")
-    run = tmp_path / "run"
-    start = ["train", "optimus", "--task", "label-conditional", "--data", str(data), "--valid", str(valid)]
-    assert main([*start, "--out", str(run), *TINY, *TASKS["label-conditional"][2]]) == 0
+    run = train(tmp_path, "label-conditional")
     other = tmp_path / "other.tsv"
     other.write_text("odd\tthe cat sees a .\ngood\tthe cat sees b .\n")
     assert main(["evaluate", str(run), "--valid", str(other)]) == 2

@@ -13,7 +13,6 @@ from scipy import stats
 from fq_toolkit import cli
 from fq_toolkit.optimus.data.labels import Labelled, LabelledCorpus
 from fq_toolkit.optimus.tasks.classification import classification, latent_plot
-from fq_toolkit.optimus.tasks.classification import commands as classification_commands
 from fq_toolkit.optimus.tasks.classification.classification import (
     Result,
     choose,
@@ -153,14 +152,10 @@ def test_one_seed_has_no_interval_and_differences_are_paired():
 @pytest.fixture
 def run(tmp_path, vae, monkeypatch):
     """A folder that holds a model as a run does."""
-    for module in (classification_commands, cli):
-        assert module  # both read runs by load_model alone
-    monkeypatch.setattr(
-        "fq_toolkit.optimus.tasks.classification.runs.load_model", lambda path, checkpoint=None: vae
-    )
-    monkeypatch.setattr(
-        "fq_toolkit.optimus.tasks.classification.commands.load_model", lambda path, checkpoint=None: vae
-    )
+    for name in ("runs", "commands"):
+        monkeypatch.setattr(
+            f"fq_toolkit.optimus.tasks.classification.{name}.load_model", lambda path, checkpoint=None: vae
+        )
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text('{"trainer": "optimus"}')

@@ -14,7 +14,7 @@ from fq_toolkit.optimus.tasks.labels.model import LabelledBatch, LabelVAE
 from fq_toolkit.optimus.tasks.labels.training import LABEL_TRAINER, LabelConfig, LabelledRows
 from fq_toolkit.training import session
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.storage.run_folder import RunFolder
+from tests.optimus.tasks.small_runs import assert_same_weights
 from tests.optimus.toys import TEXTS, toy_vae
 
 TINY = LabelConfig(
@@ -152,12 +152,7 @@ def run(tmp_path_factory):
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(run, tmp_path):
     session.train(LABEL_TRAINER, TINY, out=tmp_path / "again", stop_after=3)
     session.train(LABEL_TRAINER, resume=tmp_path / "again")
-    one, two = (
-        RunFolder.open(folder).checkpoints().load().state["task"]["vae"]
-        for folder in (run, tmp_path / "again")
-    )
-    assert one.keys() == two.keys()
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert_same_weights(run, tmp_path / "again")
 
 
 def test_the_commands_work_on_a_run(run, capsys):
