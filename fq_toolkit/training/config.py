@@ -58,7 +58,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+        choices = [a for a in arguments if a is not type(None)]
+        # The value's own type if it is one of them, so that a number stays one beside a string.
+        return _convert(value, type(value) if type(value) in choices else choices[0], where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} is {value!r}; expected a list")

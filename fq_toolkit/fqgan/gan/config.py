@@ -66,7 +66,7 @@ class FQGANConfig:
     preset: str = "digits"
     """Where the other options start."""
     family: Literal["residual", "biggan", "stylegan2"] = "residual"
-    """Networks and losses: a small residual GAN, BigGAN for 32, 64 or 128 pixels, StyleGAN2."""
+    """Networks and losses: a small residual GAN, BigGAN for 32, 64, 128 or 256 pixels, StyleGAN2."""
     data: str = "digits"
     """Images: a folder or file, or digits (scikit-learn's, 16x16, which come with the package)."""
     image_size: NotNegative[int] = 0
@@ -127,12 +127,16 @@ class FQGANConfig:
     """Size of the noise z."""
     initial: Literal["orthogonal", "normal"] = "orthogonal"
     """biggan: weights start orthogonal, or from N(0, 0.02^2)."""
-    attention: NotNegative[int] = 0
-    """biggan: size in pixels of the maps with self-attention; 0 for none."""
+    attention: str | int = 0
+    """biggan: sizes in pixels of the maps with self-attention, as in 64 or 32_64; 0 for none."""
     shared_size: NotNegative[int] = 0
     """biggan: size of a class embedding that all norms share; 0 gives each norm its own."""
     hierarchical: bool = False
     """biggan: every generator block sees its own part of z."""
+    singular_values: Positive[int] = 1
+    """Spectral norm: how many singular values of each weight are estimated; only the largest counts."""
+    power_iterations: Positive[int] = 1
+    """Spectral norm: power iterations per training forward."""
     style_mixing: Share = 0.9
     """stylegan2: how often the styles of a batch come from two noises."""
     batch_size: int = 64
@@ -185,12 +189,19 @@ class FQGANConfig:
             raise ConfigError(
                 f"batch_size is {self.batch_size}; expected at least 2 (the generator has batch norm)"
             )
+        if not all(size.isdecimal() for size in str(self.attention).split("_")):
+            raise ConfigError(f"attention is {self.attention!r}; expected 0, or sizes like 64 or 32_64")
         if len(set(self.fq_layers)) != len(self.fq_layers):
             raise ConfigError(f"fq_layers are {self.fq_layers}; expected distinct block numbers")
         if self.path_weight and self.family != "stylegan2":
             raise ConfigError("path_weight needs a generator with styles: give --family stylegan2")
         if self.image_size and (self.image_size < 8 or self.image_size & (self.image_size - 1)):
             raise ConfigError(f"image_size is {self.image_size}; expected 0 or 8, 16, 32, 64, ...")
+
+    @property
+    def attention_sizes(self) -> tuple[int, ...]:
+        """Sizes of the maps with self-attention, rising."""
+        return tuple(sorted({int(size) for size in str(self.attention).split("_")} - {0}))
 
     @property
     def warmup_steps(self) -> int:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from fq_toolkit.fqgan.gan.networks.quantization import make_quantizer
+from fq_toolkit.fqgan.gan.networks.spectral import spectral_norm
 from fq_toolkit.fqgan.ugatit.config import UGATITConfig
 from fq_toolkit.fqgan.ugatit.layers import LIN, AdaLIN, ClassActivationMap
 from fq_toolkit.training.seeding import isolated_rng
@@ -136,15 +136,15 @@ class UGATITDiscriminator(nn.Module):
         super().__init__()
         widths = [width * 2**i for i in range(layers - 1)]
         self.convs = nn.ModuleList(
-            spectral_norm(nn.Conv2d(inputs, outputs, 4, 2 if i < layers - 2 else 1))
+            spectral_norm(nn.Conv2d(inputs, outputs, 4, 2 if i < layers - 2 else 1), stored=True)
             for i, (inputs, outputs) in enumerate(zip([channels, *widths], widths, strict=False))
         )
         self.pad, self.activation = nn.ReflectionPad2d(1), nn.LeakyReLU(0.2)
         self.quantizers = nn.ModuleDict({str(i): layer for i, layer in sorted(quantizers.items())})
         self.attention = ClassActivationMap(widths[-1], self.activation)
-        spectral_norm(self.attention.average)
-        spectral_norm(self.attention.maximum)
-        self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 4, bias=False))
+        spectral_norm(self.attention.average, stored=True)
+        spectral_norm(self.attention.maximum, stored=True)
+        self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 4, bias=False), stored=True)
 
     def forward(self, images: Tensor) -> Judgement:
         """Judge images (B, channels, H, W); 1 is real, 0 is generated."""

@@ -1,4 +1,4 @@
-"""BigGAN for 32, 64 and 128 pixels (arXiv 1809.11096)."""
+"""BigGAN for 32, 64, 128 and 256 pixels (arXiv 1809.11096)."""
 
 import itertools
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from fq_toolkit.fqgan.gan.networks.residual import (
     block_numbers,
     make_quantizers,
 )
+from fq_toolkit.fqgan.gan.networks.spectral import look_at_singular_values
 from fq_toolkit.training.errors import ConfigError
 
 
@@ -49,6 +50,7 @@ WIDTHS = {
     32: Widths((4, 4, 4, 4), (4, 4, 4, 4), 2),
     64: Widths((16, 16, 8, 4, 2), (1, 2, 4, 8, 16), 4),
     128: Widths((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5),
+    256: Widths((16, 16, 8, 8, 4, 2, 1), (1, 2, 4, 8, 8, 16, 16), 6),
 }
 
 
@@ -68,7 +70,7 @@ class BigGANGenerator(nn.Module):
         image_channels: channels of the image.
         shared_size: entries of the shared class embedding; 0 for none.
         hierarchical: cut z into parts.
-        attention: size in pixels of the maps that get self-attention; 0 for none.
+        attention: sizes in pixels of the maps that get self-attention.
         start: how the weights start.
 
     Raises:
@@ -84,7 +86,7 @@ class BigGANGenerator(nn.Module):
         image_channels: int,
         shared_size: int,
         hierarchical: bool,
-        attention: int,
+        attention: tuple[int, ...],
         start: Start,
     ) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class BigGANGenerator(nn.Module):
             {  # block i makes maps of 8 * 2^i pixels
                 str(i): SelfAttention(widths[i + 1], start=start)
                 for i in range(blocks)
-                if 8 * 2**i == attention
+                if 8 * 2**i in attention
             }
         )
         self.norm = nn.BatchNorm2d(widths[-1])
@@ -138,16 +140,18 @@ def build_biggan(config: FQGANConfig, shape: ImageShape, make_quantizer: MakeQua
     """
     if shape.height != shape.width or shape.height not in WIDTHS:
         raise ConfigError(
-            f"images are {shape.height}x{shape.width}; BigGAN is defined for 32x32, 64x64 and 128x128: give "
-            "--image-size 32, 64 or 128"
+            f"images are {shape.height}x{shape.width}; BigGAN is defined for 32x32, 64x64, 128x128 and "
+            "256x256: give --image-size 32, 64, 128 or 256"
         )
     table, start = WIDTHS[shape.height], STARTS[config.initial]
     widths = tuple(config.channels * width for width in table.discriminator)
     down = tuple(i < table.down for i in range(len(widths)))
     sizes = [shape.height >> min(i + 1, table.down) for i in range(len(widths))]  # after each block
-    if config.attention and config.attention not in (8 << i for i in range(len(table.generator) - 1)):
+    maps = {8 << i for i in range(len(table.generator) - 1)}
+    if not maps.issuperset(config.attention_sizes):
         raise ConfigError(
-            f"attention is {config.attention}; expected 0 or the size of a map: 8, 16, ... {shape.height}"
+            f"attention is {config.attention}; expected 0 or sizes of maps, joined by _: 8, 16, ... "
+            f"{shape.height}"
         )
     numbers = block_numbers(config, len(widths))
     generator = BigGANGenerator(
@@ -157,7 +161,7 @@ def build_biggan(config: FQGANConfig, shape: ImageShape, make_quantizer: MakeQua
         image_channels=shape.channels,
         shared_size=config.shared_size,
         hierarchical=config.hierarchical,
-        attention=config.attention,
+        attention=config.attention_sizes,
         start=start,
     )
     discriminator = ResidualDiscriminator(
@@ -167,7 +171,9 @@ def build_biggan(config: FQGANConfig, shape: ImageShape, make_quantizer: MakeQua
         image_channels=shape.channels,
         quantizers=make_quantizers(config, make_quantizer, {i: widths[i] for i in numbers}),
         # After the block that reaches the size; blocks that keep it have none.
-        attention=tuple(i for i, size in enumerate(sizes) if down[i] and size == config.attention),
+        attention=tuple(i for i, size in enumerate(sizes) if down[i] and size in config.attention_sizes),
         start=start,
     )
+    for network in (generator, discriminator):
+        look_at_singular_values(network, values=config.singular_values, iterations=config.power_iterations)
     return Networks(generator, discriminator)

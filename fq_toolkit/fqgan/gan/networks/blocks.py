@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import spectral_norm
+
+from fq_toolkit.fqgan.gan.networks.spectral import spectral_norm
 
 # How weights are initialized: a function that changes a module in place and returns it.
 Start = Callable[[nn.Module], nn.Module]

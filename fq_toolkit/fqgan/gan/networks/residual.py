@@ -20,6 +20,7 @@ from fq_toolkit.fqgan.gan.networks.blocks import (
     orthogonal,
     plain_conv,
 )
+from fq_toolkit.fqgan.gan.networks.spectral import look_at_singular_values
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import isolated_rng
 
@@ -200,4 +201,5 @@ def build_residual(config: FQGANConfig, shape: ImageShape, make_quantizer: MakeQ
         image_channels=shape.channels,
         quantizers=make_quantizers(config, make_quantizer, {i: widths[i] for i in numbers}),
     )
+    look_at_singular_values(discriminator, values=config.singular_values, iterations=config.power_iterations)
     return Networks(generator, discriminator)

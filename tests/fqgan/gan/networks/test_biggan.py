@@ -14,6 +14,7 @@ from fq_toolkit.fqgan.gan.networks.blocks import SelfAttention, VectorBatchNorm,
 from fq_toolkit.fqgan.gan.networks.quantization import quantizer_factory
 from fq_toolkit.fqgan.gan.networks.released_names import load_released, to_released
 from fq_toolkit.fqgan.gan.networks.residual import ImageShape, ResidualDiscriminator
+from fq_toolkit.fqgan.gan.networks.spectral import SpectralNorm
 from fq_toolkit.training.errors import CheckpointError, ConfigError
 
 TINY = FQGANConfig(
@@ -46,12 +47,17 @@ def test_weights_of_the_discriminator(
 
 @pytest.mark.parametrize(
     ("size", "sizes"),
-    [(32, [16, 8, 8, 8]), (64, [32, 16, 8, 4, 4]), (128, [64, 32, 16, 8, 4, 4])],
+    [
+        (32, [16, 8, 8, 8]),
+        (64, [32, 16, 8, 4, 4]),
+        (128, [64, 32, 16, 8, 4, 4]),
+        (256, [128, 64, 32, 16, 8, 4, 4]),
+    ],
 )
 def test_shapes_per_stage(size: int, sizes: list[int]) -> None:
-    config = dataclasses.replace(HIERARCHICAL, attention=size // 2)
-    generator, discriminator = build(config, size)
     table = WIDTHS[size]
+    config = dataclasses.replace(HIERARCHICAL, attention=size // 2, latent_size=3 * len(table.generator))
+    generator, discriminator = build(config, size)
     seen: dict[str, list[tuple[int, ...]]] = {"g": [], "d": []}
     for key, model in (("g", generator), ("d", discriminator)):
         for block in model.blocks:
@@ -89,14 +95,14 @@ def test_power_iteration_against_numpy(inputs: int) -> None:
         conv.parametrizations.weight.original.normal_()
     raw = conv.parametrizations.weight.original.detach().double().numpy().reshape(4, -1)
     norm = conv.parametrizations.weight[0]
-    u, v = norm._u.double().numpy(), norm._v.double().numpy()
+    u = norm._u.double().numpy()
     x = torch.randn(1, inputs, 5, 5)
     for _ in range(3):
         conv(x)
-        u = raw @ v
-        u /= np.linalg.norm(u)
         v = raw.T @ u
         v /= np.linalg.norm(v)
+        u = raw @ v
+        u /= np.linalg.norm(u)
     np.testing.assert_allclose(norm._u.numpy(), u, atol=1e-5)
     np.testing.assert_allclose(norm._v.numpy(), v, atol=1e-5)
     conv.eval()
@@ -104,6 +110,44 @@ def test_power_iteration_against_numpy(inputs: int) -> None:
     np.testing.assert_allclose(norm._u.numpy(), u, atol=1e-5)
     weight = conv.weight.detach().double().numpy().reshape(4, -1)
     np.testing.assert_allclose(weight, raw / (u @ raw @ v), rtol=1e-4, atol=1e-6)
+
+
+def test_further_singular_values_and_iterations() -> None:
+    """Each vector is made orthogonal to those before it; many iterations find the values of the SVD."""
+    conv = sn_conv(2, 4, 3)
+    norm = conv.parametrizations.weight[0]
+    weight = conv.parametrizations.weight.original
+    with torch.no_grad():
+        weight.normal_()
+    before = list(conv.state_dict())
+    norm.look_at(values=3, iterations=400)
+    conv(torch.randn(1, 2, 5, 5))
+    expected = torch.linalg.svdvals(weight.detach().flatten(1))[:3]
+    torch.testing.assert_close(norm._values, expected)
+    torch.testing.assert_close(conv.eval().weight, weight / expected[0])
+    assert set(conv.state_dict()) - set(before) == {f"parametrizations.weight.0._u{i}" for i in (1, 2)}
+
+
+def test_singular_values_and_iterations_are_options() -> None:
+    options = dataclasses.replace(TINY, singular_values=2, power_iterations=3)
+    for model in build(options, 32):
+        norms = [module for module in model.modules() if isinstance(module, SpectralNorm)]
+        assert {(len(norm.lefts()), norm.iterations) for norm in norms} == {(2, 3)}
+
+
+def test_a_state_without_singular_values_loads() -> None:
+    """Older checkpoints have the vectors only."""
+    conv, other = sn_conv(2, 4, 3), sn_conv(2, 4, 3)
+    state = {name: value for name, value in conv.state_dict().items() if not name.endswith("_values")}
+    assert len(state) == len(conv.state_dict()) - 1
+    other.load_state_dict(state)
+    assert torch.equal(other.eval().weight, conv.eval().weight)
+
+
+def test_attention_at_several_sizes() -> None:
+    generator, discriminator = build(dataclasses.replace(TINY, fq="none", attention="32_64"), 128)
+    assert list(generator.attention) == ["2", "3"]
+    assert list(discriminator.attention) == ["0", "1"]
 
 
 def test_attention_against_softmax_written_out() -> None:
