@@ -41,6 +41,7 @@ class BucketedIndices(ShuffledIndices):
         rows = self.batch_size * self.world
         whole = self.size // rows * rows  # cut before sorting, or the longest rows would be left out
         pools = order[:whole].split(POOL * rows)
+        # stable: rows of equal length stay in random order, the same on every platform.
         near = [pool[self.lengths[pool].argsort(stable=True)] for pool in pools]
         batches = torch.cat(near).view(-1, rows)
         return batches[torch.randperm(len(batches), generator=generator)].flatten()

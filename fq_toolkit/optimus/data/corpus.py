@@ -94,7 +94,7 @@ def _load_run_corpus(data: str, valid: str | None, *, text_key: str, limit: int)
     if valid is None and data.startswith(DATASETS):
         held_out = read_sentences(data, text_key=text_key, split="validation")
     elif valid is None:
-        if len(train.texts) < 20:
+        if len(train.texts) < 20:  # fewer than two would be held out
             raise ConfigError(
                 f"{data} has {len(train.texts)} sentences; at least 20 are needed to keep every twentieth "
                 "for measuring, or give a file of its own with --valid"

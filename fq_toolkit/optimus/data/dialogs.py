@@ -190,6 +190,7 @@ def _read(source: str, turns: int, skipped: Counter[str]) -> Dialogs:
             skipped[str(reason)] += 1
             continue
         for context, response in pairs:
+            # A pair is used whole or not at all.
             if skip := next((part for part in (context, response) if isinstance(part, Skip)), None):
                 skipped[str(skip)] += 1
             elif context and response:

@@ -118,6 +118,7 @@ def load_labelled(
     if held_out is None:
         held_out = rows[::_EVERY]
         rows = [row for number, row in enumerate(rows) if number % _EVERY]
+    # After the split: what is trained on must not depend on what is measured with.
     is_grammar = data == GRAMMAR and measure_on is None
     if measure_on is not None:
         skipped.clear()
@@ -131,6 +132,7 @@ def load_labelled(
             f"labels to measure with that are not among those to learn: {', '.join(sorted(unknown))}; "
             f"known: {', '.join(names)}"
         )
+    # One generator for both, first the rows to learn from: committed figures depend on this order.
     random = np.random.default_rng(seed)
     train, measure = (_numbered(part, names, random) for part in (rows, held_out))
     if limit:

@@ -76,6 +76,7 @@ def _unpacked(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file):
+                # Windows editors begin a file with a byte-order mark, which would be part of the first word.
                 yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ConfigError(f"{path} is damaged or not packed with gzip: {error}") from error

@@ -25,6 +25,7 @@ class Ragged(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
         """Concatenate rows."""
+        # int32 holds every vocabulary; lists of Python integers would take many times the memory.
         flat = [token for row in rows for token in row]
         return cls(np.array(flat, dtype=np.int32), np.cumsum([len(row) for row in rows], dtype=np.int64))
 
@@ -82,6 +83,7 @@ def tokenize_corpus(texts: Sequence[str], tokenizers: Tokenizers, *, max_length:
     texts = as_list(texts)
     if len(texts) < WORTH_CACHING:
         return _unpack(_make(texts, tokenizers, max_length), tokenizers)
+    # The key holds everything that decides the ids, so that a cached file is never out of date.
     names = [_FORMAT, str(max_length), *_identities(tokenizers)]
     content = cached_bytes(
         f"tokens-{key_of([*names, *texts])}", lambda: _to_bytes(_make(texts, tokenizers, max_length))

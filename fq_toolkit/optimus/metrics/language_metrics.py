@@ -101,6 +101,7 @@ def measure_language(
     log_px, nll = torch.empty(2, count, dtype=torch.float64)
     mean, logvar = torch.empty(2, count, vae.latent_size)
     order = list(by_length(kept, batch_size))
+    # Independent noise for the likelihood and for MI: adding draws to one must not change the other.
     noise, noise_of_mi = SentenceNoise(kept, generator), SentenceNoise(kept, generator)
     with evaluating(vae):
         for group in order:

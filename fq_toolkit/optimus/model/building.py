@@ -132,6 +132,7 @@ def set_generation_defaults(decoder: Any, tokenizer: Any) -> None:
     tokens = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
     if decoder.config.is_encoder_decoder:
         tokens["decoder_start_token_id"] = bos
+    # In the config too, which some models read in place of their generation config.
     for name, token in tokens.items():
         setattr(decoder.config, name, token)
     decoder.generation_config = GenerationConfig(**tokens)

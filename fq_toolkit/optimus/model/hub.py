@@ -74,6 +74,7 @@ def add_text_tokens(tokenizer: Any, decoder: Any) -> int:
     """
     added = add_missing_tokens(tokenizer)
     if len(tokenizer) > decoder.get_input_embeddings().weight.shape[0]:
+        # mean_resizing would draw new rows around the mean of the others, and not as the model does.
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return added
 

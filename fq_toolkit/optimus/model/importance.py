@@ -67,6 +67,7 @@ def importance_estimate(
         while done < draws:
             count = min(draws - done, max(1, at_least_one("rows", rows) // size))
             z = q.mean + q.std * noise[done : done + count].to(q.mean)
+            # Rows of z are draw by draw, as flatten(0, 1) gives them, and so are those of the sentences.
             ids, mask = (tensor.repeat(count, 1) for tensor in (batch.decoder_ids, batch.decoder_mask))
             nll = model.nll(z.flatten(0, 1), ids, mask).view(count, size).double()
             # In logarithms and float64: a sentence of -200 nats is 0 as a float32, and so would be the sum.

@@ -94,7 +94,7 @@ def load_vae(
     if problem:
         raise ValueError(f"{str(place / WEIGHTS)!r} does not belong to the model beside it: {problem}")
     vae.linear.load_state_dict(weights)
-    vae.linear.to(weights["weight"].dtype)
+    vae.linear.to(weights["weight"].dtype)  # loading keeps the dtype of the module, not that of the file
     return vae.eval() if device is None else vae.eval().to(device)
 
 
@@ -140,6 +140,7 @@ def _write(vae: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder / "tokenizers" / role)
     weights = {name: value.detach().cpu().contiguous() for name, value in vae.linear.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
+    # Last: a folder counts as a saved model when this file is there.
     settings = {
         "version": VERSION,
         "latent_size": vae.latent_size,

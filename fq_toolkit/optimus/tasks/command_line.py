@@ -105,6 +105,7 @@ def run_evaluate_command(
 
 def typed_lines() -> Iterable[str]:
     """Return the standard input line by line, U+FFFD in place of bytes that are not UTF-8."""
+    # A test or an embedding program may have put something else there, which has no encoding to change.
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     return sys.stdin

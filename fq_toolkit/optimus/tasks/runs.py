@@ -81,6 +81,7 @@ def load_task(
     build: Any = partial(trainer.build, **(build_options or {}))
     with isolated_rng(config.seed):  # building draws weights, which the checkpoint then replaces
         task = build(config, make_accelerator(config))
+    # Before the weights: tokenizers of other data may fit by size, and every word would be another one.
     check_data(saved.state, task.fingerprint, what=task.trained_on, source=task.source)
     with saved.fitting(f". Are the rows of {config.data} still those of the run?"):
         task.vae.load_state_dict(saved.state["vae"])
@@ -116,18 +117,18 @@ def evaluate_run(
     options = {} if valid is None else {"measure_on": valid, **(keys or {})}
     task, saved = load_task(trainer, path, checkpoint=checkpoint, build_options=options, **changes)
     measured_on = task.measured_on()
-    target, figures = saved.folder.evaluation, {}
+    target, leaks = saved.folder.evaluation, {}
     if valid is None:
         check_measured(saved.folder.checkpoints(), saved.step, measured_on)
     else:
         target = evaluation_path(saved.folder, measured_on["valid"])
         if task.skipped:
             logger.warning("%s: %s", valid, describe_skipped(task.skipped))
-        figures = {"trained_on": tell_leaks(task.held_out)}
+        leaks = {"trained_on": tell_leaks(task.held_out)}
     task.evaluate()
     write_evaluation(
         target,
-        {**task.record(), **figures},
+        {**task.record(), **leaks},
         step=saved.step,
         seconds=saved.seconds,
         measured_on=measured_on,
@@ -143,6 +144,7 @@ def evaluation_path(run: RunFolder, measured: MeasuredSet) -> Path:
         >>> evaluation_path(RunFolder(Path("run")), MeasuredSet("data/test set.txt.gz", "8c1f" * 16, 5)).name
         'evaluation-test-set-8c1f8c1f8c1f.json'
     """
+    # The hash keeps files of one name apart, and different contents of one file.
     stem = _ENDING.sub("", Path(measured.file).name)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:_LONGEST_STEM].strip("-.") or "data"
     return run.path / f"evaluation-{stem}-{measured.record()['hash']}.json"

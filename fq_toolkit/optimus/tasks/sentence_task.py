@@ -92,7 +92,7 @@ class SentenceTask(TrainingTask):
         self.vae: Any = model.to(accelerator.device)
         self.sentence_vae = sentence_vae
         self.data, self.evaluator, self.held_out, self.skipped = data, evaluator, held_out, skipped
-        self._fingerprint: str = data.fingerprint()
+        self._fingerprint: str = data.fingerprint()  # once: every checkpoint asks for it
         rank, world = accelerator.process_index, accelerator.num_processes
         self.order = data_order(config, data, rank=rank, world=world)
         self.schedule = beta_schedule(config, autoencoder_share=autoencoder_share)
@@ -113,10 +113,13 @@ class SentenceTask(TrainingTask):
         """Update once, from ``accumulate`` batches. Waits for nothing on the device."""
         config, phase = self.config, self.schedule(step)
         self._beta, self._lr = phase.beta, learning_rate(config, step)
+        # A function of the step rather than a scheduler object: there is no state to save and restore.
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr
+        # All rows of an update are drawn at once, so that accumulation does not change the order of the data.
         parts = self.order.next().split(config.batch_size)
 
+        # A generator, as `update` runs each forward just before its backward: one graph is alive at a time.
         def losses() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
             for rows in parts:
                 batch = self.data.batch(rows).to(self.accelerator.device, non_blocking=True)
@@ -250,6 +253,7 @@ def learning_rate(config: VAEConfig, step: int) -> float:
         step: t, from 0.
     """
     rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    # min: a dry run of a finished run does steps beyond the last one.
     fall = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / config.steps))
     return config.lr * rise * (FINAL_LR + (1 - FINAL_LR) * fall)
 
@@ -261,4 +265,5 @@ def make_optimizer(model: nn.Module, config: VAEConfig) -> torch.optim.AdamW:
         {"params": [w for w in trained if w.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [w for w in trained if w.ndim <= 1], "weight_decay": 0.0},
     ]
+    # fused: one call for all weights instead of several for each, which dominates in small networks.
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)

@@ -128,7 +128,7 @@ class _Classifier(nn.Module):
     def __init__(self, vae: SentenceVAE, classes: int, *, latent: bool) -> None:
         super().__init__()
         self.vae, self.latent = copy.deepcopy(vae), latent
-        self.vae.decoder.requires_grad_(False)
+        self.vae.decoder.requires_grad_(False)  # takes no part in classification
         self.head = nn.Linear(vae.latent_size if latent else vae.linear.in_features, classes)
         self.head.to(vae.device)
 
@@ -179,7 +179,7 @@ def _batches(size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
         if len(order) < min(_BATCH, size):
             order = np.concatenate([order, random.permutation(size)])
         yield order[:_BATCH]
-        order = order[_BATCH:]
+        order = order[_BATCH:]  # a rest shorter than a batch is joined to the next epoch
 
 
 def low_resource_curve(

@@ -47,6 +47,7 @@ def sample_bleu(samples: Sequence[str], references: Sequence[str]) -> SampleBleu
     if not samples or not references:
         raise ValueError(f"expected samples and references, got {len(samples)} and {len(references)}")
     metric = sacrebleu.metrics.BLEU(effective_order=True, tokenize="none", force=True)
+    # Samples repeat: each pair of different texts is scored once.
     known = {
         (sample, reference): float(metric.sentence_score(sample, [reference]).score)
         for sample in set(samples)
@@ -138,6 +139,7 @@ class DialogEvaluator:
 
     def __init__(self, corpus: DialogCorpus, rows: int, samples: int) -> None:
         grouped = list(corpus.valid.grouped().items())
+        # Spread over the corpus: neighbours in a file often belong to one dialog.
         self.references = dict(grouped[:: max(1, len(grouped) // rows)][:rows])
         self.samples, self.known = samples, corpus.answers_are_known
         self.columns = list(_COLUMNS.values())

@@ -67,7 +67,7 @@ class DialogVAE(nn.Module):
     def __init__(self, base: SentenceVAE, *, fusion: float = 0.5, context_kl: float = 0.1) -> None:
         super().__init__()
         self.base, self.fusion, self.context_kl = base, fusion, context_kl
-        like = base.linear.weight
+        like = base.linear.weight  # same shape, device and scale as the projection of responses
         self.context = nn.Linear(like.shape[1], like.shape[0], bias=False).to(like)
         nn.init.normal_(self.context.weight, std=float(like.detach().std()))
 
@@ -135,6 +135,7 @@ class DialogVAE(nn.Module):
                 batch = self.base.batch([contexts[row] for row in rows])
                 mean[rows], logvar[rows] = self.context_posterior(batch.encoder_ids, batch.encoder_mask)
         p = Posterior(mean, logvar)
+        # The mean takes the place of the first draw.
         z = torch.cat([p.mean[None], p.sample(generator, count=samples)[1:]])  # (samples, N, nz)
         texts = self.base.decode(z.flatten(0, 1), batch_size=batch_size, **options)
         return [texts[row :: len(contexts)] for row in range(len(contexts))]

@@ -121,11 +121,12 @@ class LabelEvaluator:
 
     def __call__(self, model: LabelVAE) -> LabelFigures:
         """Measure a model; the global random state is not touched."""
+        # On first use, as it takes seconds and a run without evaluations needs none.
         if self.judge is None:
             self.judge = Judge(self.corpus.train, self.corpus.valid.take(self._every()))
         classes, sources = len(self.corpus.names), self.sources
         count = len(sources.texts)
-        asked = np.arange(count) % classes
+        asked = np.arange(count) % classes  # every label equally often
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         z = torch.randn(count, model.base.latent_size, generator=generator).to(model.base.device)
         options: dict[str, Any] = {"max_new_tokens": model.base.max_length}
@@ -151,6 +152,7 @@ class LabelEvaluator:
         return LabelFigures(
             accuracy=self.judge.share(written, asked),
             judge_accuracy=self.judge.accuracy,
+            # A label without held-out sentences has an empty reference, which BLEU scores as 0.
             bleu=corpus_bleu(written, [references[label] or [""] for label in asked]),
             self_bleu=float(np.mean([_alike(written, asked == label) for label in range(classes)])),
             rewrite_accuracy=self.judge.share(rewritten, other),

@@ -103,7 +103,7 @@ def play(vae: SentenceVAE, lines: Iterable[str], out: TextIO, *, prompt: str = "
     session = Session(vae, seed=seed)
     out.write((HELP + "\n" if prompt else "") + prompt)
     out.flush()
-    for line in lines:
+    for line in lines:  # one at a time: a reader at the other end of a pipe waits for each answer
         line = " ".join(line.split())
         if line == "/quit":
             break

@@ -60,6 +60,7 @@ def load_model(path: Path, *, checkpoint: Which | None = None) -> SentenceVAE:
         step, saved = folder.load_checkpoint(checkpoint)
         run = SavedRun(folder, options, step, float(saved["seconds"]), saved["task"])
         with run.fitting():
+            # Beside the sentence VAE, the models of other tasks have weights that nobody here needs.
             weights = run.state["vae"]
             if inside:
                 weights = {

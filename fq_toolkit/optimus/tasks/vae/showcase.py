@@ -72,6 +72,7 @@ def make_showcase(vae: SentenceVAE, corpus: Corpus, figures: Evaluation) -> Show
     """
     random = np.random.default_rng(_SEED)
     pool = readable(vae, corpus.valid)[1][:_POOL]
+    # All in one draw, even if the grammar replaces some: the interpolations are the same in both cases.
     drawn = [pool[i] for i in random.integers(len(pool), size=5 * COUNT)]
     ends_a, ends_b, a, b, c = (drawn[i * COUNT : (i + 1) * COUNT] for i in range(5))
     paths = [
