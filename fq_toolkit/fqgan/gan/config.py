@@ -13,7 +13,7 @@ from fq_toolkit.training.bounds import (
     at_least,
     check_bounds,
 )
-from fq_toolkit.training.config import nearest
+from fq_toolkit.training.config import find_preset
 from fq_toolkit.training.errors import ConfigError
 
 TRAINER = "fqgan"
@@ -339,11 +339,5 @@ for _name, _full in _FULL.items():
 
 
 def preset(name: str) -> FQGANConfig:
-    """Return a preset.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known one.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
-    return PRESETS[name]
+    """Return a preset by its name, as `find_preset`."""
+    return find_preset(PRESETS, name)

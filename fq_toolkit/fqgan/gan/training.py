@@ -6,8 +6,7 @@ and its networks, with the quantizers in them, in `networks`.
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -40,10 +39,9 @@ from fq_toolkit.training import session
 from fq_toolkit.training.accumulation import update
 from fq_toolkit.training.averaging import WeightAverage
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.reporting.progress import Reporter
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
-from fq_toolkit.training.session import Trainer, TrainResult
+from fq_toolkit.training.session import Trainer
 from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.evaluation import write_evaluation
 from fq_toolkit.training.storage.measured_data import MeasuredSet
@@ -431,15 +429,5 @@ GAN_TRAINER = Trainer(
 )
 
 
-def train(
-    config: FQGANConfig | None = None,
-    *,
-    out: Path | None = None,
-    resume: Path | None = None,
-    reporter: Reporter | None = None,
-    stop_after: int | None = None,
-) -> TrainResult:
-    """Train a GAN, or go on with a run: `fq_toolkit.training.session.train` of this trainer."""
-    return session.train(
-        GAN_TRAINER, config, out=out, resume=resume, reporter=reporter, stop_after=stop_after
-    )
+train = partial(session.train, GAN_TRAINER)
+"""Train a GAN, or go on with a run: `session.train` of this trainer."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fq_toolkit.fqgan.gan.config import image_fit, in_steps
 from fq_toolkit.training.bounds import Fraction, NotNegative, Positive, PositiveShare, Rate, check_bounds
-from fq_toolkit.training.config import nearest
+from fq_toolkit.training.config import find_preset
 from fq_toolkit.training.errors import ConfigError
 
 TRAINER = "ugatit"
@@ -176,11 +176,5 @@ PRESETS: dict[str, UGATITConfig] = {
 
 
 def preset(name: str) -> UGATITConfig:
-    """Return a preset.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known one.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
-    return PRESETS[name]
+    """Return a preset by its name, as `find_preset`."""
+    return find_preset(PRESETS, name)

@@ -5,8 +5,7 @@ from typing import Annotated
 
 from fq_toolkit.optimus.tasks.config import VAEConfig
 from fq_toolkit.training.bounds import NotNegative, Positive, Share, at_least
-from fq_toolkit.training.config import nearest
-from fq_toolkit.training.errors import ConfigError
+from fq_toolkit.training.config import find_preset
 
 TRAINER = "optimus"
 
@@ -55,11 +54,5 @@ PRESETS: dict[str, OptimusConfig] = {
 
 
 def preset(name: str) -> OptimusConfig:
-    """Return a preset.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known one.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
-    return PRESETS[name]
+    """Return a preset by its name, as `find_preset`."""
+    return find_preset(PRESETS, name)

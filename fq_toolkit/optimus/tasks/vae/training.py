@@ -1,6 +1,6 @@
 """The trainer of ``train optimus``: the sentence VAE itself, on sentences and nothing else."""
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from fq_toolkit.optimus.data.corpus import Corpus, load_corpus
@@ -13,9 +13,8 @@ from fq_toolkit.optimus.tasks.vae.evaluation import NEGATIVE_ELBO, Evaluation, E
 from fq_toolkit.optimus.tasks.vae.showcase import make_showcase
 from fq_toolkit.training import session
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.reporting.progress import Reporter
 from fq_toolkit.training.seeding import seed_everything
-from fq_toolkit.training.session import Trainer, TrainResult
+from fq_toolkit.training.session import Trainer
 from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.run_folder import RunFolder
 from fq_toolkit.training.task import LoopResult, count_weights
@@ -119,15 +118,5 @@ VAE_TRAINER = Trainer(
 )
 
 
-def train(
-    config: OptimusConfig | None = None,
-    *,
-    out: Path | None = None,
-    resume: Path | None = None,
-    reporter: Reporter | None = None,
-    stop_after: int | None = None,
-) -> TrainResult:
-    """Train a sentence VAE, or go on with a run; see `fq_toolkit.training.session.train`."""
-    return session.train(
-        VAE_TRAINER, config, out=out, resume=resume, reporter=reporter, stop_after=stop_after
-    )
+train = partial(session.train, VAE_TRAINER)
+"""Train a sentence VAE, or go on with a run: `session.train` of this trainer."""

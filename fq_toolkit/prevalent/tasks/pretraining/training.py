@@ -1,7 +1,6 @@
 """The pretraining: masked words and next actions, one forward for both."""
 
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,10 +16,9 @@ from fq_toolkit.prevalent.tasks.pretraining.steps import WordMasker
 from fq_toolkit.prevalent.text.vocabulary import VOCABULARY
 from fq_toolkit.training import session
 from fq_toolkit.training.errors import ConfigError
-from fq_toolkit.training.reporting.progress import Reporter
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import rank_seed, seed_everything
-from fq_toolkit.training.session import Trainer, TrainResult
+from fq_toolkit.training.session import Trainer
 from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.measured_data import MeasuredSet
 from fq_toolkit.training.storage.run_folder import RunFolder
@@ -196,13 +194,5 @@ PRETRAINER = Trainer(
 )
 
 
-def train(
-    config: PretrainingConfig | None = None,
-    *,
-    out: Path | None = None,
-    resume: Path | None = None,
-    reporter: Reporter | None = None,
-    stop_after: int | None = None,
-) -> TrainResult:
-    """Pretrain, or go on with a run: `fq_toolkit.training.session.train` with this trainer."""
-    return session.train(PRETRAINER, config, out=out, resume=resume, reporter=reporter, stop_after=stop_after)
+train = partial(session.train, PRETRAINER)
+"""Pretrain, or go on with a run: `session.train` of this trainer."""
