@@ -38,7 +38,7 @@ def update(
         # The forward has to be in here too: that is where processes prepare for averaging.
         with nullcontext() if part == parts - 1 else accelerator.no_sync(model):
             loss, values = next(losses)
-            accelerator.backward(loss / parts)
+            accelerator.backward(loss / parts)  # gradients add up to that of the mean
         for name, value in values.items():
             share = value.detach() / parts
             totals[name] = totals[name] + share if name in totals else share

@@ -37,6 +37,7 @@ class WeightAverage:
     def update(self) -> None:
         """Take in the model's weights of now."""
         self.updates += 1
+        # The ramp: early on the average forgets the random start in tens of updates, not in thousands.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self._average, self._current, 1 - decay)
         for mine, theirs in self._copies:
@@ -70,7 +71,7 @@ def recalibrate_batchnorm(model: nn.Module, forward: Callable[[], object], *, ba
         return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()
+        norm.reset_running_stats()  # what was copied along belongs to weights that are no more
         norm.momentum = None  # cumulative mean
     model.train()
     try:

@@ -69,6 +69,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
                 raise ConfigError(f"{where} has {len(value)} entries; expected {len(arguments)}")
             return tuple(_convert(v, a, where) for v, a in zip(value, arguments, strict=True))
         return tuple(_convert(v, arguments[0], where) for v in value)
+    # JSON does not tell 1 from 1.0; a bool is an int in Python and is none here.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)

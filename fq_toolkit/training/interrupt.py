@@ -43,7 +43,7 @@ class StopRequest:
         if self.signal is None:
             self.signal = number
         if number in _URGENT:
-            self._restore(*_URGENT)
+            self._restore(*_URGENT)  # the second one ends the program at once
 
     def _restore(self, *numbers: int) -> None:
         for number in numbers:

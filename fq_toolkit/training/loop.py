@@ -95,6 +95,7 @@ def run_loop(
         if measured_on is not None:
             check_measured(checkpoints, step, measured_on)
         owed = owed_row(saved, seconds_before)
+    # Rows after the checkpoint are of steps that will be done again.
     if main:
         metrics.rewind(step)
     accelerator.wait_for_everyone()
@@ -112,6 +113,7 @@ def run_loop(
         """Write a checkpoint, with the row that belongs to it: a kill may come before that is written."""
         nonlocal last_saved, returns
         seconds = seconds_before + time.monotonic() - started - aside
+        # On all processes, as the random states are gathered; written by one.
         state = capture(task, accelerator, seconds, totals, row)
         if main:
             checkpoints.save(step, state, about)
@@ -124,6 +126,7 @@ def run_loop(
         if not last_saved or returns == RETURNS:
             raise diverged(what, step, last_saved, run)
         returns += 1
+        # With the old random numbers the same batches would end in the same NaN.
         restore(task, accelerator, checkpoints.load(last_saved).state, totals)
         branch_rng(returns)
         if main:
@@ -172,6 +175,7 @@ def run_loop(
     stopped_by = None
     try:
         with StopRequest() as request, memory_watch(lambda: f"after step {step}. {checkpoints.kept()}"):
+            # A kill came between a checkpoint and the row of its step: write that row now.
             measuring = schedule.due(step, schedule.evaluate_every)
             if agree(accelerator, main and owed is not None and metrics.lacks(step, owed, measuring)):
                 row = dict(owed or {})
@@ -195,6 +199,8 @@ def run_loop(
                 saving = stopping or schedule.due(step, schedule.checkpoint_every)
                 measuring = schedule.due(step, schedule.evaluate_every)
 
+                # The only wait for the device of a step that is not measured: losses are read with the rows.
+                # Weights are looked at before they are saved, so that every checkpoint is one to go back to.
                 if logging_now or saving:
                     means = totals.read(accelerator)
                     bad = next((name for name, value in means.items() if not math.isfinite(value)), None)
@@ -208,6 +214,7 @@ def run_loop(
                     elapsed = seconds_before + time.monotonic() - started - aside
                     row = {"seconds": elapsed, **means, **task.gauges()}
                     reporter.values(step, {k: v for k, v in row.items() if k.partition("/")[0] in SHOWN})
+                # A stop saves before it measures: the grace time of a job's end may be short.
                 if saving:
                     save(row if logging_now or measuring else None)
                 if measuring and not stopping:
@@ -229,6 +236,7 @@ def agree(accelerator: Any, flag: bool) -> bool:
     """Return whether any process says yes."""
     if accelerator.num_processes == 1:
         return flag
+    # A sum and not a gather: one element, whatever the number of processes.
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum") > 0)
 
 
@@ -299,6 +307,7 @@ def restore(task: TrainingTask, accelerator: Any, saved: Mapping[str, Any], tota
         )
     try:
         task.load_state(saved["task"])
+        # After the task, whose building and loading may draw.
         set_rng_state(saved["rng"][accelerator.process_index])
         totals.clear()
         if "log" in saved:  # older checkpoints have none

@@ -41,7 +41,7 @@ class SavedRun(NamedTuple, Generic[Config]):
         """
         try:
             yield
-        except (RunError, ConfigError):
+        except (RunError, ConfigError):  # these say already what is wrong
             raise
         except MISFITS as error:
             raise CheckpointError(

@@ -1,4 +1,7 @@
-"""The order in which a trainer sees its data: a fresh permutation per epoch that can be continued exactly."""
+"""The order in which a trainer sees its data: a fresh permutation per epoch that can be continued exactly.
+
+Own code rather than a DataLoader's sampler: its whole state is two integers, which a checkpoint can hold.
+"""
 
 from collections.abc import Mapping
 
@@ -11,7 +14,7 @@ from fq_toolkit.training.errors import ConfigError
 class ShuffledIndices:
     """Endless batches of row numbers, without replacement within an epoch.
 
-    Epoch e is a permutation drawn from (seed, e) alone, so two integers are the whole state. Every process
+    Epoch e is a permutation drawn from (seed, e) only, so two integers are the whole state. Every process
     takes its own part of each global batch; the tail of an epoch that fills no global batch is left out.
 
     Args:
@@ -35,11 +38,13 @@ class ShuffledIndices:
         self._order = self._permutation()
 
     def _permutation(self) -> Tensor:
+        # The prime keeps epochs of neighbouring seeds apart; a generator of its own leaves torch's untouched.
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         return torch.randperm(self.size, generator=generator)
 
     def next(self) -> Tensor:
         """Return the next batch of row numbers, int64 (batch_size,)."""
+        # The tail is dropped rather than filled up: batches of one size, and no row twice in an epoch.
         if self.position + self.batch_size * self.world > self.size:
             self.epoch, self.position = self.epoch + 1, 0
             self._order = self._permutation()

@@ -20,7 +20,7 @@ def seed_everything(seed: int) -> None:
     if not -(2**63) <= seed < 2**64:
         raise ConfigError(f"the seed is {seed}; expected a number of at most 64 bits")
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # numpy takes 32 bits
     torch.manual_seed(seed)
 
 

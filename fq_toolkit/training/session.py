@@ -171,6 +171,7 @@ def train(
                 if read_metrics(run.metrics):  # stopped before the first row, there is nothing to draw
                     draw_curves(trainer, run)
         accelerator.wait_for_everyone()
+    # A run that was stopped has an evaluation of an earlier step, which is not its result.
     return TrainResult(
         run.path,
         result.step,
@@ -247,6 +248,7 @@ def open_run(
         run = RunFolder.open(resume)
     else:
         stamp = time.strftime("%Y%m%d-%H%M%S")
+        # The clocks of processes differ, so the main one's name is taken by all.
         path = out or Path("runs") / f"{trainer.run_name(config)}-{stamp}"
         run = RunFolder(Path(broadcast_object_list([str(path)])[0]))
     if accelerator.is_main_process:

@@ -42,8 +42,8 @@ class MetricsLog:
 
     def lacks(self, step: int, row: Mapping[str, float], measured: bool) -> bool:
         """Return whether a step has no row, or was to be measured and has nothing beside ``row``."""
-        found = next((line for line in read_metrics(self.path) if line["step"] == step), None)
-        return found is None or (measured and not set(found) - {"step", *row})
+        written = next((line for line in read_metrics(self.path) if line["step"] == step), None)
+        return written is None or (measured and not set(written) - {"step", *row})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row; columns without a value stay empty.

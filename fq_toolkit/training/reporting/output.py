@@ -76,6 +76,7 @@ class Outlet:
         """Be silent from now on, and keep the interpreter from failing on what is still in the buffer."""
         self.error = error
         with suppress(OSError, ValueError, AttributeError):
+            # The interpreter flushes at exit, and would end with status 120 on a pipe that nobody reads.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())  # type: ignore[union-attr]
             os.close(null)

@@ -140,7 +140,7 @@ class LineReporter:
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         """See `Reporter`."""
-        passed = time.monotonic() - self._started
+        passed = time.monotonic() - self._started  # of this session: a resumed run is as fast as it is now
         left = passed / max(1, step - self._first) * (self._total - step)
         width = len(str(self._total))
         times = f"{format_duration(passed)} < {format_duration(left)} left"
@@ -152,7 +152,7 @@ class LineReporter:
             log.info(text)
         else:
             self._stream.write(text + "\n")
-            self._stream.flush()
+            self._stream.flush()  # job logs are read while the job runs
 
     def stop(self) -> None:
         """See `Reporter`."""
@@ -187,7 +187,7 @@ class BarReporter:
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         """See `Reporter`."""
-        from rich.markup import escape
+        from rich.markup import escape  # lazy, as above
 
         self._progress.update(self._task, description=escape(printable(format_values(values))))
 

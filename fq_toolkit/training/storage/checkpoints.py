@@ -48,10 +48,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of all completed checkpoints, oldest first; their content is not checked."""
-        found = (
+        names = (
             re.fullmatch(r"step_(\d{8,18})\.json", path.name) for path in self.folder.glob("step_*.json")
         )
-        return sorted(int(match[1]) for match in found if match)
+        return sorted(int(match[1]) for match in names if match)
 
     def kept(self) -> str:
         """Return a sentence about what there is to go on from, as it is on the disk now."""
@@ -83,6 +83,7 @@ class Checkpoints:
         """
         from safetensors.torch import save
 
+        # Tensors apart from JSON: safetensors runs no code when it is read, which a pickle does.
         tensors, rest = pack(state)
         payload = save(tensors)
         tensor_path, json_path = self._paths(step)
@@ -100,6 +101,7 @@ class Checkpoints:
         try:
             # Without parents: in a run folder that somebody removed, a checkpoint alone would be of no use.
             self.folder.mkdir(exist_ok=True)
+            # Tensors first: where there is a JSON, its tensors are there and whole.
             write_atomic(tensor_path, payload)
             write_atomic(json_path, json.dumps(record).encode())
         except (OSError, RunError) as error:
@@ -223,6 +225,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{tensor_path} is damaged: {len(payload)} bytes instead of {record['bytes']}."
             )
+        # Of what was read, not of the file once more: it could change in between.
         if hashlib.sha256(payload).hexdigest() != record["sha256"]:
             raise CheckpointError(f"{tensor_path} is damaged: its checksum is not the one it was saved with.")
         try:

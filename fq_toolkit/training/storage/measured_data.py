@@ -92,13 +92,13 @@ def check_measured(checkpoints: Checkpoints, step: int, now: Mapping[str, Measur
         )
         return
     for name in dict.fromkeys([*now, *saved]):
-        before, found = _read(saved.get(name)), now.get(name)
-        if (before and before.digest) == (found and found.digest):
+        before, after = _read(saved.get(name)), now.get(name)
+        if (before and before.digest) == (after and after.digest):
             continue
-        file = found.file if found else before.file if before else name
+        file = after.file if after else before.file if before else name
         raise CheckpointError(
             f"{file}, or what belongs to its items, is not what the run was measured on so far ({name}: "
-            f"{_told(before)} at step {step}, {_told(found)} now). Figures of both would not be comparable: "
+            f"{_told(before)} at step {step}, {_told(after)} now). Figures of both would not be comparable: "
             "bring back what was there, or start a new run."
         )
 

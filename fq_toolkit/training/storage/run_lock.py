@@ -1,7 +1,7 @@
 """One process at a time trains in a run folder: a lock that names its holder and does not outlive it.
 
 The kernel keeps the lock where it can, so that one whose holder was killed is free at once. Some network file
-systems keep such locks for each machine alone; the file therefore also names process and machine, and the
+systems keep such locks only within one machine; the file therefore also names process and machine, and the
 holder touches it. A lock of another machine is taken over when it has not been touched for a while.
 """
 
@@ -151,10 +151,10 @@ def _holder(file: IO[str]) -> dict[str, Any]:
     """Return what a lock file says; empty when it says nothing one can read."""
     try:
         file.seek(0)
-        found = json.loads(file.read(4096))
+        record = json.loads(file.read(4096))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
