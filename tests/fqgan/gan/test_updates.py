@@ -50,7 +50,7 @@ def make(config: FQGANConfig, classes: int = 3, accelerator: Accelerator | None 
 def hold_still(model: nn.Module) -> None:
     """Let batch norm and spectral norm use what they have: they look at each forward, not at each update."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) or type(module).__name__ == "_SpectralNorm":
+        if isinstance(module, nn.BatchNorm2d) or type(module).__name__ == "SpectralNorm":
             module.eval()
 
 

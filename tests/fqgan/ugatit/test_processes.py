@@ -42,7 +42,7 @@ def train(options):
     config = dataclasses.replace(config, batch_size=config.batch_size // world)
     task = ugatit_training.UGATITTask(config, data, accelerator)
     for module in task.critics.modules():
-        if config.accumulate > 1 and type(module).__name__ == "_SpectralNorm":
+        if config.accumulate > 1 and type(module).__name__ == "SpectralNorm":
             module.eval()  # it looks at each forward, and forwards are other images when there are two ranks
     for step in range(2):
         task.step(step)

@@ -34,7 +34,7 @@ def in_doubles(task: UGATITTask) -> None:
     for model in (task.translators, task.critics):
         model.double()
         for module in model.modules():
-            if type(module).__name__ == "_SpectralNorm":
+            if type(module).__name__ == "SpectralNorm":
                 module.eval()
     task.train_a, task.train_b = task.train_a.double(), task.train_b.double()  # type: ignore[union-attr]
 
