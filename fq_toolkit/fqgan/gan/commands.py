@@ -63,7 +63,7 @@ def sample_command(run: Path, arguments: list[str]) -> int:
             seed: Of the noise.
             truncation: Less varied and cleaner images: draw noise beyond this many standard deviations again;
                 with StyleGAN2 pull styles towards their mean, which 1 leaves as they are.
-            interpolate: Instead, strips of so many images from one noise to another, each of one class.
+            interpolate: Instead, strips of this many images from one noise to another, each of one class.
             truncation_sweep: Instead, one row of images for each of these truncations, for example 0.3 0.6 1.
             checkpoint: best (the lowest Frechet distance), last, or a step.
             out: The PNG; by default samples-, strips- or sweep-seedSEED.png in the run

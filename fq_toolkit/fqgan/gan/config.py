@@ -70,7 +70,7 @@ class FQGANConfig:
     data: str = "digits"
     """Images: a folder or file, or digits (scikit-learn's, 16x16, which come with the package)."""
     image_size: NotNegative[int] = 0
-    """Scale and cut the images to this size in pixels; 0 leaves them as they are."""
+    """Scale and crop the images to this size in pixels; 0 leaves them as they are."""
     crop: bool = False
     """Images that are not square: scale the shorter side and cut out the middle, without a warning."""
     resize: bool = False
@@ -93,10 +93,10 @@ class FQGANConfig:
     """Generator updates."""
 
     fq: Literal["none", "regularize", "straight_through"] = "none"
-    """Feature quantization: off, with which small GANs do best; the released loss alone, which presets of
-    the paper's models have; or the paper's quantized features."""
+    """Feature quantization: off, which is best for small GANs; only the released loss, as in the presets of
+    the paper's models; or the paper's quantized features."""
     fq_layers: tuple[int, ...] = (0, 1, 2)
-    """Discriminator blocks whose output is quantized: from 0, or from -1 counted from the last."""
+    """Discriminator blocks whose output is quantized, from 0; negative numbers count from the last."""
     num_codes: Positive[int] = 64
     """Dictionary size K of each layer."""
     commitment: NotNegative[float] = 1.0
@@ -104,16 +104,16 @@ class FQGANConfig:
     decay: Fraction = 0.9
     """Moving average of the dictionary: the weight of the past."""
     fq_init: Literal["data", "kmeans", "normal"] = "data"
-    """Start of the dictionary: rows of the first batch, k-means on it, or noise as in the release."""
+    """How the dictionary starts: rows of the first batch, k-means on it, or noise as in the release."""
     fq_warmup: NotNegative[float] = 0.2
     """straight_through only: share of the run over which the strength of quantization rises from 0; 1 or
     more is a number of steps."""
     fq_strength: PositiveShare = 1.0
-    """straight_through only: strength after that; below 1 features go a part of the way to centroids."""
+    """straight_through only: strength after that; below 1 features go only part of the way to centroids."""
     fq_ema: Literal["smoothed", "debiased"] = "smoothed"
     """Moving averages: as in the PyTorch release, or debiased as in its TensorFlow part."""
     fq_revive: NotNegative[float] = 0.0
-    """Restart codes whose moving count falls below this; 0 never does."""
+    """Restart codes whose moving count falls below this number of features; 0 never does."""
     fq_in_generator_loss: bool = True
     """Add the commitment of the fakes to the generator's loss, as released."""
     fq_update_in_generator_step: bool = False
@@ -138,9 +138,9 @@ class FQGANConfig:
     power_iterations: Positive[int] = 1
     """Spectral norm: power iterations per training forward."""
     style_mixing: Share = 0.9
-    """stylegan2: how often the styles of a batch come from two noises."""
+    """stylegan2: probability that the styles of a batch come from two noises."""
     batch_size: int = 64
-    """Real images per forward of the discriminator and process; as many fakes."""
+    """Real images per forward of the discriminator and process, and as many fakes."""
     accumulate: Positive[int] = 1
     """Forwards per update: batch_size times this is the batch."""
     d_steps: Positive[int] = 1
@@ -156,24 +156,24 @@ class FQGANConfig:
     r1_weight: NotNegative[float] = 0.0
     """Penalty on the squared gradient of D at real images (R1's gamma); 0 for none."""
     r1_every: Positive[int] = 16
-    """Steps from one R1 penalty to the next; it counts so many times."""
+    """Steps from one R1 penalty to the next, and the factor of its weight."""
     path_weight: NotNegative[float] = 0.0
     """stylegan2: penalty on uneven path lengths of the generator; 0 for none."""
     path_every: Positive[int] = 4
-    """Steps from one path-length penalty to the next; it counts so many times."""
+    """Steps from one path-length penalty to the next, and the factor of its weight."""
     ema_decay: Fraction = 0.99
-    """Moving average of the generator's weights, with a ramp; it is what is sampled and evaluated."""
+    """Moving average of the generator's weights, with a ramp; the average is sampled and evaluated."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto takes the accelerator that is there."""
+    """auto takes the accelerator if there is one."""
 
     log_every: Positive[int] = 20
     """Steps between rows of metrics.csv."""
     checkpoint_every: NotNegative[int] = 200
     """Steps between checkpoints."""
     keep_checkpoints: Positive[int] = 2
-    """Complete checkpoints that stay."""
+    """Newest checkpoints that are kept, beside the best."""
     evaluate_every: NotNegative[int] = 200
     """Steps between evaluations; 0 evaluates only the last step."""
     eval_samples: Annotated[int, at_least(2)] = 2000

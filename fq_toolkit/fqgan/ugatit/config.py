@@ -48,14 +48,14 @@ class UGATITConfig:
     decay: Fraction = 0.85
     """Moving average of the dictionary: the weight of the past."""
     fq_init: Literal["data", "kmeans", "normal"] = "data"
-    """Start of the dictionary: rows of the first batch, k-means on it, or noise as in the release."""
+    """How the dictionary starts: rows of the first batch, k-means on it, or noise as in the release."""
     fq_warmup: NotNegative[float] = 0.01
     """straight_through only: share of the run over which the strength of quantization rises from 0; 1 or
     more is a number of steps."""
     fq_strength: PositiveShare = 1.0
-    """straight_through only: strength after that; below 1 features go a part of the way to centroids."""
+    """straight_through only: strength after that; below 1 features go only part of the way to centroids."""
     fq_revive: NotNegative[float] = 0.0
-    """Restart codes whose moving count falls below this; 0 never does."""
+    """Restart codes whose moving count falls below this number of features; 0 never does."""
     fq_in_generator_loss: bool = True
     """Add the commitment of the fakes to the generators' loss, as released."""
     fq_update_in_generator_step: bool = False
@@ -98,14 +98,14 @@ class UGATITConfig:
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto takes the accelerator that is there."""
+    """auto takes the accelerator if there is one."""
 
     log_every: Positive[int] = 100
     """Steps between rows of metrics.csv."""
     checkpoint_every: NotNegative[int] = 10_000
     """Steps between checkpoints."""
     keep_checkpoints: Positive[int] = 2
-    """Complete checkpoints that stay."""
+    """Newest checkpoints that are kept, beside the best."""
     evaluate_every: NotNegative[int] = 50_000
     """Steps between evaluations; 0 evaluates only the last step."""
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fq_toolkit import FeatureQuantizer
 from fq_toolkit.fqgan.gan.config import PRESETS, FQGANConfig, in_steps
-from fq_toolkit.fqgan.gan.networks.quantization import warmup_strength
+from fq_toolkit.fqgan.gan.networks.quantization import quantizer_factory, warmup_strength
 from fq_toolkit.fqgan.gan.training import GAN_TRAINER, train
 from fq_toolkit.training.config import load_config, save_config
 from fq_toolkit.training.errors import ConfigError
@@ -109,3 +110,13 @@ def test_warm_up_is_a_ramp() -> None:
 def test_options_out_of_range(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FQGANConfig(**options)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 5.0])
+def test_codes_restart_below_a_count_as_ever(tiny: FQGANConfig, threshold: float) -> None:
+    """Runs have the option as a number of features, which the layer's own shares of the mean are not."""
+    make = quantizer_factory(dataclasses.replace(tiny, fq_revive=threshold))
+    assert make is not None
+    layer = make(4)
+    assert isinstance(layer, FeatureQuantizer)
+    assert (layer.revive, layer.revive_by) == (threshold, "count")

@@ -30,6 +30,8 @@ def make_quantizer(
         ema=ema,
         init=config.fq_init,
         revive=config.fq_revive,
+        # The option was a count before the layer knew shares, and older runs have it in config.json.
+        revive_by="count",
         # Counted in forwards, of which an update has `accumulate`.
         update_every=config.accumulate if config.fq_update_per == "update" else 1,
     )
