@@ -18,7 +18,7 @@ from typing import NamedTuple
 from fq_toolkit import __version__
 from fq_toolkit.training.config import nearest
 from fq_toolkit.training.errors import ConfigError, MissingExtraError, RunError
-from fq_toolkit.training.reporting.memory import REMEDY, is_out_of_memory
+from fq_toolkit.training.reporting.out_of_memory import REMEDY, is_out_of_memory
 from fq_toolkit.training.reporting.output import outlets
 
 # Name of a trainer -> the module with its train_command, evaluate_command and what else it can do. By name,

@@ -16,8 +16,8 @@ import torch
 from fq_toolkit.training.errors import MISFITS, CheckpointError, ConfigError, DivergedError, RunError
 from fq_toolkit.training.interrupt import StopRequest
 from fq_toolkit.training.reporting.means import Means
-from fq_toolkit.training.reporting.memory import is_out_of_memory, memory_watch
 from fq_toolkit.training.reporting.metrics_log import MetricsLog
+from fq_toolkit.training.reporting.out_of_memory import is_out_of_memory, memory_watch
 from fq_toolkit.training.reporting.progress import Reporter, format_values
 from fq_toolkit.training.seeding import branch_rng, rng_state, set_rng_state
 from fq_toolkit.training.storage.best import Best, Selection

@@ -17,8 +17,8 @@ from fq_toolkit.training.config import changes, load_config, save_config
 from fq_toolkit.training.errors import ConfigError, RunError, require
 from fq_toolkit.training.loop import Schedule, restore, run_loop
 from fq_toolkit.training.reporting.means import Means
-from fq_toolkit.training.reporting.memory import memory_watch
 from fq_toolkit.training.reporting.metrics_log import MetricsLog, read_metrics
+from fq_toolkit.training.reporting.out_of_memory import memory_watch
 from fq_toolkit.training.reporting.plots import plot_curves
 from fq_toolkit.training.reporting.progress import (
     GuardedReporter,

@@ -102,5 +102,5 @@ class GrammarCorpus:
 
     @staticmethod
     def factors(sentence: str) -> Factors | None:
-        """Return the factors of a sentence; see :func:`parse`."""
+        """Return the factors of a sentence; see `parse`."""
         return parse(sentence)
