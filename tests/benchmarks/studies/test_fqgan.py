@@ -163,10 +163,10 @@ def test_with_one_seed_all_arms_start_alike(tiny):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("between_steps", [True, False])
 def test_a_stopped_run_is_not_counted(tiny, capsys, tmp_path, monkeypatch, number, between_steps):
-    def stop(config: FQGANConfig, out: Path, reporter: object) -> trainer.TrainResult:
+    def stop(config: FQGANConfig, out: Path, reporter: object) -> session.TrainResult:
         if not between_steps:  # while something is built or read, no handler waits
             raise KeyboardInterrupt
-        return trainer.TrainResult(out, 2, 1.0, number, None, True)
+        return session.TrainResult(out, 2, 1.0, number, None, True)
 
     monkeypatch.setattr(study_fqgan, "train", stop)
     wanted = number if between_steps else signal.SIGINT
