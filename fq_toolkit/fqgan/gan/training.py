@@ -6,7 +6,7 @@ and its networks, with the quantizers in them, in `networks`.
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ from fq_toolkit.training.averaging import WeightAverage
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import isolated_rng, rank_seed, seed_everything
-from fq_toolkit.training.session import Trainer
+from fq_toolkit.training.session import Trainer, TrainResult
 from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.evaluation import write_evaluation
 from fq_toolkit.training.storage.measured_data import MeasuredSet
@@ -429,5 +429,6 @@ GAN_TRAINER = Trainer(
 )
 
 
-train = partial(session.train, GAN_TRAINER)
-"""Train a GAN, or go on with a run: `session.train` of this trainer."""
+def train(config: FQGANConfig | None = None, **options: Any) -> TrainResult:
+    """Train a GAN, or go on with a run; options as of `fq_toolkit.training.session.train`."""
+    return session.train(GAN_TRAINER, config, **options)

@@ -56,7 +56,7 @@ def test_checkpoints_that_do_not_say_it_are_read_and_that_is_told(
     run = tmp_path / "run"
     files = ["--data", str(data), "--valid", str(valid)]
     assert main(["train", "optimus", *files, "--out", str(run), *TINY, *VAE]) == 0
-    for path in (run / "checkpoints").glob("*.json"):
+    for path in (run / "checkpoints").glob("step_*.json"):
         as_older_version(path)
     for words in (["train", "optimus", "--resume", str(run)], ["evaluate", str(run)]):
         caplog.clear()

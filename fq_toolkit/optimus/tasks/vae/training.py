@@ -1,6 +1,5 @@
 """The trainer of ``train optimus``: the sentence VAE itself, on sentences and nothing else."""
 
-from functools import partial
 from typing import Any
 
 from fq_toolkit.optimus.data.corpus import Corpus, load_corpus
@@ -14,7 +13,7 @@ from fq_toolkit.optimus.tasks.vae.showcase import make_showcase
 from fq_toolkit.training import session
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.seeding import seed_everything
-from fq_toolkit.training.session import Trainer
+from fq_toolkit.training.session import Trainer, TrainResult
 from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.run_folder import RunFolder
 from fq_toolkit.training.task import LoopResult, count_weights
@@ -118,5 +117,6 @@ VAE_TRAINER = Trainer(
 )
 
 
-train = partial(session.train, VAE_TRAINER)
-"""Train a sentence VAE, or go on with a run: `session.train` of this trainer."""
+def train(config: OptimusConfig | None = None, **options: Any) -> TrainResult:
+    """Train a sentence VAE, or go on with a run; options as of `fq_toolkit.training.session.train`."""
+    return session.train(VAE_TRAINER, config, **options)

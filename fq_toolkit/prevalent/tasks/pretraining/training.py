@@ -1,6 +1,6 @@
 """The pretraining: masked words and next actions, one forward for both."""
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from fq_toolkit.training import session
 from fq_toolkit.training.errors import ConfigError
 from fq_toolkit.training.sampling_order import ShuffledIndices
 from fq_toolkit.training.seeding import rank_seed, seed_everything
-from fq_toolkit.training.session import Trainer
+from fq_toolkit.training.session import Trainer, TrainResult
 from fq_toolkit.training.storage.best import Selection
 from fq_toolkit.training.storage.measured_data import MeasuredSet
 from fq_toolkit.training.storage.run_folder import RunFolder
@@ -194,5 +194,6 @@ PRETRAINER = Trainer(
 )
 
 
-train = partial(session.train, PRETRAINER)
-"""Pretrain, or go on with a run: `session.train` of this trainer."""
+def train(config: PretrainingConfig | None = None, **options: Any) -> TrainResult:
+    """Pretrain, or go on with a run; options as of `fq_toolkit.training.session.train`."""
+    return session.train(PRETRAINER, config, **options)
